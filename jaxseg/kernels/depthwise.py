@@ -1,0 +1,130 @@
+"""Depthwise convolution as a sum of shifted products, with a derivative of its own.
+
+XLA:CPU runs `lax.conv_general_dilated` with one channel a group tens of times
+slower than the same sum written tap by tap; on TPU the tap form moves fewer bytes.
+Its automatic derivative is bad, though: a pad and an add over the whole image for
+each tap. Here the input gradient is the same shifted sum with the kernel turned
+round, and the weight gradient one reduction for each tap.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Pair = tuple[int, int]
+
+
+def depthwise_conv_reference(
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "kh kw 1 c"],
+  *,
+  strides: Pair = (1, 1),
+  padding: tuple[Pair, Pair] = ((0, 0), (0, 0)),
+  dilation: Pair = (1, 1),
+) -> Float[Array, "b ho wo c"]:
+  """The definition: a grouped convolution with one channel a group."""
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    strides,
+    padding,
+    rhs_dilation=dilation,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=x.shape[-1],
+  )
+
+
+def depthwise_conv(
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "kh kw 1 c"],
+  *,
+  strides: Pair = (1, 1),
+  padding: tuple[Pair, Pair] = ((0, 0), (0, 0)),
+  dilation: Pair = (1, 1),
+) -> Float[Array, "b ho wo c"]:
+  """Equal to `depthwise_conv_reference`, as shifted products.
+
+  Args:
+    x: image-like input.
+    kernel: one filter a channel, in Linen's layout.
+    strides: rows, columns.
+    padding: zeros added (before, after) the rows and the columns; negative crops.
+    dilation: distance of the taps.
+  """
+  return _shifted(x, kernel, tuple(strides), tuple(map(tuple, padding)), tuple(dilation))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _shifted(x, kernel, strides, padding, dilation):
+  kh, kw, _, _ = kernel.shape
+  padded = _pad(x, padding)
+  ho, wo = _out_size(padded.shape, (kh, kw), strides, dilation)
+  total = None
+  for i in range(kh):
+    for j in range(kw):
+      term = _tap(padded, i, j, (ho, wo), strides, dilation) * kernel[i, j, 0]
+      total = term if total is None else total + term
+  return total
+
+
+def _shifted_fwd(x, kernel, strides, padding, dilation):
+  return _shifted(x, kernel, strides, padding, dilation), (x, kernel)
+
+
+def _shifted_bwd(strides, padding, dilation, residuals, dy):
+  x, kernel = residuals
+  kh, kw, _, _ = kernel.shape
+  extent = [(k - 1) * d for k, d in zip((kh, kw), dilation, strict=True)]
+  # Input gradient: the stride becomes zeros between the gradients, the kernel turns round,
+  # and the padding is what makes the result as large as x.
+  spread = lax.pad(
+    dy,
+    jnp.zeros((), dy.dtype),
+    [(0, 0, 0), (0, 0, strides[0] - 1), (0, 0, strides[1] - 1), (0, 0, 0)],
+  )
+  sides = []
+  for size, (before, _), ext, grown in zip(x.shape[1:3], padding, extent, spread.shape[1:3], strict=True):
+    low = ext - before
+    sides.append((low, size + ext - grown - low))
+  dx = _shifted(spread, kernel[::-1, ::-1], (1, 1), tuple(sides), dilation)
+  return dx, _weight_gradient(x, dy, kernel, strides, padding, dilation)
+
+
+_shifted.defvjp(_shifted_fwd, _shifted_bwd)
+
+
+def _weight_gradient(x, dy, kernel, strides, padding, dilation):
+  """One reduction over batch, rows and columns for each tap, accumulated in float32."""
+  kh, kw, _, c = kernel.shape
+  padded = _pad(x, padding)
+  rows = []
+  for i in range(kh):
+    for j in range(kw):
+      tap = _tap(padded, i, j, dy.shape[1:3], strides, dilation)
+      rows.append(jnp.sum((tap * dy).astype(jnp.float32), axis=(0, 1, 2)))
+  return jnp.stack(rows).reshape(kh, kw, 1, c).astype(kernel.dtype)
+
+
+def _pad(x, padding):
+  """Zeros around the image; negative amounts crop."""
+  return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)])
+
+
+def _out_size(padded_shape: Sequence[int], kernel_size: Pair, strides: Pair, dilation: Pair) -> Pair:
+  return tuple(
+    (size - (k - 1) * d - 1) // s + 1
+    for size, k, s, d in zip(padded_shape[1:3], kernel_size, strides, dilation, strict=True)
+  )
+
+
+def _tap(padded, i, j, size, strides, dilation):
+  """The padded image as tap (i, j) sees it: one value for each output pixel."""
+  b, _, _, c = padded.shape
+  (ho, wo), (sh, sw), (dh, dw) = size, strides, dilation
+  start = (0, i * dh, j * dw, 0)
+  limit = (b, i * dh + (ho - 1) * sh + 1, j * dw + (wo - 1) * sw + 1, c)
+  return lax.slice(padded, start, limit, (1, sh, sw, 1))

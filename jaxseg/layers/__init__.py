@@ -1,0 +1,1 @@
+"""Linen pieces with no opinion on the task: convolution, normalisation, resize, attention."""

@@ -1,0 +1,143 @@
+"""`--config.a.b=value` on the command line → a changed config, or one sentence that says why not.
+
+`ml_collections.config_flags` does the same with tracebacks, accepts `--config.data.crop_size=769`
+as `(769,)`, and cannot name the key that was meant; this is why the parsing is here.
+"""
+
+import ast
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+PREFIX = "--config."
+_BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+# Tuples that hold as many values as the experiment has classes, groups, ...; every other tuple keeps
+# the length that it has in the config, so that a forgotten second value is noticed.
+FREE_LENGTH = ("classes", "label_map", "class_weights", "groups", "boundaries", "init_keep", "palette")
+
+
+class ConfigError(ValueError):
+  """A config, an override or a combination that cannot run; the message is for the user."""
+
+
+def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+  """Separates `--config.key=value`, `--config.key value` and bare `--config.flag` from the rest.
+
+  Returns:
+    [(dotted key, text)], and the arguments that are not overrides, both in order.
+  """
+  overrides, rest, queue = [], [], list(argv)
+  while queue:
+    word = queue.pop(0)
+    if not word.startswith(PREFIX):
+      rest.append(word)
+    elif "=" in word:
+      key, text = word.removeprefix(PREFIX).split("=", 1)
+      overrides.append((key, text))
+    else:
+      # "--config.x -1" is a value, "--config.x --workdir=..." is not.
+      has_value = queue and not queue[0].startswith("--")
+      overrides.append((word.removeprefix(PREFIX), queue.pop(0) if has_value else "true"))
+  return overrides, rest
+
+
+def apply(config: ml_collections.ConfigDict, overrides: Iterable[tuple[str, str]]) -> None:
+  """Sets each `(dotted key, text)` in `config`, in order, in place.
+
+  Raises:
+    ConfigError: unknown key (with the nearest one), or text that is not of the key's type.
+  """
+  for key, text in overrides:
+    node, name = _find(config, key)
+    node[name] = _parse(node, key, name, text)
+
+
+def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+  """The dotted names of every value of `config`."""
+  names = []
+  for key in config:
+    value = config.get_ref(key).get() if _is_placeholder(config, key) else config[key]
+    nested = isinstance(value, ml_collections.ConfigDict)
+    names += leaves(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}"]
+  return names
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+  """`; did you mean 'x'?` for the closest known word, or `; it has: a, b, c` where none is close."""
+  known = sorted(known)
+  close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+  return f"; did you mean {close[0]!r}?" if close else f"; it has: {', '.join(known)}"
+
+
+def _is_placeholder(config: ml_collections.ConfigDict, key: str) -> bool:
+  return isinstance(config.get_ref(key), config_dict.FieldReference) and config.get_ref(key).get() is None
+
+
+def _find(config: ml_collections.ConfigDict, key: str) -> tuple[ml_collections.ConfigDict, str]:
+  node, seen = config, "config"
+  *groups, name = key.split(".")
+  for group in [*groups, name]:
+    if group not in node:
+      # The right name in the wrong place is the commonest slip: config.learning_rate.
+      elsewhere = [leaf for leaf in leaves(config) if leaf.rsplit(".", 1)[-1] == name]
+      if elsewhere and difflib.get_close_matches(group, list(node), n=1, cutoff=0.6) == []:
+        raise ConfigError(f"{seen} has no key {group!r}; did you mean {elsewhere[0]!r}?")
+      raise ConfigError(f"{seen} has no key {group!r}{nearest(group, node)}")
+    if group is not name or node is not config and group != name:
+      seen = f"{seen}.{group}"
+    if len(groups):
+      child = node[group]
+      groups = groups[1:]
+      if not isinstance(child, ml_collections.ConfigDict):
+        raise ConfigError(f"config.{key}: {seen} is the value {child!r}, not a group of keys")
+      node = child
+  return node, name
+
+
+def _parse(node: ml_collections.ConfigDict, key: str, name: str, text: str) -> Any:
+  kind, current = node.get_type(name), node[name]
+  where = f"config.{key}"
+  if isinstance(current, ml_collections.ConfigDict):
+    raise ConfigError(f"{where} is a group of keys; set one of them: {', '.join(leaves(current, key + '.'))}")
+  if text == "None" and _is_placeholder(node, name):
+    return None
+  if kind is bool:
+    if text.lower() not in _BOOLS:
+      raise ConfigError(f"{where} expects true or false, got {text!r}")
+    return _BOOLS[text.lower()]
+  if kind in (int, float):
+    try:
+      return kind(text)
+    except ValueError:
+      article = "an int" if kind is int else "a float"
+      raise ConfigError(f"{where} expects {article}, got {text!r}") from None
+  if kind is tuple:
+    return _parse_tuple(where, name, text, current or ())
+  return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def _parse_tuple(where: str, name: str, text: str, current: tuple) -> tuple:
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = [word.strip() for word in text.strip("()[] ").split(",") if word.strip()]  # road,car,sky
+  value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+  example = current or {"classes": ("road", "car"), "class_weights": (1.0, 2.5)}.get(name, ())
+  wanted = f"a tuple like {example!r}" if example else "a tuple"
+  if current and name not in FREE_LENGTH and len(value) != len(current):
+    raise ConfigError(f"{where} expects {len(current)} values like {current!r}, got {text!r}")
+  if example and value:
+    kinds = {type(item) for item in example}
+    if kinds == {float}:
+      kinds |= {int}
+    if kinds and not any(isinstance(item, (tuple, list)) for item in example):
+      wrong = [item for item in value if type(item) not in kinds]
+      if wrong:
+        raise ConfigError(f"{where} expects {wanted}, got {text!r}")
+      if float in kinds:
+        value = tuple(float(item) for item in value)
+  return tuple(tuple(item) if isinstance(item, list) else item for item in value)
