@@ -99,6 +99,21 @@ class System:
 
 SYSTEMS = {
   "cgnet_m3n21": System("cgnet_m3n21_encoder", "fcn", decoder_fields=dict(use_bias=False)),
+  "colour_only": System("pixelwise", "fcn"),
+  "segnext_tiny": System("mscan_tiny", "light_ham"),
+  "segnext_small": System("mscan_small", "light_ham"),
+  "segnext_base": System(
+    "mscan_base", "light_ham", decoder_fields=dict(channels=512, ham_channels=512, rank=64)
+  ),
+  "segnext_large": System(
+    "mscan_large", "light_ham", decoder_fields=dict(channels=1024, ham_channels=1024, rank=64)
+  ),
+  "segformer_b0": System("mit_b0", "all_mlp"),
+  "segformer_b1": System("mit_b1", "all_mlp"),
+  "segformer_b2": System("mit_b2", "all_mlp", decoder_fields=dict(width=768)),
+  "segformer_b3": System("mit_b3", "all_mlp", decoder_fields=dict(width=768)),
+  "segformer_b4": System("mit_b4", "all_mlp", decoder_fields=dict(width=768)),
+  "segformer_b5": System("mit_b5", "all_mlp", decoder_fields=dict(width=768)),
 }
 
 

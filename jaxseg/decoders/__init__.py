@@ -2,8 +2,10 @@
 
 from functools import partial
 
-from jaxseg.decoders import fcn
+from jaxseg.decoders import fcn, light_ham, segformer
 
 DECODERS = {
   "fcn": partial(fcn.FCN),
+  "light_ham": partial(light_ham.LightHam),
+  "all_mlp": partial(segformer.AllMLP),
 }

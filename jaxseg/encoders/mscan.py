@@ -1,0 +1,200 @@
+"""MSCAN, the encoder of SegNeXt (https://arxiv.org/abs/2209.08575).
+
+Written from the paper; where paper and published weights differ, the weights' layout is
+followed (tests/encoders/test_mscan.py compares). Every ablation of the paper
+is a field.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxseg.layers.conv import Conv, DepthwiseConv, Size, fan_out_normal
+from jaxseg.layers.drop_path import DropPath, drop_path_rates
+from jaxseg.layers.norm import BatchNorm, LayerNorm
+from jaxseg.types import Features, Image
+
+_conv = partial(Conv, kernel_init=fan_out_normal())
+_gelu = partial(nn.gelu, approximate=False)
+
+Attention = Literal["msca", "large_kernel", "none"]
+
+
+def _depthwise(channels: int, kernel_size: Size, **fields) -> DepthwiseConv:
+  return DepthwiseConv(kernel_size, kernel_init=fan_out_normal(groups=channels), **fields)
+
+
+class MultiScaleConvAttention(nn.Module):
+  """MSCA: a 5×5 and pairs of strips, summed, mixed by a 1×1, as a gate on the input.
+
+  Attributes:
+    branches: strip lengths; each is a 1×k, then a k×1 convolution of the 5×5's output.
+    mix: the 1×1 convolution over the summed branches.
+    gate: multiply the input by the result; otherwise the result is the output.
+  """
+
+  branches: tuple[int, ...] = (7, 11, 21)
+  mix: bool = True
+  gate: bool = True
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    even = [k for k in self.branches if k % 2 == 0]
+    if even:
+      raise ValueError(f"branches={self.branches} has even lengths {even}; a strip is centred, use odd ones")
+    depthwise = partial(_depthwise, x.shape[-1], dtype=self.dtype)
+    local = y = depthwise(5, name="local")(x)
+    for k in self.branches:
+      row = depthwise((1, k), name=f"row{k}")(local)
+      y = y + depthwise((k, 1), name=f"column{k}")(row)
+    if self.mix:
+      y = _conv(x.shape[-1], dtype=self.dtype, name="mix")(y)
+    return x * y if self.gate else y
+
+
+class LargeKernelAttention(nn.Module):
+  """The gate of VAN (https://arxiv.org/abs/2202.09741): 5×5, then 7×7 dilated by 3, then a 1×1."""
+
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    c = x.shape[-1]
+    y = _depthwise(c, 5, dtype=self.dtype, name="local")(x)
+    y = _depthwise(c, 7, dilation=3, dtype=self.dtype, name="dilated")(y)
+    return x * _conv(c, dtype=self.dtype, name="mix")(y)
+
+
+class Block(nn.Module):
+  """Attention and feed-forward residual branches, each normalised first and scaled by a learned vector.
+
+  The attention branch has a shortcut of its own, around its two 1×1 convolutions: the
+  normalised input is added before the layer scale.
+  """
+
+  ffn_ratio: int
+  drop_path_rate: float = 0.0
+  dropout_rate: float = 0.0
+  layer_scale: float = 1e-2
+  attention: Attention = "msca"
+  branches: tuple[int, ...] = (7, 11, 21)
+  mix: bool = True
+  gate: bool = True
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
+    c = x.shape[-1]
+    conv = partial(_conv, dtype=self.dtype)
+    drop = nn.Dropout(self.dropout_rate, deterministic=not train)
+    drop_path = DropPath(self.drop_path_rate, deterministic=not train)
+
+    y = shortcut = BatchNorm(dtype=self.dtype, name="norm1")(x, train=train)
+    y = _gelu(conv(c, name="proj_in")(y))
+    if self.attention == "msca":
+      y = MultiScaleConvAttention(self.branches, self.mix, self.gate, dtype=self.dtype, name="attention")(y)
+    elif self.attention == "large_kernel":
+      y = LargeKernelAttention(dtype=self.dtype, name="attention")(y)
+    y = conv(c, name="proj_out")(y) + shortcut
+    x = x + drop_path(self._scaled("layer_scale1", y))
+
+    y = BatchNorm(dtype=self.dtype, name="norm2")(x, train=train)
+    y = conv(c * self.ffn_ratio, name="fc1")(y)
+    y = drop(_gelu(_depthwise(y.shape[-1], 3, dtype=self.dtype, name="dwconv")(y)))
+    y = drop(conv(c, name="fc2")(y))
+    return x + drop_path(self._scaled("layer_scale2", y))
+
+  def _scaled(self, name: str, y: Array) -> Array:
+    scale = self.param(name, nn.initializers.constant(self.layer_scale), (y.shape[-1],))
+    return scale.astype(y.dtype) * y
+
+
+class Stage(nn.Module):
+  """A strided embedding (in the stem two), blocks, LayerNorm.
+
+  Attributes:
+    dim: channels.
+    block: makes a block, given `drop_path_rate` and `name`.
+    drop_path_rates: one for each block.
+    stem: first a strided convolution to half the channels, BatchNorm and GELU.
+  """
+
+  dim: int
+  block: Callable[..., Block]
+  drop_path_rates: tuple[float, ...]
+  stem: bool = False
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo d"]:
+    strided = partial(_conv, kernel_size=3, strides=2, dtype=self.dtype)
+    if self.stem:
+      x = strided(self.dim // 2, name="stem_conv")(x)
+      x = _gelu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
+    x = strided(self.dim, name="embed_conv")(x)
+    x = BatchNorm(dtype=self.dtype, name="embed_norm")(x, train=train)
+    for i, rate in enumerate(self.drop_path_rates):
+      x = self.block(drop_path_rate=rate, name=f"block{i}")(x, train=train)
+    return LayerNorm(dtype=self.dtype, name="norm")(x)
+
+
+class MSCAN(nn.Module):
+  """Four stages at strides 4, 8, 16 and 32; each feature is the stage's LayerNorm output.
+
+  Attributes:
+    dims: channels of the stages.
+    depths: their blocks.
+    ffn_ratios: width of the feed-forward over `dims`.
+    drop_path_rate: of the last block; the rates rise linearly from 0 over all stages.
+    dropout_rate: of single elements inside the feed-forward.
+    layer_scale: initial value of the residual branches' scales.
+    attention: MSCA, VAN's large kernel in its place, or neither.
+    branches: strip lengths of MSCA, any subset of the paper's (7, 11, 21) or others, odd.
+    mix: MSCA's 1×1 convolution.
+    gate: MSCA's product with its input.
+  """
+
+  dims: tuple[int, int, int, int] = (32, 64, 160, 256)
+  depths: tuple[int, int, int, int] = (3, 3, 5, 2)
+  ffn_ratios: tuple[int, int, int, int] = (8, 8, 4, 4)
+  drop_path_rate: float = 0.1
+  dropout_rate: float = 0.0
+  layer_scale: float = 1e-2
+  attention: Attention = "msca"
+  branches: tuple[int, ...] = (7, 11, 21)
+  mix: bool = True
+  gate: bool = True
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, image: Image, *, train: bool) -> Features:
+    rates = drop_path_rates(self.drop_path_rate, self.depths)
+    features = {}
+    x = jnp.asarray(image, self.dtype)
+    for i, dim in enumerate(self.dims):
+      block = partial(
+        Block,
+        self.ffn_ratios[i],
+        dropout_rate=self.dropout_rate,
+        layer_scale=self.layer_scale,
+        attention=self.attention,
+        branches=self.branches,
+        mix=self.mix,
+        gate=self.gate,
+        dtype=self.dtype,
+      )
+      stage = Stage(dim, block, rates[i], stem=i == 0, dtype=self.dtype, name=f"stage{i + 1}")
+      x = features[f"stage{i + 1}"] = stage(x, train=train)
+    return features
+
+
+_WIDE = (64, 128, 320, 512)
+mscan_tiny = partial(MSCAN)
+mscan_small = partial(MSCAN, dims=_WIDE, depths=(2, 2, 4, 2))
+mscan_base = partial(MSCAN, dims=_WIDE, depths=(3, 3, 12, 3))
+mscan_large = partial(MSCAN, dims=_WIDE, depths=(3, 5, 27, 3), drop_path_rate=0.3)

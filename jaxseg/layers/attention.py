@@ -1,0 +1,64 @@
+"""Attention over feature maps: one softmax kernel, and the spatial reduction of MiT."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from jaxseg.layers.conv import Conv, fan_out_normal
+
+_trunc_normal = nn.initializers.truncated_normal(0.02)
+
+
+def attention(
+  query: Float[Array, "b n heads d"],
+  key: Float[Array, "b m heads d"],
+  value: Float[Array, "b m heads d"],
+) -> Float[Array, "b n heads d"]:
+  """softmax(query · keyᵀ / √d) · value, the softmax in float32, the result in the inputs' dtype."""
+  return jax.nn.dot_product_attention(query, key, value)
+
+
+class SpatialReductionAttention(nn.Module):
+  """Self-attention over pixels whose keys and values come from a coarser map.
+
+  MiT's efficient attention (https://arxiv.org/abs/2105.15203, §3.1; first in PVT): a
+  convolution of size and stride `reduction`, then LayerNorm, makes the coarser map. Rows
+  and columns left over by the stride are not read, as in the reference.
+
+  Attributes:
+    num_heads: divides the channels.
+    reduction: 1 keeps keys and values at full resolution, without the convolution.
+    epsilon: of the LayerNorm.
+  """
+
+  num_heads: int
+  reduction: int = 1
+  epsilon: float = 1e-5
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    b, h, w, c = x.shape
+
+    def dense(name):
+      return nn.Dense(c, kernel_init=_trunc_normal, dtype=self.dtype, name=name)
+
+    source = x
+    if self.reduction > 1:
+      source = Conv(
+        c,
+        self.reduction,
+        strides=self.reduction,
+        padding=0,
+        kernel_init=fan_out_normal(),
+        dtype=self.dtype,
+        name="reduce",
+      )(x)
+      source = nn.LayerNorm(self.epsilon, use_fast_variance=False, dtype=self.dtype, name="reduce_norm")(
+        source
+      )
+    query = dense("query")(x).reshape(b, -1, self.num_heads, c // self.num_heads)
+    key, value = (dense(name)(source).reshape(b, -1, *query.shape[2:]) for name in ("key", "value"))
+    return dense("out")(attention(query, key, value).reshape(b, h, w, c))
