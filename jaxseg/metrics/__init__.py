@@ -1,0 +1,13 @@
+"""Metrics: integer counts on the device, ratios on the host."""
+
+from jaxseg.metrics.confusion import confusion_matrix
+from jaxseg.metrics.ratios import accuracy_per_class, iou_per_class, mean_accuracy, mean_iou, pixel_accuracy
+
+__all__ = [
+  "accuracy_per_class",
+  "confusion_matrix",
+  "iou_per_class",
+  "mean_accuracy",
+  "mean_iou",
+  "pixel_accuracy",
+]

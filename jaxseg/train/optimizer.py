@@ -1,0 +1,152 @@
+"""Optimizers as PyTorch defines them, with learning rate and weight decay by parameter.
+
+- "adam": Adam with L2, the decay is part of the gradient and goes through the moments
+  (torch.optim.Adam, the official CGNet);
+- "adamw": the decay is taken off the parameter, times its learning rate (torch.optim.AdamW);
+- "sgd": L2 in the gradient, buffer = momentum · buffer + gradient, the rate outside of it
+  (torch.optim.SGD; a rate inside the buffer, as in TF, is another optimizer when the rate changes).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxseg.catalog import suggestion
+from jaxseg.train.schedule import Schedule, make_schedule
+
+_KEYS = (
+  "name", "learning_rate", "weight_decay", "b1", "b2", "eps", "momentum",
+  "groups", "names", "grad_clip", "schedule",
+)  # fmt: skip
+_NAMES = ("adam", "adamw", "sgd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """How one parameter is trained: the name its rule was matched with, and what the rule says."""
+
+  name: str
+  lr_mult: float = 1.0
+  decay_mult: float = 1.0
+  rule: str | None = None  # the regex that hit
+
+
+def make_optimizer(optimizer: Mapping[str, Any], params: Any) -> optax.GradientTransformation:
+  """The optimizer of `config.optimizer`, for parameters of this structure.
+
+  Keys: name ("adam", "adamw", "sgd"); learning_rate; weight_decay, default 0; b1 0.9, b2 0.999,
+  eps 1e-8; momentum 0.9; grad_clip (largest global norm, 0 for none); schedule (see
+  `make_schedule`; none is a constant rate); groups and names (see `parameter_groups`).
+
+  Raises:
+    ValueError: unknown key or name, no learning rate, a rule that is not (regex, lr_mult, decay_mult).
+  """
+  for key in optimizer:
+    if key not in _KEYS:
+      raise ValueError(f"optimizer has no key {key!r}; {suggestion(key, _KEYS)}")
+  name = optimizer.get("name", "adamw")
+  if name not in _NAMES:
+    raise ValueError(f"there is no optimizer called {name!r}; {suggestion(str(name), _NAMES)}")
+  if optimizer.get("learning_rate") is None:
+    raise ValueError("optimizer has no learning_rate; give the rate the schedule starts with, such as 1e-3")
+
+  groups = parameter_groups(optimizer, params)
+  decay = _number(optimizer, "weight_decay", 0.0)
+  decays = _like(params, lambda path: decay * groups[path].decay_mult)
+  mults = _like(params, lambda path: groups[path].lr_mult)
+
+  clip = _number(optimizer, "grad_clip", 0.0)
+  parts = [optax.clip_by_global_norm(clip)] if clip else []
+  match name:
+    case "adam" | "adamw":
+      moments = optax.scale_by_adam(
+        b1=_number(optimizer, "b1", 0.9),
+        b2=_number(optimizer, "b2", 0.999),
+        eps=_number(optimizer, "eps", 1e-8),
+      )
+    case "sgd":
+      momentum = _number(optimizer, "momentum", 0.9)
+      moments = optax.trace(decay=momentum) if momentum else optax.identity()
+  parts += [moments, _add_decay(decays)] if name == "adamw" else [_add_decay(decays), moments]
+  schedule, rate = dict(optimizer.get("schedule") or {}), float(optimizer["learning_rate"])
+  # A rate of its own for each factor, since a schedule's end value is not multiplied (as in mmcv).
+  rates = {mult: make_schedule(schedule, rate * mult) for mult in set(jax.tree.leaves(mults))}
+  return optax.chain(*parts, _scale_by_rate(mults, rates))
+
+
+def parameter_groups(optimizer: Mapping[str, Any], params: Any) -> dict[str, Group]:
+  """Parameter path ("encoder/stage1/conv/kernel") → its group, in the order of the tree.
+
+  `optimizer.groups` holds (regex, lr_mult, decay_mult); the first whose regex is found in the
+  parameter's name (`re.search`) decides, and a parameter that none hits has both at 1. The name is
+  the path, or, when `optimizer.names` is a published layout ("mmseg"), what it is called there.
+
+  Raises:
+    ValueError: a rule that is no triple, an invalid regex, or an unknown layout.
+  """
+  rules = []
+  for rule in optimizer.get("groups") or ():
+    try:
+      pattern, lr_mult, decay_mult = rule
+      rules.append((re.compile(pattern), float(lr_mult), float(decay_mult)))
+    except (TypeError, ValueError, re.error) as error:
+      raise ValueError(
+        f"optimizer.groups holds {rule!r}, expected (regex, lr_mult, decay_mult), such as ('norm', 1.0, 0.0)"
+      ) from error
+  layout = optimizer.get("names") or "jaxseg"
+  names = None
+  if layout != "jaxseg":
+    from jaxseg.pretrained import published_names
+
+    names = published_names(params, layout)
+  groups = {}
+  for path in _paths(params):
+    name = path if names is None else names[path]
+    hit = next(((p, lr, decay) for p, lr, decay in rules if p.search(name)), None)
+    groups[path] = Group(name) if hit is None else Group(name, hit[1], hit[2], hit[0].pattern)
+  return groups
+
+
+def _add_decay(decays: Any) -> optax.GradientTransformation:
+  def add(updates, params):
+    if params is None:
+      raise ValueError(optax.NO_PARAMS_MSG)
+    return jax.tree.map(lambda u, p, d: u + d * p if d else u, updates, params, decays)
+
+  return optax.stateless(add) if any(jax.tree.leaves(decays)) else optax.identity()
+
+
+def _scale_by_rate(mults: Any, rates: Mapping[float, Schedule]) -> optax.GradientTransformation:
+  def init(params):
+    del params
+    return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+  def update(updates, state, params=None):
+    del params
+    now = {mult: rate(state.count) for mult, rate in rates.items()}
+    updates = jax.tree.map(lambda u, mult: -now[mult] * u, updates, mults)
+    return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+
+  return optax.GradientTransformation(init, update)
+
+
+def _number(optimizer: Mapping[str, Any], key: str, default: float) -> float:
+  value = optimizer.get(key)
+  return default if value is None else float(value)
+
+
+def _like(params: Any, value: Callable[[str], float]) -> Any:
+  return jax.tree_util.tree_map_with_path(lambda path, _: value(_path(path)), params)
+
+
+def _paths(params: Any) -> list[str]:
+  return [_path(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+
+
+def _path(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
