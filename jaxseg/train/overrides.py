@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ml_collections
-from ml_collections import config_dict
 
 PREFIX = "--config."
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -60,9 +59,8 @@ def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
   """The dotted names of every value of `config`."""
   names = []
   for key in config:
-    value = config.get_ref(key).get() if _is_placeholder(config, key) else config[key]
-    nested = isinstance(value, ml_collections.ConfigDict)
-    names += leaves(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}"]
+    nested = isinstance(config[key], ml_collections.ConfigDict)
+    names += leaves(config[key], f"{prefix}{key}.") if nested else [f"{prefix}{key}"]
   return names
 
 
@@ -73,29 +71,33 @@ def nearest(word: str, known: Iterable[str]) -> str:
   return f"; did you mean {close[0]!r}?" if close else f"; it has: {', '.join(known)}"
 
 
-def _is_placeholder(config: ml_collections.ConfigDict, key: str) -> bool:
-  return isinstance(config.get_ref(key), config_dict.FieldReference) and config.get_ref(key).get() is None
-
-
 def _find(config: ml_collections.ConfigDict, key: str) -> tuple[ml_collections.ConfigDict, str]:
+  """The group that holds `key`, and the key's last name."""
   node, seen = config, "config"
   *groups, name = key.split(".")
-  for group in [*groups, name]:
-    if group not in node:
-      # The right name in the wrong place is the commonest slip: config.learning_rate.
-      elsewhere = [leaf for leaf in leaves(config) if leaf.rsplit(".", 1)[-1] == name]
-      if elsewhere and difflib.get_close_matches(group, list(node), n=1, cutoff=0.6) == []:
-        raise ConfigError(f"{seen} has no key {group!r}; did you mean {elsewhere[0]!r}?")
-      raise ConfigError(f"{seen} has no key {group!r}{nearest(group, node)}")
-    if group is not name or node is not config and group != name:
-      seen = f"{seen}.{group}"
-    if len(groups):
-      child = node[group]
-      groups = groups[1:]
-      if not isinstance(child, ml_collections.ConfigDict):
-        raise ConfigError(f"config.{key}: {seen} is the value {child!r}, not a group of keys")
-      node = child
+  for group in groups:
+    _check_key(config, node, seen, group, name)
+    seen += f".{group}"
+    if not isinstance(node[group], ml_collections.ConfigDict):
+      raise ConfigError(
+        f"{seen} is the value {node[group]!r} and has no key {name!r}; set --{seen}=... itself"
+      )
+    node = node[group]
+  _check_key(config, node, seen, name, name)
   return node, name
+
+
+def _check_key(
+  config: ml_collections.ConfigDict, node: ml_collections.ConfigDict, seen: str, word: str, name: str
+) -> None:
+  if word in node:
+    return
+  close = difflib.get_close_matches(word, list(node), n=1, cutoff=0.6)
+  # The right name in the wrong place is the commonest slip: config.learning_rate.
+  elsewhere = [leaf for leaf in leaves(config) if leaf.rsplit(".", 1)[-1] == name]
+  if elsewhere and not close:
+    raise ConfigError(f"{seen} has no key {word!r}; did you mean config.{elsewhere[0]}?")
+  raise ConfigError(f"{seen} has no key {word!r}{nearest(word, node)}")
 
 
 def _parse(node: ml_collections.ConfigDict, key: str, name: str, text: str) -> Any:
@@ -103,7 +105,7 @@ def _parse(node: ml_collections.ConfigDict, key: str, name: str, text: str) -> A
   where = f"config.{key}"
   if isinstance(current, ml_collections.ConfigDict):
     raise ConfigError(f"{where} is a group of keys; set one of them: {', '.join(leaves(current, key + '.'))}")
-  if text == "None" and _is_placeholder(node, name):
+  if text == "None" and current is None:
     return None
   if kind is bool:
     if text.lower() not in _BOOLS:
@@ -121,23 +123,20 @@ def _parse(node: ml_collections.ConfigDict, key: str, name: str, text: str) -> A
 
 
 def _parse_tuple(where: str, name: str, text: str, current: tuple) -> tuple:
+  """`(360, 360)`, `360,360`, `[360, 360]` or bare words `road,car`, of the kinds that `current` holds."""
   try:
-    value = ast.literal_eval(text)
+    value = ast.literal_eval(text) if text else ()
   except (ValueError, SyntaxError):
-    value = [word.strip() for word in text.strip("()[] ").split(",") if word.strip()]  # road,car,sky
+    value = [word.strip() for word in text.strip("()[] ").split(",") if word.strip()]
   value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-  example = current or {"classes": ("road", "car"), "class_weights": (1.0, 2.5)}.get(name, ())
-  wanted = f"a tuple like {example!r}" if example else "a tuple"
-  if current and name not in FREE_LENGTH and len(value) != len(current):
+  value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+  if not current:
+    return value
+  if name not in FREE_LENGTH and len(value) != len(current):
     raise ConfigError(f"{where} expects {len(current)} values like {current!r}, got {text!r}")
-  if example and value:
-    kinds = {type(item) for item in example}
-    if kinds == {float}:
-      kinds |= {int}
-    if kinds and not any(isinstance(item, (tuple, list)) for item in example):
-      wrong = [item for item in value if type(item) not in kinds]
-      if wrong:
-        raise ConfigError(f"{where} expects {wanted}, got {text!r}")
-      if float in kinds:
-        value = tuple(float(item) for item in value)
-  return tuple(tuple(item) if isinstance(item, list) else item for item in value)
+  kinds = {type(item) for item in current}
+  if kinds == {float}:
+    value = tuple(float(item) if type(item) is int else item for item in value)
+  if len(kinds) == 1 and any(type(item) not in kinds for item in value):
+    raise ConfigError(f"{where} expects {next(iter(kinds)).__name__}s like {current!r}, got {text!r}")
+  return value

@@ -1,0 +1,17 @@
+r"""1x1 convolutions on the quickstart's scenes: what colour alone gives away.
+
+  python train.py --config=configs/colour_only_synthetic.py --workdir=...
+
+Data, steps and schedule are those of configs/cgnet_m3n21_synthetic.py.
+"""
+
+from configs import cgnet_m3n21_synthetic, common
+from jaxseg.train.config import model_config
+
+
+def get_config(arg: str = ""):
+  """The quickstart's baseline."""
+  common.arguments(arg)
+  config = cgnet_m3n21_synthetic.get_config()
+  config.model = model_config("colour_only")
+  return config

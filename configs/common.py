@@ -1,0 +1,113 @@
+"""Presets that every config starts from, and the arguments after the colon.
+
+`base()` holds every key that `train.py` knows, with the values that most experiments
+share; an experiment's file then reads as what is particular to it.
+"""
+
+import ml_collections
+
+from jaxseg.train.overrides import ConfigError, nearest
+
+# Mean colour and contrast of ImageNet, RGB in 0..255: what published encoders were trained with.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def arguments(arg: str, *known: str) -> set[str]:
+  """The comma-separated words of `file.py:word,word`, each of which must be in `known`.
+
+  `smoke`, which shrinks any config, is taken out before a config sees its argument.
+  """
+  words = {word.strip() for word in arg.split(",") if word.strip()}
+  for word in sorted(words - set(known)):
+    raise ConfigError(f"this config has no argument :{word}{nearest(word, [*known, 'smoke'])}")
+  return words
+
+
+def base() -> ml_collections.ConfigDict:
+  """Every key, with its usual value."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.total_steps = 1000
+  config.batch_size = 8  # images a step, over all devices
+  config.dtype = "float32"  # of the computation; parameters, losses and statistics are float32
+  config.init_from = ""  # weights to start from: anything that jaxseg.load_pretrained reads
+  config.init_keep = ("decoder/classifier/.*",)  # what keeps its fresh values then
+
+  config.data = data()
+  config.preprocess = ml_collections.ConfigDict(
+    dict(mean=IMAGENET_MEAN, std=IMAGENET_STD, channel_order="rgb")
+  )
+  config.optimizer = optimizer()
+  config.optimizer.schedule.total_steps = config.get_ref("total_steps")
+  config.loss = ml_collections.ConfigDict(
+    dict(
+      name="cross_entropy",
+      normalize_by="valid",  # or "all", "weights"
+      class_weights=(),
+      ignore_label=255,
+      label_smoothing=0.0,
+      weights=dict(logits=1.0),
+      align_corners=False,  # of the resize from the logits to the labels
+    )
+  )
+  # 0 means only at the end of the run.
+  config.eval = ml_collections.ConfigDict(dict(every_steps=0, batch_size=8))
+  config.checkpoint = ml_collections.ConfigDict(dict(every_steps=1000, keep_last=3))
+  config.log = ml_collections.ConfigDict(dict(every_steps=10, panel_every_steps=0, panel_images=4))
+  # data=-1: what fsdp and spatial leave. devices=0: all of them.
+  config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, spatial=1, devices=0))
+  return config
+
+
+def data() -> ml_collections.ConfigDict:
+  """Where examples come from and how training changes them."""
+  return ml_collections.ConfigDict(
+    dict(
+      name="synthetic",
+      data_dir="",  # prepared data; empty is ~/.cache/jaxseg
+      manual_dir="",  # the data set as its authors distribute it
+      train_split="train",
+      eval_split="val",
+      crop_size=(256, 256),  # height, width
+      scale_range=(0.5, 2.0),
+      scale_step=0.0,  # 0 draws any scale
+      flip=0.5,
+      color="none",  # or "photometric"
+      workers=2,  # reading threads
+      classes=(),  # folder, synthetic: names of the classes, in the order of their ids
+      label_map=(),  # folder: (id in the mask, class id) pairs; 255 ignores
+      image_size=(96, 96),  # synthetic, like the next two
+      num_train=2000,
+      num_val=100,
+    )
+  )
+
+
+def optimizer() -> ml_collections.ConfigDict:
+  """Adam at a constant rate, for a config to change."""
+  return ml_collections.ConfigDict(
+    dict(
+      name="adam",  # L2 in the gradient, as torch.optim.Adam; "adamw" decouples it; "sgd"
+      learning_rate=1e-3,
+      weight_decay=0.0,
+      b1=0.9,
+      b2=0.999,
+      eps=1e-8,
+      momentum=0.9,  # sgd
+      grad_clip=0.0,  # largest global norm; 0 does not clip
+      names="jaxseg",  # whose parameter names the groups match: ours, or a published layout's
+      groups=(),  # (regular expression, learning-rate factor, weight-decay factor); first match wins
+      schedule=dict(
+        name="constant",
+        power=1.0,
+        end_value=0.0,
+        total_steps=1,
+        boundaries=(),
+        factor=0.1,
+        warmup="mmcv",
+        warmup_steps=0,
+        warmup_ratio=0.0,
+      ),
+    )
+  )

@@ -1,0 +1,271 @@
+"""Configs: built from a model's own fields, loaded from a file, shrunk, checked.
+
+A config is a `ml_collections.ConfigDict` made by the `get_config(arg)` of one file;
+`configs/common.py` holds the presets that the files share.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import ml_collections
+import numpy as np
+from ml_collections import config_dict
+
+from jaxseg import catalog, models
+from jaxseg.decoders import DECODERS
+from jaxseg.encoders import ENCODERS
+from jaxseg.train import overrides as overrides_lib
+from jaxseg.train.overrides import ConfigError
+
+DTYPES = ("float32", "bfloat16")
+
+# Fields of encoders that say how many blocks each stage has; `:smoke` sets every entry to one.
+_DEPTH_FIELDS = ("num_blocks", "depths", "stage_sizes")
+_SMOKE_SIZE = 64
+
+
+def model_config(
+  arch: str,
+  *,
+  num_classes: int = 0,
+  encoder: Mapping[str, Any] | None = None,
+  decoder: Mapping[str, Any] | None = None,
+  aux_decoder: Mapping[str, Any] | None = None,
+) -> ml_collections.ConfigDict:
+  """The model's part of a config: every Linen field of its encoder and decoders is a key.
+
+  Args:
+    arch: a published system (`jaxseg.list_models()`).
+    num_classes: 0 takes the data set's.
+    encoder: fields that differ from the system's; likewise `decoder` and `aux_decoder`.
+
+  Raises:
+    ConfigError: unknown system or field, a tuple of the wrong length.
+  """
+  if arch not in models.SYSTEMS:
+    raise ConfigError(f"there is no model called {arch!r}; {catalog.suggestion(arch, models.SYSTEMS)}")
+  system = models.SYSTEMS[arch]
+  config = ml_collections.ConfigDict({"arch": arch, "num_classes": num_classes, "scales": system.scales})
+  given = {"encoder": encoder or {}, "decoder": decoder or {}, "aux_decoder": aux_decoder or {}}
+  for part, entry, published in _parts(arch):
+    config[part] = _fields_config(entry, {**published, **given.pop(part)}, kind=f"{part} of {arch}")
+  for part, fields in given.items():
+    if fields:
+      raise ConfigError(f"{arch} has no {part}, so its fields {sorted(fields)} cannot be set")
+  return config
+
+
+def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+  """The Linen module of `config.model`, for `num_classes` classes; `config.dtype` where a part has none."""
+  check_fields(config.model)
+  parts = model_fields(config)
+  return models.create_model(
+    config.model.arch, num_classes=num_classes, scales=tuple(config.model.scales), **parts
+  )
+
+
+def model_fields(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
+  """{"encoder": fields, "decoder": fields, ...} as `create_model` takes them, dtypes as strings."""
+  parts = {}
+  for part, _, _ in _parts(config.model.arch):
+    parts[part] = dict(config.model[part])
+    if "dtype" in parts[part]:
+      parts[part]["dtype"] = parts[part]["dtype"] or config.dtype
+  return parts
+
+
+def check_fields(model: ml_collections.ConfigDict) -> None:
+  """Values of the model's fields against their annotations: choices, tuple lengths.
+
+  Raises:
+    ConfigError: naming the key, the value and what is allowed.
+  """
+  for part, entry, _ in _parts(model.arch):
+    for name, field in catalog.fields(entry).items():
+      if name in model[part]:
+        _check_field(f"config.model.{part}.{name}", model[part][name], field.type)
+
+
+def _parts(arch: str) -> list[tuple[str, Any, Mapping[str, Any]]]:
+  """(key in the config, catalog entry, the system's own fields) of each part of a system."""
+  system = models.SYSTEMS[arch]
+  parts = [
+    ("encoder", ENCODERS[system.encoder], system.encoder_fields),
+    ("decoder", DECODERS[system.decoder], system.decoder_fields),
+  ]
+  if system.aux_decoder is not None:
+    parts.append(("aux_decoder", DECODERS[system.aux_decoder], system.aux_decoder_fields))
+  return parts
+
+
+def _fields_config(entry: Any, values: Mapping[str, Any], *, kind: str) -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  known = catalog.fields(entry)
+  for name in values:
+    if name not in known:
+      raise ConfigError(f"{kind} has no field {name!r}{overrides_lib.nearest(name, known)}")
+  for name, value in (catalog.defaults(entry) | dict(values)).items():
+    if name == "num_classes":
+      continue  # config.model.num_classes
+    if value is dataclasses.MISSING:
+      raise ConfigError(f"{kind} needs a value for its field {name!r}")
+    _check_field(f"{kind}: {name}", value, known[name].type)
+    if value is None:
+      # A plain None could not be set from the command line.
+      kind_of = str if name == "dtype" else _plain_type(known[name].type)
+      if kind_of is not None:
+        config[name] = config_dict.placeholder(kind_of)
+    elif name == "dtype":
+      config[name] = np.dtype(value).name
+    elif isinstance(value, (bool, int, float, str, tuple)):
+      config[name] = value
+  return config
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+  union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+  return typing.get_args(annotation) if union else (annotation,)
+
+
+def _plain_type(annotation: Any) -> type | None:
+  """The type that a command line can set: int of `int | None`; None for modules and functions."""
+  for option in _alternatives(annotation):
+    if typing.get_origin(option) is Literal:
+      return type(typing.get_args(option)[0])
+    plain = typing.get_origin(option) or option
+    if plain in (bool, int, float, str, tuple):
+      return plain
+  return None
+
+
+def _check_field(where: str, value: Any, annotation: Any) -> None:
+  options = _alternatives(annotation)
+  choices = [c for option in options if typing.get_origin(option) is Literal for c in typing.get_args(option)]
+  if choices and value is not None and value not in choices and _plain_type(annotation) is type(value):
+    known = ", ".join(map(repr, choices))
+    raise ConfigError(f"{where} is {value!r}; expected one of {known}{_close(value, choices)}")
+  for option in options:
+    if typing.get_origin(option) is tuple and isinstance(value, tuple):
+      lengths = typing.get_args(option)
+      if Ellipsis not in lengths and len(value) != len(lengths):
+        raise ConfigError(f"{where} is {value!r}; expected {len(lengths)} values")
+
+
+def _close(value: Any, choices: Sequence[Any]) -> str:
+  hint = overrides_lib.nearest(str(value), [str(c) for c in choices])
+  return hint if "did you mean" in hint else ""
+
+
+def load(spec: str, *, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+  """The config of `path/to/file.py:arg,arg`, with `overrides` (dotted key, text) applied.
+
+  `smoke` among the arguments shrinks any config (see `shrink`); the file sees the others.
+
+  Raises:
+    ConfigError: no such file or argument, unknown key, wrong type.
+  """
+  path, _, arg = spec.partition(":")
+  args = [word.strip() for word in arg.split(",") if word.strip()]
+  config = _get_config(pathlib.Path(path))(",".join(word for word in args if word != "smoke"))
+  if "smoke" in args:
+    shrink(config)
+  config.lock()
+  overrides_lib.apply(config, overrides)
+  return config
+
+
+def shrink(config: ml_collections.ConfigDict) -> None:
+  """Makes any config small enough to run anywhere, in place: what `:smoke` does.
+
+  Crop 64, batch 2, one block a stage, two steps, one device, and synthetic data of the same class count.
+  """
+  from jaxseg import data
+  from jaxseg.data import synthetic
+
+  names = data.dataset_info(config.data).classes
+  # Scenes need a few classes to draw; a config with fewer is shrunk to that many.
+  names += tuple(f"extra{i}" for i in range(len(names), synthetic.MIN_CLASSES))
+  with config.unlocked():
+    config.model.num_classes = len(names)
+    if config.loss.class_weights:
+      config.loss.class_weights += (1.0,) * (len(names) - len(config.loss.class_weights))
+    for field in _DEPTH_FIELDS:
+      if field in config.model.encoder:
+        config.model.encoder[field] = (1,) * len(config.model.encoder[field])
+    config.total_steps = 2
+    config.batch_size = 2
+    config.init_from = ""
+    config.data.update(
+      name="synthetic",
+      classes=names,
+      label_map=(),
+      train_split="train",
+      eval_split="val",
+      image_size=(_SMOKE_SIZE, _SMOKE_SIZE),
+      crop_size=(_SMOKE_SIZE, _SMOKE_SIZE),
+      num_train=8,
+      num_val=3,  # odd, so that the last batch is padded
+      workers=0,
+    )
+    config.optimizer.schedule.warmup_steps = min(config.optimizer.schedule.warmup_steps, 1)
+    config.eval.update(every_steps=1, batch_size=2)
+    config.checkpoint.every_steps = 1
+    config.log.update(every_steps=1, panel_every_steps=2, panel_images=2)
+    config.mesh.update(data=-1, fsdp=1, spatial=1, devices=1)
+
+
+def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The config as plain values, references followed; what `config.json` holds."""
+  return config.copy_and_resolve_references().to_dict()
+
+
+def from_resolved(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """The config that `resolved` wrote, read back from JSON: lists are tuples again, None has its type."""
+  values = _tuples(dict(values))
+  model = values.pop("model")
+  config = ml_collections.ConfigDict(values)
+  parts = {p: model.pop(p) for p in ("encoder", "decoder", "aux_decoder") if p in model}
+  config.model = model_config(model.pop("arch"), num_classes=model.pop("num_classes"), **parts)
+  config.model.update(model)
+  config.lock()
+  return config
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _get_config(path: pathlib.Path) -> Any:
+  if not path.is_file():
+    here = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    raise ConfigError(
+      f"there is no config file {str(path)!r}{overrides_lib.nearest(str(path), here) if here else ''}"
+    )
+  # A name below `configs`, so that an error of its own counts as ours (runtime.sentences).
+  spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+  module = importlib.util.module_from_spec(spec)
+  with _importable(path.resolve().parent.parent):
+    spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"{str(path)!r} is no config: it has no function get_config(arg)")
+  return module.get_config
+
+
+@contextlib.contextmanager
+def _importable(folder: pathlib.Path) -> Iterator[None]:
+  """`from configs import common` works from any directory."""
+  sys.path.insert(0, str(folder))
+  try:
+    yield
+  finally:
+    sys.path.remove(str(folder))

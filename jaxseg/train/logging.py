@@ -1,0 +1,159 @@
+"""Where a run's numbers go: `metrics.jsonl`, TensorBoard, and the terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+
+class MetricsLog:
+  """`metrics.jsonl`: one line a step, `{"step": 7, "loss": ..., "lr": ...}`, and one an evaluation.
+
+  A float is written so that reading it back gives the same bits. On a file system that cannot append
+  (`gs://`) the file is rewritten at every flush.
+  """
+
+  def __init__(self, directory: epath.PathLike, *, resume_step: int, active: bool = True):
+    """Opens the log and cuts every line after `resume_step`; only an `active` log writes."""
+    self._path = epath.Path(directory) / "metrics.jsonl"
+    self._active = active
+    self._new: list[str] = []
+    if not active:
+      return
+    old = self._path.read_text().splitlines() if self._path.exists() else []
+    self._kept = [line for line in old if _step_of(line) <= resume_step]
+    # A kill in mid-write leaves half a line, and lines of steps that the checkpoint does not have.
+    _write_whole(self._path, self._kept)
+
+  def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+    """Adds a line; `flush` brings it to the disk."""
+    if self._active:
+      self._new.append(json.dumps({"step": step, **scalars}))
+
+  def flush(self) -> None:
+    """All lines written so far are in the file when this returns."""
+    if not self._new:
+      return
+    if "://" in str(self._path):
+      self._kept += self._new
+      _write_whole(self._path, self._kept)
+    else:
+      with open(self._path, "a") as file:
+        file.write("".join(line + "\n" for line in self._new))
+    self._new = []
+
+
+def read_metrics(directory: epath.PathLike) -> list[dict[str, Any]]:
+  """The lines of a workdir's `metrics.jsonl`, in order."""
+  text = (epath.Path(directory) / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def _step_of(line: str) -> float:
+  try:
+    return json.loads(line)["step"]
+  except (ValueError, KeyError):
+    return float("inf")
+
+
+def _write_whole(path: epath.Path, lines: list[str]) -> None:
+  # Written beside and renamed: a kill never leaves a log shorter than the checkpoint.
+  part = path.with_name(path.name + ".part")
+  part.write_text("".join(line + "\n" for line in lines))
+  part.replace(path)
+
+
+class Board:
+  """TensorBoard event files, through tensorboardX (no TensorFlow)."""
+
+  def __init__(self, directory: epath.PathLike, *, resume_step: int, active: bool = True):
+    """Events after `resume_step` of an earlier run are hidden by TensorBoard from now on."""
+    self._writer = None
+    if active:
+      from tensorboardX import SummaryWriter  # slow to import, and no other process needs it
+
+      purge = resume_step + 1 if resume_step else None
+      self._writer = SummaryWriter(str(epath.Path(directory) / "tensorboard"), purge_step=purge)
+
+  def scalars(self, step: int, scalars: Mapping[str, float], *, prefix: str = "train/") -> None:
+    if self._writer is not None:
+      for name, value in scalars.items():
+        self._writer.add_scalar(prefix + name, value, step)
+
+  def image(self, step: int, name: str, image: np.ndarray) -> None:
+    """`image`: uint8 h w 3."""
+    if self._writer is not None:
+      self._writer.add_image(name, image, step, dataformats="HWC")
+
+  def text(self, name: str, text: str) -> None:
+    if self._writer is not None:
+      self._writer.add_text(name, f"```\n{text}\n```")
+
+  def close(self) -> None:
+    if self._writer is not None:
+      self._writer.close()
+
+
+class Progress:
+  """A bar with loss, lr, images/s and time left on a terminal; a plain line now and then elsewhere."""
+
+  def __init__(self, *, start: int, total: int, batch_size: int, log_every: int, active: bool = True):
+    self._total, self._batch, self._every = total, batch_size, log_every
+    self._active = active
+    self._bar = None
+    self._since, self._at = time.perf_counter(), start
+    self._paused = 0.0
+    if active and sys.stderr.isatty():
+      self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+  def step(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Shows that `step` is done; off a terminal a line every `log_every` steps."""
+    if not self._active:
+      return
+    if self._bar is not None:
+      rate = (self._bar.format_dict["rate"] or 0.0) * self._batch
+      self._bar.set_postfix_str(_numbers(scalars) + f", {rate:.1f} images/s", refresh=False)
+      self._bar.update(step - self._bar.n)
+    elif step % self._every == 0 or step == self._total:
+      elapsed = time.perf_counter() - self._since - self._paused
+      rate = (step - self._at) / max(elapsed, 1e-9)
+      left = _clock((self._total - step) / max(rate, 1e-9))
+      print(
+        f"step {step}/{self._total}  {_numbers(scalars)}, {rate * self._batch:.1f} images/s, {left} left",
+        flush=True,
+      )
+      self._since, self._at, self._paused = time.perf_counter(), step, 0.0
+
+  def say(self, text: str) -> None:
+    """A line that does not break the bar."""
+    if self._active:
+      if self._bar is not None:
+        self._bar.write(text, file=sys.stderr)
+      else:
+        print(text, flush=True)
+
+  def pause(self, seconds: float) -> None:
+    """Time that was not training (an evaluation) does not count in images/s."""
+    self._paused += seconds
+    if self._bar is not None:
+      self._bar.start_t += seconds
+      self._bar.last_print_t += seconds
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+
+def _numbers(scalars: Mapping[str, float]) -> str:
+  return ", ".join(f"{name} {scalars[name]:.4g}" for name in ("loss", "lr") if name in scalars)
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

@@ -1,0 +1,327 @@
+"""The training loop: restore → (evaluate → save → step)*. It only puts things in order.
+
+What a step does is in `step.py`; another method passes another loss or step to it and
+never copies this file. The position in the data is the global step and nothing else, and the
+random key is folded with it, so a resumed run takes the very steps that the stopped one would have.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from jaxseg import data, evaluation, sharding
+from jaxseg.checkpoint import Checkpoints
+from jaxseg.data.source import DatasetInfo
+from jaxseg.train import config as config_lib
+from jaxseg.train import validate, workdir
+from jaxseg.train.card import recipe_card
+from jaxseg.train.guard import Guard
+from jaxseg.train.logging import Board, MetricsLog, Progress
+from jaxseg.train.loss import make_loss
+from jaxseg.train.optimizer import make_optimizer
+from jaxseg.train.overrides import ConfigError
+from jaxseg.train.schedule import make_schedule
+from jaxseg.train.state import TrainState, create_state
+from jaxseg.train.step import jit_step, make_step
+from jaxseg.types import Batch, Preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a config comes to, before any array exists."""
+
+  config: ml_collections.ConfigDict
+  mesh: Mesh
+  info: DatasetInfo
+  num_classes: int
+  lengths: dict[str, int]
+  model: Any
+  preprocess: Preprocess
+  loss_fn: Callable
+  tx: Any
+  shapes: TrainState
+
+
+def plan(config: ml_collections.ConfigDict) -> Run:
+  """Everything that can be wrong with a config is wrong here: before a workdir is touched or XLA called.
+
+  Raises:
+    ValueError: one sentence about a value, a combination, or the data.
+  """
+  validate.validate(config)
+  mesh = make_mesh(config.mesh)
+  validate.validate_batches(config, mesh)
+  info = data.dataset_info(config.data)
+  num_classes = validate.validate_classes(config, info.classes)
+  splits = dict.fromkeys((config.data.train_split, config.data.eval_split))
+  lengths = {split: len(data.open_split(config.data, split)) for split in splits}
+  model = config_lib.build_model(config, num_classes)
+  loss_fn = make_loss(config.loss)
+  shapes = jax.eval_shape(lambda: _init(model, config))
+  tx = make_optimizer(config.optimizer, shapes["params"])
+  return Run(
+    config=config,
+    mesh=mesh,
+    info=info,
+    num_classes=num_classes,
+    lengths=lengths,
+    model=model,
+    preprocess=make_preprocess(config.preprocess),
+    loss_fn=loss_fn,
+    tx=tx,
+    shapes=jax.eval_shape(lambda variables: create_state(model, variables, tx), shapes),
+  )
+
+
+def train(config: ml_collections.ConfigDict, directory: epath.PathLike) -> evaluation.Report | None:
+  """Trains until `config.total_steps`, from scratch or from where an earlier run in `directory` got.
+
+  Returns:
+    The report of the last evaluation that this call made; None when the run was complete already.
+
+  Raises:
+    ValueError: a config, data set or workdir that cannot run.
+    TrainingStopped: a loss or gradient that is not finite.
+  """
+  run = plan(config)
+  first = jax.process_index() == 0
+  record = workdir.record(
+    config, num_classes=run.num_classes, classes=run.info.classes, palette=run.info.palette
+  )
+  workdir.prepare(directory, record, write=first)
+  with contextlib.ExitStack() as stack:
+    checkpoints = Checkpoints(
+      epath.Path(directory) / workdir.CHECKPOINTS, keep_last=config.checkpoint.keep_last
+    )
+    stack.callback(checkpoints.close)
+    state, start = _restore_or_init(run, checkpoints)
+    log = MetricsLog(directory, resume_step=start, active=first)
+    stack.callback(log.flush)
+    board = Board(directory, resume_step=start, active=first)
+    stack.callback(board.close)
+    card = recipe_card(
+      config,
+      params=run.shapes.params,
+      mesh=run.mesh,
+      num_classes=run.num_classes,
+      lengths=run.lengths,
+      start_step=start,
+    )
+    if first:
+      print(card, flush=True)
+    board.text("recipe", card)
+    progress = Progress(
+      start=start,
+      total=config.total_steps,
+      batch_size=config.batch_size,
+      log_every=config.log.every_steps,
+      active=first,
+    )
+    stack.callback(progress.close)
+    return _sequence(run, state, start, checkpoints, log, board, progress)
+
+
+def _sequence(
+  run: Run,
+  state: TrainState,
+  start: int,
+  checkpoints: Checkpoints,
+  log: MetricsLog,
+  board: Board,
+  progress: Progress,
+) -> evaluation.Report | None:
+  """restore is done; now (evaluate → save → step)*."""
+  config, total = run.config, run.config.total_steps
+  step_fn = jit_step(make_step(run.loss_fn, run.tx, prepare=make_prepare(run)), run.mesh, state)
+  key = jax.device_put(jax.random.key(config.seed), sharding.replicated(run.mesh))
+  rates = _learning_rates(config)
+  evaluator = Evaluator(run)
+  fetch = _fetcher(run, start)
+  guard, report = Guard(), None
+  # A CPU is its own accelerator: waiting costs it nothing, and steps in flight can deadlock fake devices.
+  on_cpu = run.mesh.devices.flat[0].platform == "cpu"
+  in_flight = int(not on_cpu or run.mesh.devices.size == 1)
+
+  def settle(keep: int) -> None:
+    """Looks at all but the last `keep` steps, and writes them down."""
+    try:
+      for step, scalars in guard.drain(keep=keep, last_good=lambda: _last_good(checkpoints)):
+        line = {**scalars, "lr": float(rates[step - 1])}
+        log.write(step, line)
+        progress.step(step, line)
+        if step % config.log.every_steps == 0:
+          board.scalars(step, line)
+    finally:
+      log.flush()
+
+  ahead = fetch() if start < total else None
+  for step in range(start, total + 1):
+    done = step == total
+    if step > start:
+      evaluate = done or _due(step, config.eval.every_steps)
+      if evaluate or _due(step, config.checkpoint.every_steps):
+        settle(keep=0)
+        metrics = None
+        if evaluate:
+          began = time.perf_counter()
+          report = evaluator(state.variables)
+          metrics = {"mIoU": report.miou, "mAcc": report.macc, "aAcc": report.aacc}
+          log.write(step, metrics)
+          log.flush()
+          board.scalars(step, metrics, prefix="eval/")
+          progress.say(f"step {step}: mIoU {report.miou:.4f} on {config.data.eval_split}")
+          if done or _due(step, config.log.panel_every_steps):
+            board.image(step, "eval/predictions", evaluator.panel(state.variables))
+          progress.pause(time.perf_counter() - began)
+        checkpoints.save(step, state, metrics)
+    if done:
+      break
+    ids, batch = ahead
+    with jax.transfer_guard("disallow"):
+      state, scalars = step_fn(state, batch, key)
+    guard.push(step + 1, ids, scalars)
+    # The device works on the step while the host prepares the next batch.
+    ahead = fetch() if step + 1 < total else None
+    if on_cpu or (step + 1) % config.log.every_steps == 0:
+      settle(keep=in_flight)
+  return report
+
+
+class Evaluator:
+  """Exact evaluation of a run's `eval_split`, and a picture of its first images."""
+
+  def __init__(self, run: Run):
+    self._run = run
+    self._shown: list[dict[str, np.ndarray]] = []
+
+  def __call__(self, variables: Any) -> evaluation.Report:
+    run = self._run
+    return evaluation.evaluate(
+      run.model,
+      variables,
+      _batches(run, run.config.data.eval_split),
+      num_classes=run.num_classes,
+      preprocess=run.preprocess,
+      mesh=run.mesh,
+    )
+
+
+def make_mesh(mesh: ml_collections.ConfigDict) -> Mesh:
+  """The mesh of `config.mesh`; `devices=n` takes only the first n."""
+  devices = jax.devices()
+  if mesh.devices > len(devices):
+    raise ConfigError(f"config.mesh.devices is {mesh.devices}, and there are {len(devices)}; 0 takes all")
+  if mesh.devices and jax.process_count() > 1:
+    raise ConfigError(
+      f"config.mesh.devices is {mesh.devices}, but a job of several hosts uses all; set it to 0"
+    )
+  try:
+    return sharding.make_mesh(
+      data=mesh.data, fsdp=mesh.fsdp, spatial=mesh.spatial, devices=devices[: mesh.devices or None]
+    )
+  except ValueError as error:
+    raise ConfigError(f"config.mesh: {error}") from None
+
+
+def make_preprocess(preprocess: ml_collections.ConfigDict) -> Preprocess:
+  """The record that normalises images, in training as in evaluation."""
+  return Preprocess(
+    mean=tuple(preprocess.mean), std=tuple(preprocess.std), channel_order=preprocess.channel_order
+  )
+
+
+def make_prepare(run: Run) -> Callable[[Batch, jax.Array], Batch]:
+  """(batch, key) → batch with a normalised image: colour distortion and mean / std run on the device."""
+
+  def prepare(batch: Batch, key: jax.Array) -> Batch:
+    image = batch["image"]
+    if run.config.data.color == "photometric":
+      image = data.distort(image, key)
+    return {**batch, "image": run.preprocess(image)}
+
+  return prepare
+
+
+def _init(model: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
+  image = jax.numpy.zeros((1, *config.data.crop_size, 3))
+  return model.init(jax.random.key(config.seed), image, train=False)
+
+
+def _restore_or_init(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+  """The latest checkpoint's state; else weights of `init_from`; else fresh ones. And the step."""
+  shardings = sharding.state_sharding(run.shapes, run.mesh)
+  step = checkpoints.latest_step()
+  if step is not None:
+    if step > run.config.total_steps:
+      raise ConfigError(
+        f"the workdir is at step {step}, beyond config.total_steps {run.config.total_steps}; raise it"
+      )
+    like = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), run.shapes, shardings
+    )
+    return checkpoints.restore(like, step), step
+  if run.config.init_from:
+    from jaxseg import hub
+
+    variables = jax.jit(lambda: _init(run.model, run.config))()
+    variables = hub.load_pretrained(run.config.init_from, variables, keep=tuple(run.config.init_keep))
+    return sharding.place(create_state(run.model, variables, run.tx), run.mesh), 0
+  # Compiled, so that each device makes only the part that it keeps.
+  make = jax.jit(
+    lambda: create_state(run.model, _init(run.model, run.config), run.tx), out_shardings=shardings
+  )
+  return make(), 0
+
+
+def _fetcher(run: Run, start: int) -> Callable[[], tuple[list[str], dict[str, jax.Array]]]:
+  """A function that gives the next batch: this process's example ids, and the global arrays."""
+  batches = iter(
+    data.train_batches(
+      run.config.data,
+      batch_size=run.config.batch_size,
+      seed=run.config.seed,
+      start_step=start,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+  )
+
+  def fetch():
+    batch = next(batches)
+    return list(batch["id"]), sharding.to_global(batch, run.mesh)
+
+  return fetch
+
+
+def _batches(run: Run, split: str):
+  return data.eval_batches(
+    run.config.data,
+    split,
+    batch_size=run.config.eval.batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def _learning_rates(config: ml_collections.ConfigDict) -> np.ndarray:
+  """The base rate of every step of the run, made at once: for the log, not for the update."""
+  rate = make_schedule(config.optimizer.schedule, config.optimizer.learning_rate)
+  return np.asarray(jax.jit(jax.vmap(rate))(np.arange(config.total_steps, dtype=np.int32)))
+
+
+def _due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0
+
+
+def _last_good(checkpoints: Checkpoints) -> str:
+  checkpoints.wait()
+  step = checkpoints.latest_step()
+  return "none yet" if step is None else f"step {step}"

@@ -1,0 +1,128 @@
+"""What can be said against a config before anything is compiled: one sentence each."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+from jax.sharding import Mesh
+
+from jaxseg import catalog, models, sharding
+from jaxseg.train import config as config_lib
+from jaxseg.train.overrides import ConfigError, nearest
+
+# Optimizer, schedule, loss and data set check their own keys when they are made, which is before
+# anything is compiled too.
+_CHOICES = {
+  "dtype": config_lib.DTYPES,
+  "data.color": ("none", "photometric"),
+  "preprocess.channel_order": ("rgb", "bgr"),
+}
+# (lowest, highest) allowed; None is open.
+_RANGES = {
+  "total_steps": (1, None),
+  "batch_size": (1, None),
+  "model.num_classes": (0, 254),  # 255 is the ignore label
+  "data.flip": (0.0, 1.0),
+  "data.scale_step": (0.0, None),
+  "data.workers": (0, None),
+  "optimizer.learning_rate": (0.0, None),
+  "optimizer.weight_decay": (0.0, None),
+  "optimizer.grad_clip": (0.0, None),
+  "optimizer.schedule.total_steps": (1, None),
+  "optimizer.schedule.warmup_steps": (0, None),
+  "loss.label_smoothing": (0.0, 1.0),
+  "eval.every_steps": (0, None),
+  "eval.batch_size": (1, None),
+  "checkpoint.every_steps": (0, None),
+  "checkpoint.keep_last": (1, None),
+  "log.every_steps": (1, None),
+  "log.panel_every_steps": (0, None),
+  "log.panel_images": (0, None),
+}
+_MIN_CROP = 32
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks the values of a config, alone and together; nothing is read and no device is asked.
+
+  Raises:
+    ConfigError: the key, its value, what is allowed.
+  """
+  if config.model.arch not in models.SYSTEMS:
+    hint = catalog.suggestion(config.model.arch, models.SYSTEMS)
+    raise ConfigError(f"config.model.arch is {config.model.arch!r}, which is no model; {hint}")
+  config_lib.check_fields(config.model)
+  for key, choices in _CHOICES.items():
+    value = _get(config, key)
+    if value not in choices:
+      known = ", ".join(map(repr, choices))
+      hint = nearest(str(value), choices)
+      hint = hint if "did you mean" in hint else ""
+      raise ConfigError(f"config.{key} is {value!r}; expected one of {known}{hint}")
+  for key, (low, high) in _RANGES.items():
+    value = _get(config, key)
+    if value < low or (high is not None and value > high):
+      span = f"at least {low}" if high is None else f"between {low} and {high}"
+      raise ConfigError(f"config.{key} is {value}; expected {span}")
+  _check_data(config.data)
+  if any(std <= 0 for std in config.preprocess.std):
+    raise ConfigError(f"config.preprocess.std is {tuple(config.preprocess.std)}; each must be above 0")
+  schedule = config.optimizer.schedule
+  if schedule.warmup_steps > schedule.total_steps:
+    raise ConfigError(
+      f"config.optimizer.schedule.warmup_steps is {schedule.warmup_steps}, more than its total_steps"
+      f" {schedule.total_steps}"
+    )
+
+
+def _check_data(data: ml_collections.ConfigDict) -> None:
+  if min(data.crop_size) < _MIN_CROP:
+    raise ConfigError(
+      f"config.data.crop_size is {data.crop_size}; models need at least {_MIN_CROP} pixels a side"
+    )
+  low, high = data.scale_range
+  if not 0 < low <= high:
+    raise ConfigError(f"config.data.scale_range is {(low, high)}; expected (low, high) with 0 < low <= high")
+
+
+def validate_batches(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+  """Both global batch sizes against the devices of the mesh and the processes of the job.
+
+  Raises:
+    ConfigError: naming the nearest sizes that divide.
+  """
+  for key in ("batch_size", "eval.batch_size"):
+    try:
+      sharding.check_batch(_get(config, key), mesh)
+    except ValueError as error:
+      raise ConfigError(f"config.{key}: {error}") from None
+
+
+def validate_classes(config: ml_collections.ConfigDict, classes: Sequence[str]) -> int:
+  """The number of classes, when model, data and loss agree about it.
+
+  Raises:
+    ConfigError: they do not.
+  """
+  count = config.model.num_classes or len(classes)
+  if count != len(classes):
+    raise ConfigError(
+      f"config.model.num_classes is {count}, but {config.data.name} has {len(classes)} classes"
+      f" ({_short(classes)}); 0 takes the data set's"
+    )
+  weights = config.loss.class_weights
+  if weights and len(weights) != count:
+    raise ConfigError(
+      f"config.loss.class_weights has {len(weights)} values for {count} classes; give {count}, or () for none"
+    )
+  return count
+
+
+def _short(classes: Sequence[str]) -> str:
+  return ", ".join(classes) if len(classes) <= 6 else f"{', '.join(classes[:5])}, ... {classes[-1]}"
+
+
+def _get(config: ml_collections.ConfigDict, key: str) -> Any:
+  for part in key.split("."):
+    config = config[part]
+  return config
