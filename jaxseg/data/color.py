@@ -1,0 +1,132 @@
+"""Photometric distortion on the device: mmsegmentation's rule, 8-bit at every step.
+
+brightness → [contrast] → saturation → hue → [contrast]; each step with probability 1/2,
+contrast at the first or the second place by a coin of its own. Every step ends in
+uint8, and saturation and hue work in OpenCV's 8-bit HSV (hue 0 to 179), so results are
+those of the OpenCV pipelines up to the last bit of one rounding.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
+
+from jaxseg.types import AnyArray
+
+BRIGHTNESS = 32.0  # ± grey levels
+CONTRAST = (0.5, 1.5)
+SATURATION = (0.5, 1.5)
+HUE = 18  # -18 to 17 half-degrees
+_HSV_SHIFT = 12  # OpenCV's fixed point
+
+
+class ColorDraws(NamedTuple):
+  """What is done to each image of a batch; a step whose `apply_` is false leaves its image alone."""
+
+  apply_brightness: Bool[AnyArray, "b"]
+  brightness: Float[AnyArray, "b"]  # added
+  apply_contrast: Bool[AnyArray, "b"]
+  contrast: Float[AnyArray, "b"]  # factor
+  contrast_first: Bool[AnyArray, "b"]
+  apply_saturation: Bool[AnyArray, "b"]
+  saturation: Float[AnyArray, "b"]  # factor
+  apply_hue: Bool[AnyArray, "b"]
+  hue: Int[AnyArray, "b"]  # added, in half-degrees
+
+
+def draw(key: Shaped[Array, "..."], batch: int) -> ColorDraws:
+  """Independent draws for `batch` images, each from its own key."""
+
+  def one(key):
+    coins, brightness, contrast, saturation, hue = jax.random.split(key, 5)
+    on = jax.random.bernoulli(coins, shape=(5,))
+    return ColorDraws(
+      apply_brightness=on[0],
+      brightness=jax.random.uniform(brightness, minval=-BRIGHTNESS, maxval=BRIGHTNESS),
+      apply_contrast=on[1],
+      contrast=jax.random.uniform(contrast, minval=CONTRAST[0], maxval=CONTRAST[1]),
+      contrast_first=on[2],
+      apply_saturation=on[3],
+      saturation=jax.random.uniform(saturation, minval=SATURATION[0], maxval=SATURATION[1]),
+      apply_hue=on[4],
+      hue=jax.random.randint(hue, (), -HUE, HUE),
+    )
+
+  return jax.vmap(one)(jax.random.split(key, batch))
+
+
+def distort(
+  image: UInt8[AnyArray, "b h w 3"] | Float[AnyArray, "b h w 3"], key: Shaped[Array, "..."]
+) -> UInt8[Array, "b h w 3"]:
+  """A randomly distorted batch of RGB images in 0..255 (floats are cut to whole grey levels)."""
+  return apply(image, draw(key, image.shape[0]))
+
+
+def apply(
+  image: UInt8[AnyArray, "b h w 3"] | Float[AnyArray, "b h w 3"], draws: ColorDraws
+) -> UInt8[Array, "b h w 3"]:
+  """Distorts RGB images in 0..255 by the given draws."""
+  # Whole numbers in float32 throughout: exact, and no conversion between the steps.
+  rgb = _to_byte(jnp.asarray(image, jnp.float32))
+  d = ColorDraws(*(jnp.asarray(field)[:, None, None] for field in draws))  # b 1 1
+  beta, alpha = d.brightness[..., None], d.contrast[..., None]
+  rgb = jnp.where(d.apply_brightness[..., None], _to_byte(rgb + beta), rgb)
+  first = (d.apply_contrast & d.contrast_first)[..., None]
+  rgb = jnp.where(first, _to_byte(rgb * alpha), rgb)
+
+  h, s, v = rgb_to_hsv(rgb)
+  more = hsv_to_rgb(h, _to_byte(s * d.saturation), v)
+  rgb = jnp.where(d.apply_saturation[..., None], more, rgb)
+
+  h, s, v = rgb_to_hsv(rgb)
+  turned = hsv_to_rgb(jnp.mod(h + d.hue.astype(jnp.float32), 180.0), s, v)
+  rgb = jnp.where(d.apply_hue[..., None], turned, rgb)
+
+  last = (d.apply_contrast & ~d.contrast_first)[..., None]
+  rgb = jnp.where(last, _to_byte(rgb * alpha), rgb)
+  return rgb.astype(jnp.uint8)
+
+
+def rgb_to_hsv(
+  rgb: Float[Array, "*b h w 3"],
+) -> tuple[Float[Array, "*b h w"], Float[Array, "*b h w"], Float[Array, "*b h w"]]:
+  """OpenCV's 8-bit RGB → HSV on whole numbers 0..255: hue 0..179, saturation and value 0..255."""
+  r, g, b = (rgb[..., i].astype(jnp.int32) for i in range(3))
+  value = jnp.maximum(jnp.maximum(r, g), b)
+  range_ = value - jnp.minimum(jnp.minimum(r, g), b)
+  half = 1 << (_HSV_SHIFT - 1)
+  saturation = (range_ * _reciprocal(255, value) + half) >> _HSV_SHIFT
+  sector = jnp.where(value == r, g - b, jnp.where(value == g, b - r + 2 * range_, r - g + 4 * range_))
+  hue = (sector * _reciprocal(30, range_) + half) >> _HSV_SHIFT
+  hue = jnp.where(hue < 0, hue + 180, hue)
+  return hue.astype(jnp.float32), saturation.astype(jnp.float32), value.astype(jnp.float32)
+
+
+def _reciprocal(numerator: int, x: Int[Array, "..."]) -> Int[Array, "..."]:
+  """round(numerator · 2^12 / x), 0 where x is 0: OpenCV's division table."""
+  safe = jnp.maximum(x, 1)
+  return jnp.where(x > 0, (2 * (numerator << _HSV_SHIFT) + safe) // (2 * safe), 0)
+
+
+def hsv_to_rgb(
+  hue: Float[Array, "*b h w"], saturation: Float[Array, "*b h w"], value: Float[Array, "*b h w"]
+) -> Float[Array, "*b h w 3"]:
+  """OpenCV's 8-bit HSV → RGB; whole numbers 0..255."""
+  # OpenCV scales to 0..1 and back and then truncates: kept, since the order of the
+  # roundings decides between two neighbouring grey levels.
+  h, s, v = hue * np.float32(6 / 180), saturation * np.float32(1 / 255), value * np.float32(1 / 255)
+  sector = jnp.floor(h)
+  f = h - sector
+  p, q, t = v * (1 - s), v * (1 - s * f), v * (1 - s * (1 - f))
+  pick = sector.astype(jnp.int32)[..., None]
+  rgb = jnp.stack((v, p, q), axis=-1)  # sector 5
+  for index, channels in enumerate(((v, t, p), (q, v, p), (p, v, t), (p, q, v), (t, p, v))):
+    rgb = jnp.where(pick == index, jnp.stack(channels, axis=-1), rgb)
+  return jnp.floor(rgb * 255.0)
+
+
+def _to_byte(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+  """Clipped to 0..255 and truncated, as a cast to uint8 does."""
+  return jnp.floor(jnp.clip(x, 0.0, 255.0))

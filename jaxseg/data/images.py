@@ -1,0 +1,111 @@
+"""Encoded pictures and masks → arrays, and the checks a pair has to pass before it is stored."""
+
+import io
+
+import cv2
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image as PillowImage
+
+from jaxseg.data.source import DataError
+from jaxseg.types import IGNORE_LABEL
+
+# Pillow's names for what holds one id a pixel: bilevel, 8-bit grey, palette index, 16-bit grey.
+_MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
+_UNKNOWN = -1
+
+
+def label_table(mapping: dict[int, int], *, num_classes: int, where: str) -> Int[np.ndarray, "65536"]:
+  """Raw id → train id as an int16 look-up table; -1 where the mapping is silent.
+
+  Args:
+    mapping: raw → train; train ids 0..num_classes-1, or 255 for "no label".
+    num_classes: how many classes are trained.
+    where: the dataset, for the error message.
+
+  Raises:
+    DataError: a raw id that no mask can hold, or a train id outside the classes.
+  """
+  table = np.full(2**16, _UNKNOWN, np.int16)
+  for raw, train in mapping.items():
+    if not 0 <= raw < 2**16:
+      raise DataError(f"{where}: label_map has raw id {raw}; a mask holds ids 0 to 65535")
+    if not (0 <= train < num_classes or train == IGNORE_LABEL):
+      raise DataError(
+        f"{where}: label_map sends raw id {raw} to {train}; expected 0 to {num_classes - 1},"
+        f" or {IGNORE_LABEL} for pixels without a label"
+      )
+    table[raw] = train
+  return table
+
+
+def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+  """A JPEG or PNG as RGB, rows as stored (an EXIF rotation is ignored, as masks have none)."""
+  flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+  image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  if image is None:
+    raise DataError("a stored picture cannot be decoded; delete the prepared dataset and prepare it again")
+  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def decode_mask(data: bytes) -> Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"]:
+  """The raw ids of a mask: grey values or palette indices (never palette colours)."""
+  with PillowImage.open(io.BytesIO(data)) as mask:
+    ids = np.asarray(mask)
+  return ids.astype(np.uint8) if ids.dtype == np.bool_ else ids
+
+
+def encoded_size(data: bytes) -> tuple[int, int]:
+  """(height, width), read from the header."""
+  with PillowImage.open(io.BytesIO(data)) as picture:
+    return picture.height, picture.width
+
+
+def _load(data: bytes, path: str, kind: str) -> PillowImage.Image:
+  # cv2 and libjpeg fill a cut-off file with grey and only print to stderr; Pillow raises.
+  try:
+    picture = PillowImage.open(io.BytesIO(data))
+    picture.load()
+  except (OSError, SyntaxError, ValueError, EOFError) as error:
+    raise DataError(f"{kind} {path} is truncated or not a picture ({error}); replace the file") from error
+  return picture
+
+
+def check_pair(
+  image: bytes, mask: bytes, *, image_path: str, mask_path: str, table: Int[np.ndarray, "65536"]
+) -> None:
+  """Reads both files completely and compares them.
+
+  Raises:
+    DataError: truncated file, mask with several channels, sizes that differ, or an id
+      that `table` (see `label_table`) does not know; the message names the file.
+  """
+  picture = _load(image, image_path, "image")
+  pillow_mask = _load(mask, mask_path, "mask")
+  if pillow_mask.mode not in _MASK_MODES:
+    raise DataError(
+      f"mask {mask_path} is {pillow_mask.mode}; expected one class id a pixel"
+      " (8-bit or 16-bit grey, or a palette PNG)"
+    )
+  if picture.size != pillow_mask.size:
+    (iw, ih), (mw, mh) = picture.size, pillow_mask.size
+    raise DataError(
+      f"image {image_path} is {ih}x{iw} (height x width), but its mask {mask_path} is {mh}x{mw};"
+      " they must be equal"
+    )
+  ids = np.unique(decode_mask(mask))
+  if ids[0] < 0 or ids[-1] >= len(table):
+    raise DataError(f"mask {mask_path} has ids from {ids[0]} to {ids[-1]}; expected 0 to 65535")
+  unknown = ids[table[ids] == _UNKNOWN]
+  if len(unknown):
+    raise DataError(
+      f"mask {mask_path} has id {', '.join(map(str, unknown[:8].tolist()))}, which is no class;"
+      f" known ids: {_ranges(np.flatnonzero(table != _UNKNOWN))}."
+      " Correct the mask or map the id in the label map"
+    )
+
+
+def _ranges(ids: Int[np.ndarray, "n"]) -> str:
+  """0, 1, 2, 7 → "0-2, 7"."""
+  runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
+  return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs if len(r))

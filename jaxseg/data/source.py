@@ -1,0 +1,70 @@
+"""What every dataset is to the rest of the house: a `DatasetInfo` and, per split, a `Source`."""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxseg.types import IGNORE_LABEL
+
+
+class DataError(ValueError):
+  """Something in the user's data or data settings is wrong; the message names the file and the remedy."""
+
+
+@runtime_checkable
+class Source(Protocol):
+  """A split that can be read at any index, from any thread.
+
+  `source[i]` is {"image": uint8 h w 3 (RGB), "label": uint8 h w (train ids, 255 =
+  no label), "id": str}. `size(i)` is (h, w) without decoding the picture.
+  """
+
+  def __len__(self) -> int: ...
+  def __getitem__(self, index: int) -> dict[str, Any]: ...
+  def size(self, index: int) -> tuple[int, int]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DatasetInfo:
+  """Facts about a dataset: `classes[i]` is drawn in `palette[i]` (uint8 k 3, RGB)."""
+
+  name: str
+  classes: tuple[str, ...]
+  palette: UInt8[np.ndarray, "k 3"]
+
+  @property
+  def num_classes(self) -> int:
+    """How many classes there are, the ignored label not counted."""
+    return len(self.classes)
+
+
+def make_info(name: str, classes: tuple[str, ...], palette: Any) -> DatasetInfo:
+  """A checked `DatasetInfo`.
+
+  Raises:
+    DataError: no classes, more than 255 (255 marks a pixel without a label), or a name twice.
+  """
+  if not 1 <= len(classes) <= IGNORE_LABEL:
+    raise DataError(
+      f"{name}: {len(classes)} classes; give 1 to {IGNORE_LABEL} names in data.classes"
+      f" ({IGNORE_LABEL} itself marks a pixel without a label)"
+    )
+  twice = sorted({c for c in classes if classes.count(c) > 1})
+  if twice:
+    raise DataError(f"{name}: class name {twice[0]!r} occurs twice in data.classes; rename one")
+  return DatasetInfo(name=name, classes=tuple(classes), palette=np.asarray(palette, np.uint8))
+
+
+def color_map(count: int) -> UInt8[np.ndarray, "{count} 3"]:
+  """`count` RGB colours, neighbours far apart: the PASCAL VOC rule without its black first entry.
+
+  Bits 0, 3, 6 of the class id become the high bits of red, bits 1, 4, 7 of green,
+  and bits 2, 5 of blue. Defined for up to 255 colours.
+  """
+  ids = np.arange(1, count + 1)
+  channels = [
+    sum(((ids >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
+  ]
+  return np.stack(channels, axis=-1).astype(np.uint8)

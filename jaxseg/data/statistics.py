@@ -1,0 +1,31 @@
+"""Label statistics of a split, and the class weights that recipes derive from them."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxseg.data.source import DataError, Source
+from jaxseg.types import IGNORE_LABEL
+
+
+def label_histogram(source: Source, *, num_classes: int) -> Int[np.ndarray, "{num_classes}"]:
+  """Pixels of each class over the whole split, int64; pixels without a label are not counted."""
+  total = np.zeros(num_classes, np.int64)
+  for index in range(len(source)):
+    label = source[index]["label"]
+    counts = np.bincount(label.reshape(-1), minlength=IGNORE_LABEL + 1)
+    total += counts[:num_classes]
+  return total
+
+
+def class_weights(histogram: Int[np.ndarray, "k"], *, offset: float = 1.10) -> Float[np.ndarray, "k"]:
+  """1 / ln(offset + p), where p is a class's share of the labelled pixels.
+
+  The rule of ENet (https://arxiv.org/abs/1606.02147, offset 1.02); CGNet uses 1.10.
+
+  Raises:
+    DataError: the histogram is empty.
+  """
+  total = histogram.sum()
+  if total <= 0:
+    raise DataError("the label histogram counts no pixel; class weights need at least one labelled pixel")
+  return 1.0 / np.log(offset + histogram / total)
