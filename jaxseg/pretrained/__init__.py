@@ -1,0 +1,63 @@
+"""Weight files of others: readers, key maps per family and layout, records of what was published.
+
+A new layout is one file with a `keymap.Layout` and one line of `LAYOUTS`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import traverse_util
+
+from jaxseg.catalog import suggestion
+from jaxseg.pretrained import cgnet
+from jaxseg.pretrained.keymap import Layout
+
+LAYOUTS = (
+  cgnet.OFFICIAL,
+  cgnet.MMSEG,
+)
+
+
+def layouts_of(arch: str) -> dict[str, Layout]:
+  """Layout name → layout, of those that can hold the model `arch`."""
+  return {layout.name: layout for layout in LAYOUTS if arch.startswith(layout.archs)}
+
+
+def layout_of(arch: str, name: str) -> Layout:
+  """The layout called `name` of `arch`'s family.
+
+  Raises:
+    ValueError: the family has no such layout; the message lists those it has.
+  """
+  known = layouts_of(arch)
+  if name not in known:
+    raise ValueError(f"{arch} has no layout {name!r}; known: {', '.join(known) or 'none'}")
+  return known[name]
+
+
+def published_names(params: Mapping[str, Any], layout: str) -> dict[str, str]:
+  """Published name of each of our leaves, for recipes whose rules match published names.
+
+  Args:
+    params: the parameter tree (or a `batch_stats` tree); which family it is shows in its paths.
+    layout: "mmseg", "official", ..., or with its family "cgnet/mmseg".
+
+  Returns:
+    path ("encoder/stage2/block0/local/kernel") → name; leaves without a place in the layout
+    keep their own path.
+
+  Raises:
+    ValueError: no layout of that name, or none that knows this tree.
+  """
+  chosen = [known for known in LAYOUTS if layout in (known.name, f"{known.family}/{known.name}")]
+  if not chosen:
+    names = sorted({known.name for known in LAYOUTS})
+    raise ValueError(f"there is no layout called {layout!r}; {suggestion(layout, names)}")
+  paths = ["/".join(map(str, path)) for path in traverse_util.flatten_dict(params)]
+  # A lone encoder's tree is the subtree that key maps know as encoder/.
+  prefix = "" if any(path.startswith(("encoder/", "decoder/")) for path in paths) else "encoder/"
+  named = [{path: known.part(prefix + path) for path in paths} for known in chosen]
+  best = max(named, key=lambda parts: sum(part is not None for part in parts.values()))
+  if not any(best.values()):
+    raise ValueError(f"no layout {layout!r} knows parameters such as {paths[0] if paths else '(none)'}")
+  return {path: part.name if part else path for path, part in best.items()}

@@ -1,0 +1,227 @@
+"""Key maps of CGNet: the authors' release and mmsegmentation's.
+
+Official names: https://github.com/wutianyiRosun/CGNet (MIT). mmsegmentation's:
+https://github.com/open-mmlab/mmsegmentation (Apache-2.0), which adds a bias to the classifier.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from jaxseg.pretrained import classes
+from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
+from jaxseg.pretrained.records import MMSEG_CGNET_CITYSCAPES, MMSEG_LICENCE, Record
+from jaxseg.types import Preprocess
+
+# Module inside a block → its official name, in the downsampling block and in the others.
+_OFFICIAL_FIRST = {
+  "reduce_in/conv": "conv1x1.conv",
+  "reduce_in/norm_act/norm": "conv1x1.bn",
+  "reduce_in/norm_act/act": "conv1x1.act",
+  "local": "F_loc.conv",
+  "surround": "F_sur.conv",
+  "joint/norm": "bn",
+  "joint/act": "act",
+  "reduce_out": "reduce.conv",
+  "global/squeeze": "F_glo.fc.0",
+  "global/excite": "F_glo.fc.2",
+}
+_OFFICIAL_REST = _OFFICIAL_FIRST | {"joint/norm": "bn_prelu.bn", "joint/act": "bn_prelu.act"}
+_MMSEG_BLOCK = {
+  "reduce_in/conv": "conv1x1.conv",
+  "reduce_in/norm_act/norm": "conv1x1.bn",
+  "reduce_in/norm_act/act": "conv1x1.activate",
+  "local": "f_loc",
+  "surround": "f_sur",
+  "joint/norm": "bn",
+  "joint/act": "activate",
+  "reduce_out": "bottleneck",
+  "global/squeeze": "f_glo.fc.0",
+  "global/excite": "f_glo.fc.2",
+}
+_BLOCK = re.compile(r"encoder/stage([23])/block(\d+)/(.+)")
+
+# The authors' statistics, subtracted from RGB in this order; their standard deviations are not used.
+_CITYSCAPES = Preprocess((72.78043, 83.212006, 73.45284), (1.0, 1.0, 1.0))
+# Computed by the authors in the order blue, green, red, and subtracted from RGB all the same.
+_CAMVID = Preprocess((105.6578, 103.3298, 99.6254), (1.0, 1.0, 1.0))
+_LICENCE = "MIT (the CGNet code's; the authors state none for the weights)"
+_SOURCE = "https://github.com/wutianyiRosun/CGNet"
+
+
+def _publish_official(path: str) -> str | None:
+  module, leaf = path.rsplit("/", 1)
+  if block := _BLOCK.fullmatch(module):
+    stage, number, inner = block[1], int(block[2]), block[3]
+    name = (_OFFICIAL_REST if number else _OFFICIAL_FIRST).get(inner)
+    place = f"level{stage}.{number - 1}" if number else f"level{stage}_0"
+    return name and f"{place}.{name}.{LEAVES.get(leaf, leaf)}"
+  if module == "decoder/classifier":
+    return "classifier.0.conv.weight" if leaf == "kernel" else None
+  module = re.sub(r"encoder/stem(\d)/", r"level1_\1/", module)
+  module = re.sub(r"encoder/join([23])/", r"bn_prelu_\1/", module).replace("encoder/join1/", "b1/")
+  return _joined(module.replace("norm_act/", "").replace("/norm", "/bn"), leaf)
+
+
+def _publish_mmseg(path: str) -> str | None:
+  module, leaf = path.rsplit("/", 1)
+  if block := _BLOCK.fullmatch(module):
+    name = _MMSEG_BLOCK.get(block[3])
+    return name and f"backbone.level{int(block[1]) - 1}.{block[2]}.{name}.{LEAVES.get(leaf, leaf)}"
+  if module == "decoder/classifier":
+    return f"decode_head.conv_seg.{LEAVES.get(leaf, leaf)}"
+  if join := re.fullmatch(r"encoder/join([123])/(norm|act)", module):
+    return f"backbone.norm_prelu_{int(join[1]) - 1}.{0 if join[2] == 'norm' else 1}.{LEAVES.get(leaf, leaf)}"
+  module = re.sub(r"encoder/stem(\d)/", r"backbone/stem/\1/", module)
+  module = module.replace("norm_act/", "").replace("/norm", "/bn").replace("/act", "/activate")
+  return _joined(module, leaf)
+
+
+def _joined(module: str, leaf: str) -> str | None:
+  """The dotted name, unless the path had no rule and still is one of ours."""
+  return (
+    None
+    if module.startswith(("encoder", "decoder"))
+    else f"{module.replace('/', '.')}.{LEAVES.get(leaf, leaf)}"
+  )
+
+
+def _detect_official(shapes: Shapes) -> Detected:
+  return Detected(
+    "cgnet_m3n21",
+    _first(shapes, r"classifier\.0\.conv\.weight"),
+    encoder=_encoder_fields(
+      shapes,
+      stem=r"level1_\d\.bn\.weight",
+      join=r"b1\.bn\.weight",
+      blocks=(r"level2\.(\d+)\.", r"level3\.(\d+)\."),
+      first=(r"level2_0\.", r"level3_0\."),
+      squeeze=r"F_glo\.fc\.0\.weight",
+      act=r".*act\.weight",
+      offset=2,
+    ),
+  )
+
+
+def _detect_mmseg(shapes: Shapes) -> Detected:
+  whole = any(name.startswith("decode_head.") for name in shapes)
+  has_weight, bias = "decode_head.conv_seg.weight" in shapes, "decode_head.conv_seg.bias" in shapes
+  return Detected(
+    "cgnet_m3n21" if whole else "cgnet_m3n21_encoder",
+    _first(shapes, r"decode_head\.conv_seg\.weight") if whole else None,
+    encoder=_encoder_fields(
+      shapes,
+      stem=r"backbone\.stem\.\d\.bn\.weight",
+      join=r"backbone\.norm_prelu_0\.0\.weight",
+      blocks=(r"backbone\.level1\.(\d+)\.", r"backbone\.level2\.(\d+)\."),
+      first=(r"backbone\.level1\.0\.", r"backbone\.level2\.0\."),
+      squeeze=r"f_glo\.fc\.0\.weight",
+      act=r".*activate\.weight",
+      offset=1,
+    ),
+    # mmsegmentation's classifier has a bias; only a weight without one is evidence of another.
+    decoder={"use_bias": bias or not has_weight} if whole else {},
+  )
+
+
+def _encoder_fields(
+  shapes: Shapes,
+  *,
+  stem: str,
+  join: str,
+  blocks: tuple[str, str],
+  first: tuple[str, str],
+  squeeze: str,
+  act: str,
+  offset: int,
+) -> dict[str, Any]:
+  """Fields of `encoders.cgnet.CGNet` that differ from M3N21's.
+
+  A majority of tensors decides each, so that one tensor of another shape is reported as
+  that, and not taken for another model.
+  """
+  widths, counts, reductions = [_vote(_sizes(shapes, stem), 32)], [], []
+  for i, (block, head) in enumerate(zip(blocks, first, strict=True)):
+    numbers = [int(m[1]) for name in shapes if (m := re.match(block, name))]
+    counts.append(max(numbers) + offset if numbers else 1)
+    # A residual block's first 1×1 reads the stage's width; a stage of one block has only the head.
+    width = _vote(_sizes(shapes, head + r"conv1x1\.bn\.weight"), (64, 128)[i])
+    reads = [
+      s[1] for n, s in shapes.items() if re.fullmatch(block + r"conv1x1\.conv\.weight", n) and s[2:] == (1, 1)
+    ]
+    widths.append(_vote(reads, width))
+    squeezed = _vote(_sizes(shapes, f"({block}|{head}){squeeze}"), 8)
+    reductions.append(widths[-1] // max(squeezed, 1))
+  fields = {
+    "widths": tuple(widths),
+    "num_blocks": tuple(counts),
+    "reductions": tuple(reductions),
+    "global_context": any(re.search(squeeze, name) for name in shapes),
+    "input_injection": _first(shapes, join) != widths[0],
+    "activation": "prelu" if any(re.fullmatch(act, name) for name in shapes) else "relu",
+  }
+  if not fields["global_context"]:
+    del fields["reductions"]
+  usual = dict(
+    widths=(32, 64, 128),
+    num_blocks=(3, 21),
+    reductions=(8, 16),
+    global_context=True,
+    input_injection=True,
+    activation="prelu",
+  )
+  return {key: value for key, value in fields.items() if value != usual[key]}
+
+
+def _sizes(shapes: Shapes, pattern: str) -> list[int]:
+  return [shape[0] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name)]
+
+
+def _first(shapes: Shapes, pattern: str) -> int | None:
+  return next(iter(_sizes(shapes, pattern)), None)
+
+
+def _vote(values: Iterable[int], default: int) -> int:
+  counted = Counter(values).most_common(1)
+  return counted[0][0] if counted else default
+
+
+def _official_record(num_classes: int | None) -> Record:
+  preprocess = _CAMVID if num_classes == 11 else _CITYSCAPES
+  return Record(preprocess, classes.by_count(num_classes), _LICENCE, _SOURCE)
+
+
+def _mmseg_record(num_classes: int | None) -> Record:
+  source = "https://github.com/open-mmlab/mmsegmentation"
+  return Record(MMSEG_CGNET_CITYSCAPES, classes.by_count(num_classes), MMSEG_LICENCE, source)
+
+
+def _add_bias(tensors: dict[str, np.ndarray]) -> None:
+  """The classifier of mmsegmentation has a bias; zeros where our model has none give the same logits."""
+  weight = tensors.get("decode_head.conv_seg.weight")
+  if weight is not None:
+    tensors.setdefault("decode_head.conv_seg.bias", np.zeros(weight.shape[:1], weight.dtype))
+
+
+OFFICIAL = Layout(
+  family="cgnet",
+  name="official",
+  archs=("cgnet_",),
+  publish=_publish_official,
+  pattern=r"(level1_[012]|b1|bn_prelu_[23]|level[23]_0|level[23]\.\d+|classifier\.0)\..*",
+  detect=_detect_official,
+  record=_official_record,
+)
+MMSEG = Layout(
+  family="cgnet",
+  name="mmseg",
+  archs=("cgnet_",),
+  publish=_publish_mmseg,
+  pattern=r"(backbone\.(stem\.[012]\.(conv|bn|activate)|norm_prelu_\d|level[12]\.\d+)|decode_head\.conv_seg)\..*",
+  detect=_detect_mmseg,
+  record=_mmseg_record,
+  complete=_add_bias,
+)

@@ -1,0 +1,76 @@
+"""What a net knows beside its arrays, and how: argument, file, record, or only assumed."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxseg.pretrained import classes as datasets
+from jaxseg.pretrained import records
+from jaxseg.pretrained.keymap import Layout
+from jaxseg.pretrained.weights import Weights, preprocess_of
+from jaxseg.types import Preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """See `hub.Net`, whose fields these are."""
+
+  preprocess: Preprocess
+  classes: tuple[str, ...]
+  palette: np.ndarray
+  licence: str | None
+  assumed: dict[str, str]
+
+
+def gather(
+  weights: Weights,
+  layout: Layout | None,
+  num_classes: int | None,
+  preprocess: Preprocess | Mapping[str, Any] | None,
+) -> Facts:
+  """The facts of a file, each from the surest source that has it.
+
+  Args:
+    weights: the file, with its own metadata.
+    layout: of the file; None for our own.
+    num_classes: of the model; None for one without a classifier.
+    preprocess: what the user said.
+
+  Raises:
+    ValueError: `preprocess` has unknown fields.
+  """
+  record = records.find(weights.path) if layout is not None else None
+  default = layout.record(num_classes) if layout is not None else records.Record(Preprocess(), None, "", "")
+  where = f"the default of {layout.family}/{layout.name}" if layout is not None else "the library's default"
+  meta, assumed = weights.meta, {}
+
+  if preprocess is not None:
+    chosen = preprocess_of(preprocess)
+  elif (chosen := meta.preprocess or (record and record.preprocess)) is None:
+    chosen = default.preprocess
+    assumed["preprocess"] = f"mean {chosen.mean}, std {chosen.std}: {where}"
+  licence = meta.licence or (record.licence if record else None)
+  if licence is None and default.licence:
+    licence = default.licence
+    assumed["licence"] = f"{licence}: {where}"
+
+  names = meta.classes if meta.classes and len(meta.classes) == num_classes else None
+  palette = meta.palette if meta.palette is not None and len(meta.palette) == num_classes else None
+  dataset = (record or default).dataset
+  if names is None:
+    names = (
+      datasets.dataset(dataset).names if dataset else tuple(f"class {i}" for i in range(num_classes or 0))
+    )
+    if num_classes and record is None:
+      assumed["classes"] = f"{num_classes} classes: " + (dataset or "numbered, nothing names them")
+  if palette is None:
+    known = datasets.dataset(dataset) if dataset else None
+    palette = known.palette if known and known.names == names else datasets.colour_map(len(names))
+  # What was assumed when the file was made of another is no surer now.
+  before = dict(meta.assumed or {})
+  if preprocess is not None:
+    before.pop("preprocess", None)
+  assumed = before | assumed
+  return Facts(chosen, names, palette, licence, assumed)

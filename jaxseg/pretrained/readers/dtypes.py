@@ -1,0 +1,60 @@
+"""Element types by the names that the file formats give them."""
+
+import ml_dtypes
+import numpy as np
+
+SAFETENSORS = {
+  "BOOL": np.bool_,
+  "U8": np.uint8,
+  "I8": np.int8,
+  "U16": np.uint16,
+  "I16": np.int16,
+  "U32": np.uint32,
+  "I32": np.int32,
+  "U64": np.uint64,
+  "I64": np.int64,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+  "F32": np.float32,
+  "F64": np.float64,
+  "F8_E4M3": ml_dtypes.float8_e4m3fn,
+  "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+
+# torch.<name>, as pickled beside tensors that have no storage class of their own.
+TORCH = {
+  "bool": np.bool_,
+  "uint8": np.uint8,
+  "int8": np.int8,
+  "uint16": np.uint16,
+  "int16": np.int16,
+  "uint32": np.uint32,
+  "int32": np.int32,
+  "uint64": np.uint64,
+  "int64": np.int64,
+  "float16": np.float16,
+  "bfloat16": ml_dtypes.bfloat16,
+  "float32": np.float32,
+  "float64": np.float64,
+  "complex64": np.complex64,
+  "complex128": np.complex128,
+  "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+  "float8_e5m2": ml_dtypes.float8_e5m2,
+}
+
+# torch.<name>Storage.
+TORCH_STORAGE = {
+  "Bool": np.bool_,
+  "Byte": np.uint8,
+  "Char": np.int8,
+  "Short": np.int16,
+  "Int": np.int32,
+  "Long": np.int64,
+  "Half": np.float16,
+  "BFloat16": ml_dtypes.bfloat16,
+  "Float": np.float32,
+  "Double": np.float64,
+  "ComplexFloat": np.complex64,
+  "ComplexDouble": np.complex128,
+  "Untyped": np.uint8,
+}

@@ -1,0 +1,87 @@
+"""The directory that `save_pretrained` writes: model.safetensors, config.json, README.md."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxseg.pretrained.readers import safetensors
+
+_CARD = """\
+---
+library_name: jaxseg
+pipeline_tag: image-segmentation
+tags: [jax, flax, semantic-segmentation]
+---
+
+# {arch}
+
+{parameters:,} parameters, {num_classes} classes.
+
+```python
+import jaxseg
+
+net = jaxseg.from_pretrained("path/to/this/directory")
+labels = net.predict(image)  # uint8 RGB h w 3 → int32 h w
+```
+
+- Input: {order} in 0..255, minus {mean}, divided by {std}.
+- Licence of the weights: {licence}.
+- Read from the layout: {layout}.
+- Only assumed: {assumed}.
+
+| id | class | colour |
+|---|---|---|
+{rows}
+"""
+
+
+def write(directory: pathlib.Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
+  """Writes the three files; each is whole or absent.
+
+  Args:
+    directory: made when it does not exist.
+    tensors: "params/encoder/..." → array.
+    config: plain JSON values, as config.json holds them.
+
+  Raises:
+    ValueError: the directory cannot be written.
+  """
+  count = sum(value.size for path, value in tensors.items() if path.startswith("params/"))
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    safetensors.write(directory / "model.safetensors", tensors, config=config)
+    _replace(directory / "config.json", json.dumps(config, indent=2) + "\n")
+    _replace(directory / "README.md", card(config, parameters=count))
+  except OSError as error:
+    raise ValueError(f"{directory} cannot be written ({error.strerror or error}); choose another") from None
+
+
+def card(config: Mapping[str, Any], *, parameters: int) -> str:
+  """The model card: how to load it, what it wants, what it may be used for."""
+  preprocess = config["preprocess"]
+  names, colours = config["classes"], config["palette"]
+  rows = "\n".join(
+    f"| {i} | {name} | #{bytes(colour).hex()} |"
+    for i, (name, colour) in enumerate(zip(names, colours, strict=True))
+  )
+  return _CARD.format(
+    arch=config["model"]["arch"],
+    parameters=parameters,
+    num_classes=len(names),
+    order=preprocess["channel_order"].upper(),
+    mean=tuple(preprocess["mean"]),
+    std=tuple(preprocess["std"]),
+    licence=config["licence"] or "not known",
+    layout=config["layout"],
+    assumed="; ".join(f"{key} ({text})" for key, text in config["assumed"].items()) or "nothing",
+    rows=rows,
+  )
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  part = path.with_name(path.name + ".part")
+  part.write_text(text)
+  part.replace(path)
