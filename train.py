@@ -7,9 +7,33 @@ The same command on every host of a pod, and the same command again to go on aft
 changes any value of it.
 """
 
+import argparse
 import sys
 
-from jaxseg.train import command
+from jaxseg.train import config as config_lib
+from jaxseg.train import loop, overrides, runtime
+
+
+def main(argv: list[str]) -> None:
+  """Flags, processes, then the library."""
+  parser = argparse.ArgumentParser(
+    prog="train.py",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument("--config", required=True, metavar="FILE[:ARG,ARG]", help="the experiment")
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives, local or gs://")
+  changes, rest = overrides.split(argv)
+  with runtime.sentences("train.py"):
+    runtime.refuse_unknown(parser, rest)
+    flags = parser.parse_args(rest)
+    config = config_lib.load(flags.config, overrides=changes)
+    runtime.start_processes()
+    report = loop.train(config, flags.workdir)
+    if report is not None and runtime.is_first_process():
+      print(f"mIoU {report.miou:.4f} on {config.data.eval_split}")
+
 
 if __name__ == "__main__":
-  sys.exit(command.train(sys.argv[1:]))
+  main(sys.argv[1:])

@@ -21,7 +21,7 @@ class Pixelwise(nn.Module):
     widths: channels of each layer.
   """
 
-  widths: tuple[int, ...] = (32, 32, 32)
+  widths: tuple[int, ...] = (24, 24)
   dtype: Any = None
 
   @nn.compact

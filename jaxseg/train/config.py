@@ -24,6 +24,7 @@ from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
 from jaxseg.train import overrides as overrides_lib
 from jaxseg.train.overrides import ConfigError
+from jaxseg.types import Preprocess
 
 DTYPES = ("float32", "bfloat16")
 
@@ -162,6 +163,13 @@ def _check_field(where: str, value: Any, annotation: Any) -> None:
 def _close(value: Any, choices: Sequence[Any]) -> str:
   hint = overrides_lib.nearest(str(value), [str(c) for c in choices])
   return hint if "did you mean" in hint else ""
+
+
+def make_preprocess(preprocess: ml_collections.ConfigDict) -> Preprocess:
+  """The record that normalises images, in training as in evaluation."""
+  return Preprocess(
+    mean=tuple(preprocess.mean), std=tuple(preprocess.std), channel_order=preprocess.channel_order
+  )
 
 
 def load(spec: str, *, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:

@@ -53,4 +53,7 @@ class Guard:
           f" {', '.join(entry.ids)}; last good checkpoint: {last_good()}. Lower"
           " --config.optimizer.learning_rate, set --config.optimizer.grad_clip, or look at these images"
         )
+      parts = [name for name in scalars if name.startswith("loss/")]
+      if len(parts) == 1:  # the only map's loss is the loss, before its weight
+        del scalars[parts[0]]
       yield entry.step, scalars

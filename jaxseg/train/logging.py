@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 
 class MetricsLog:
-  """`metrics.jsonl`: one line a step, `{"step": 7, "loss": ..., "lr": ...}`, and one an evaluation.
+  """`metrics.jsonl`: one line a step, `{"step": 7, "loss": ..., "lr": ...}`, with its scores if evaluated.
 
   A float is written so that reading it back gives the same bits. On a file system that cannot append
   (`gs://`) the file is rewritten at every flush.
@@ -22,7 +22,7 @@ class MetricsLog:
     """Opens the log and cuts every line after `resume_step`; only an `active` log writes."""
     self._path = epath.Path(directory) / "metrics.jsonl"
     self._active = active
-    self._new: list[str] = []
+    self._new: list[dict[str, Any]] = []
     if not active:
       return
     old = self._path.read_text().splitlines() if self._path.exists() else []
@@ -31,21 +31,24 @@ class MetricsLog:
     _write_whole(self._path, self._kept)
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Adds a line; `flush` brings it to the disk."""
+    """Adds a line, or to the step's line; `flush` brings it to the disk, and then it is closed."""
     if self._active:
-      self._new.append(json.dumps({"step": step, **scalars}))
+      if not self._new or self._new[-1]["step"] != step:
+        self._new.append({"step": step})
+      self._new[-1].update(scalars)
 
   def flush(self) -> None:
     """All lines written so far are in the file when this returns."""
-    if not self._new:
+    lines = [json.dumps(line) for line in self._new]
+    self._new = []
+    if not lines:
       return
     if "://" in str(self._path):
-      self._kept += self._new
+      self._kept += lines
       _write_whole(self._path, self._kept)
     else:
       with open(self._path, "a") as file:
-        file.write("".join(line + "\n" for line in self._new))
-    self._new = []
+        file.write("".join(line + "\n" for line in lines))
 
 
 def read_metrics(directory: epath.PathLike) -> list[dict[str, Any]]:

@@ -17,17 +17,20 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from jaxseg import data, evaluation, sharding
+from jaxseg import data, sharding
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data.source import DatasetInfo
+from jaxseg.evaluation.report import Report
 from jaxseg.train import config as config_lib
 from jaxseg.train import validate, workdir
 from jaxseg.train.card import recipe_card
+from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.guard import Guard
 from jaxseg.train.logging import Board, MetricsLog, Progress
 from jaxseg.train.loss import make_loss
 from jaxseg.train.optimizer import make_optimizer
 from jaxseg.train.overrides import ConfigError
+from jaxseg.train.runtime import make_mesh
 from jaxseg.train.schedule import make_schedule
 from jaxseg.train.state import TrainState, create_state
 from jaxseg.train.step import jit_step, make_step
@@ -74,14 +77,14 @@ def plan(config: ml_collections.ConfigDict) -> Run:
     num_classes=num_classes,
     lengths=lengths,
     model=model,
-    preprocess=make_preprocess(config.preprocess),
+    preprocess=config_lib.make_preprocess(config.preprocess),
     loss_fn=loss_fn,
     tx=tx,
     shapes=jax.eval_shape(lambda variables: create_state(model, variables, tx), shapes),
   )
 
 
-def train(config: ml_collections.ConfigDict, directory: epath.PathLike) -> evaluation.Report | None:
+def train(config: ml_collections.ConfigDict, directory: epath.PathLike) -> Report | None:
   """Trains until `config.total_steps`, from scratch or from where an earlier run in `directory` got.
 
   Returns:
@@ -137,13 +140,13 @@ def _sequence(
   log: MetricsLog,
   board: Board,
   progress: Progress,
-) -> evaluation.Report | None:
-  """restore is done; now (evaluate → save → step)*."""
+) -> Report | None:
+  """Restore is done; now (evaluate → save → step)*."""
   config, total = run.config, run.config.total_steps
   step_fn = jit_step(make_step(run.loss_fn, run.tx, prepare=make_prepare(run)), run.mesh, state)
   key = jax.device_put(jax.random.key(config.seed), sharding.replicated(run.mesh))
   rates = _learning_rates(config)
-  evaluator = Evaluator(run)
+  evaluator = Evaluator(run.model, config, info=run.info, preprocess=run.preprocess, mesh=run.mesh)
   fetch = _fetcher(run, start)
   guard, report = Guard(), None
   # A CPU is its own accelerator: waiting costs it nothing, and steps in flight can deadlock fake devices.
@@ -152,15 +155,12 @@ def _sequence(
 
   def settle(keep: int) -> None:
     """Looks at all but the last `keep` steps, and writes them down."""
-    try:
-      for step, scalars in guard.drain(keep=keep, last_good=lambda: _last_good(checkpoints)):
-        line = {**scalars, "lr": float(rates[step - 1])}
-        log.write(step, line)
-        progress.step(step, line)
-        if step % config.log.every_steps == 0:
-          board.scalars(step, line)
-    finally:
-      log.flush()
+    for step, scalars in guard.drain(keep=keep, last_good=lambda: _last_good(checkpoints)):
+      line = {"loss": scalars.pop("loss"), "lr": float(rates[step - 1]), **scalars}
+      log.write(step, line)
+      progress.step(step, line)
+      if step % config.log.every_steps == 0:
+        board.scalars(step, line)
 
   ahead = fetch() if start < total else None
   for step in range(start, total + 1):
@@ -173,14 +173,15 @@ def _sequence(
         if evaluate:
           began = time.perf_counter()
           report = evaluator(state.variables)
-          metrics = {"mIoU": report.miou, "mAcc": report.macc, "aAcc": report.aacc}
+          metrics = report.scalars()
           log.write(step, metrics)
-          log.flush()
           board.scalars(step, metrics, prefix="eval/")
           progress.say(f"step {step}: mIoU {report.miou:.4f} on {config.data.eval_split}")
           if done or _due(step, config.log.panel_every_steps):
             board.image(step, "eval/predictions", evaluator.panel(state.variables))
           progress.pause(time.perf_counter() - began)
+        # Before the save: a checkpoint never knows of a step that the log does not.
+        log.flush()
         checkpoints.save(step, state, metrics)
     if done:
       break
@@ -192,50 +193,8 @@ def _sequence(
     ahead = fetch() if step + 1 < total else None
     if on_cpu or (step + 1) % config.log.every_steps == 0:
       settle(keep=in_flight)
+      log.flush()
   return report
-
-
-class Evaluator:
-  """Exact evaluation of a run's `eval_split`, and a picture of its first images."""
-
-  def __init__(self, run: Run):
-    self._run = run
-    self._shown: list[dict[str, np.ndarray]] = []
-
-  def __call__(self, variables: Any) -> evaluation.Report:
-    run = self._run
-    return evaluation.evaluate(
-      run.model,
-      variables,
-      _batches(run, run.config.data.eval_split),
-      num_classes=run.num_classes,
-      preprocess=run.preprocess,
-      mesh=run.mesh,
-    )
-
-
-def make_mesh(mesh: ml_collections.ConfigDict) -> Mesh:
-  """The mesh of `config.mesh`; `devices=n` takes only the first n."""
-  devices = jax.devices()
-  if mesh.devices > len(devices):
-    raise ConfigError(f"config.mesh.devices is {mesh.devices}, and there are {len(devices)}; 0 takes all")
-  if mesh.devices and jax.process_count() > 1:
-    raise ConfigError(
-      f"config.mesh.devices is {mesh.devices}, but a job of several hosts uses all; set it to 0"
-    )
-  try:
-    return sharding.make_mesh(
-      data=mesh.data, fsdp=mesh.fsdp, spatial=mesh.spatial, devices=devices[: mesh.devices or None]
-    )
-  except ValueError as error:
-    raise ConfigError(f"config.mesh: {error}") from None
-
-
-def make_preprocess(preprocess: ml_collections.ConfigDict) -> Preprocess:
-  """The record that normalises images, in training as in evaluation."""
-  return Preprocess(
-    mean=tuple(preprocess.mean), std=tuple(preprocess.std), channel_order=preprocess.channel_order
-  )
 
 
 def make_prepare(run: Run) -> Callable[[Batch, jax.Array], Batch]:
@@ -291,6 +250,8 @@ def _fetcher(run: Run, start: int) -> Callable[[], tuple[list[str], dict[str, ja
       start_step=start,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
+      # Where a shrunken image does not reach: the mean colour is 0 once normalised.
+      fill=tuple(round(value) for value in run.preprocess.mean),
     )
   )
 
@@ -299,16 +260,6 @@ def _fetcher(run: Run, start: int) -> Callable[[], tuple[list[str], dict[str, ja
     return list(batch["id"]), sharding.to_global(batch, run.mesh)
 
   return fetch
-
-
-def _batches(run: Run, split: str):
-  return data.eval_batches(
-    run.config.data,
-    split,
-    batch_size=run.config.eval.batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
 
 
 def _learning_rates(config: ml_collections.ConfigDict) -> np.ndarray:

@@ -1,14 +1,19 @@
 """What surrounds a run: processes of a pod, and errors that read as a sentence."""
 
+import argparse
 import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
+import ml_collections
+from jax.sharding import Mesh
 
+from jaxseg import sharding
 from jaxseg.train.guard import TrainingStopped
+from jaxseg.train.overrides import ConfigError, nearest
 
 BAD_INPUT = 2  # exit code of a config, a data set or a workdir that cannot run
 STOPPED = 1  # exit code of a run that had to stop (NaN)
@@ -44,6 +49,37 @@ def _launched() -> bool:
 def _on_tpu() -> bool:
   platforms = os.environ.get("JAX_PLATFORMS", "tpu")
   return "tpu" in platforms and any(pathlib.Path("/dev").glob("accel[0-9]*"))
+
+
+def is_first_process() -> bool:
+  """Whether this process is the one that prints and writes."""
+  return jax.process_index() == 0
+
+
+def make_mesh(mesh: ml_collections.ConfigDict) -> Mesh:
+  """The mesh of `config.mesh`; `devices=n` takes only the first n."""
+  devices = jax.devices()
+  if mesh.devices > len(devices):
+    raise ConfigError(f"config.mesh.devices is {mesh.devices}, and there are {len(devices)}; 0 takes all")
+  if mesh.devices and jax.process_count() > 1:
+    raise ConfigError(
+      f"config.mesh.devices is {mesh.devices}, but a job of several hosts uses all; set it to 0"
+    )
+  try:
+    return sharding.make_mesh(
+      data=mesh.data, fsdp=mesh.fsdp, spatial=mesh.spatial, devices=devices[: mesh.devices or None]
+    )
+  except ValueError as error:
+    raise ConfigError(f"config.mesh: {error}") from None
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+  """One sentence for a flag that the program does not have, with the nearest that it has."""
+  known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+  for word in argv:
+    flag = word.split("=", 1)[0]
+    if flag.startswith("--") and flag not in known:
+      raise ConfigError(f"there is no flag {flag}{nearest(flag, known)}")
 
 
 @contextlib.contextmanager

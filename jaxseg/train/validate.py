@@ -85,13 +85,15 @@ def _check_data(data: ml_collections.ConfigDict) -> None:
     raise ConfigError(f"config.data.scale_range is {(low, high)}; expected (low, high) with 0 < low <= high")
 
 
-def validate_batches(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-  """Both global batch sizes against the devices of the mesh and the processes of the job.
+def validate_batches(
+  config: ml_collections.ConfigDict, mesh: Mesh, *, keys: Sequence[str] = ("batch_size", "eval.batch_size")
+) -> None:
+  """Global batch sizes against the devices of the mesh and the processes of the job.
 
   Raises:
     ConfigError: naming the nearest sizes that divide.
   """
-  for key in ("batch_size", "eval.batch_size"):
+  for key in keys:
     try:
       sharding.check_batch(_get(config, key), mesh)
     except ValueError as error:

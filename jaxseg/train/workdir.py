@@ -68,6 +68,16 @@ def prepare(workdir: epath.PathLike, values: dict[str, Any], *, write: bool) -> 
     ) from None
 
 
+def is_workdir(path: epath.PathLike) -> bool:
+  """Whether `path` is a folder that train.py wrote, rather than weights."""
+  config = epath.Path(path) / CONFIG_FILE
+  return (
+    (epath.Path(path) / CHECKPOINTS).is_dir()
+    and config.exists()
+    and "config" in json.loads(config.read_text())
+  )
+
+
 def read(workdir: epath.PathLike) -> dict[str, Any]:
   """The values of a workdir's `config.json`.
 

@@ -1,0 +1,187 @@
+"""Evaluation as a run does it: config → exact report, and a picture of the first images."""
+
+import dataclasses
+import json
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from jaxseg import data, sharding
+from jaxseg.checkpoint import restore_variables
+from jaxseg.data.source import DatasetInfo
+from jaxseg.evaluation.evaluate import evaluate
+from jaxseg.evaluation.inference import make_predict
+from jaxseg.evaluation.panel import panel
+from jaxseg.evaluation.report import Report
+from jaxseg.train import config as config_lib
+from jaxseg.train import validate, workdir
+from jaxseg.train.overrides import ConfigError
+from jaxseg.train.runtime import make_mesh
+from jaxseg.types import Preprocess
+
+
+class Evaluator:
+  """A model's scores on `config.data.eval_split`; compiled once, called with the variables of the moment."""
+
+  def __init__(
+    self,
+    model: nn.Module,
+    config: ml_collections.ConfigDict,
+    *,
+    info: DatasetInfo,
+    preprocess: Preprocess,
+    mesh: Mesh,
+  ):
+    self._model, self._config, self._info = model, config, info
+    self._preprocess, self._mesh = preprocess, mesh
+    self._predict = None
+
+  def __call__(self, variables: Any, *, progress: Any = None) -> Report:
+    """From one integer confusion matrix over the whole split."""
+    batches = data.eval_batches(
+      self._config.data,
+      self._config.data.eval_split,
+      batch_size=self._config.eval.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    return evaluate(
+      self._model,
+      variables,
+      batches,
+      num_classes=self._info.num_classes,
+      preprocess=self._preprocess,
+      mesh=self._mesh,
+      ignore_label=self._config.loss.ignore_label,
+      align_corners=self._config.loss.align_corners,
+      progress=progress,
+    )
+
+  def panel(self, variables: Any) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Image | label | prediction of the split's first images that have the size of the first one.
+
+    Every process of a job has to call it, since they compute the prediction together.
+    """
+    source = data.open_split(self._config.data, self._config.data.eval_split)
+    count = max(1, self._config.log.panel_images)
+    examples = [source[i] for i in range(len(source)) if i < count and source.size(i) == source.size(0)]
+    images = np.stack([example["image"] for example in examples])
+    labels = np.stack([example["label"] for example in examples]).astype(np.int32)
+    if self._predict is None:
+      predict = make_predict(
+        self._model, preprocess=self._preprocess, align_corners=self._config.loss.align_corners
+      )
+      self._predict = jax.jit(predict, out_shardings=sharding.replicated(self._mesh))
+    with jax.set_mesh(self._mesh):
+      predictions = np.asarray(self._predict(variables, images))
+    return panel(images, labels, predictions, self._info.palette, self._info.classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What is evaluated: a model with its variables and its own idea of the input."""
+
+  name: str
+  model: nn.Module
+  variables: Any
+  preprocess: Preprocess
+  num_classes: int
+  step: int | str | None = None
+
+
+def from_workdir(directory: epath.PathLike, *, step: str = "best") -> Subject:
+  """The model of a run of train.py, at a checkpoint: "best", "latest" or a number.
+
+  Raises:
+    ValueError: no workdir, or no such checkpoint.
+  """
+  if step not in ("best", "latest") and not step.isdigit():
+    raise ConfigError(f"--step is {step!r}; expected best, latest or a number")
+  wanted = int(step) if step.isdigit() else step
+  config = workdir.read_config(directory)
+  return Subject(
+    name=str(directory),
+    model=config_lib.build_model(config, config.model.num_classes),
+    variables=restore_variables(epath.Path(directory) / workdir.CHECKPOINTS, step=wanted),
+    preprocess=config_lib.make_preprocess(config.preprocess),
+    num_classes=config.model.num_classes,
+    step=wanted,
+  )
+
+
+def from_source(source: str) -> Subject:
+  """Weights that `jaxseg.from_pretrained` reads.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  from jaxseg import hub
+
+  net = hub.from_pretrained(source)
+  num_classes = net.model.decoder.num_classes
+  return Subject(source, net.model, net.variables, net.preprocess, num_classes)
+
+
+def run(subject: Subject, config: ml_collections.ConfigDict, *, output: epath.PathLike) -> Report:
+  """Evaluates on `config`'s data, prints the table, writes `report.json` and `panel.png` to `output`.
+
+  Raises:
+    ValueError: the data cannot be read, or has other classes than the model.
+  """
+  mesh = make_mesh(config.mesh)
+  validate.validate_batches(config, mesh, keys=("eval.batch_size",))
+  info = data.dataset_info(config.data)
+  if info.num_classes != subject.num_classes:
+    raise ConfigError(
+      f"{subject.name} has {subject.num_classes} classes, but {config.data.name} has {info.num_classes};"
+      " choose the data that it was trained for"
+    )
+  evaluator = Evaluator(subject.model, config, info=info, preprocess=subject.preprocess, mesh=mesh)
+  count = len(data.open_split(config.data, config.data.eval_split))
+  first = jax.process_index() == 0
+  with tqdm(total=count, unit="image", disable=None if first else True) as bar:
+    report = evaluator(subject.variables, progress=lambda images: bar.update(images - bar.n))
+  picture = evaluator.panel(subject.variables)
+  if first:
+    facts = {
+      "source": subject.name,
+      "step": subject.step,
+      "data": config.data.name,
+      "split": config.data.eval_split,
+      "images": count,
+    }
+    write_report(output, report, picture, info=info, facts=facts)
+    print(report.table(info.classes))
+    print(f"{count} images of {config.data.name} {config.data.eval_split}; report and picture in {output}")
+  return report
+
+
+def write_report(
+  directory: epath.PathLike,
+  report: Report,
+  picture: UInt8[np.ndarray, "_ _ 3"],
+  *,
+  info: DatasetInfo,
+  facts: dict[str, Any],
+) -> None:
+  """`report.json` (scores, per-class table, matrix, and `facts` about what was evaluated) and `panel.png`."""
+  import cv2
+
+  directory = epath.Path(directory)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**facts, **report.to_dict(info.classes)}, indent=1)
+    (directory / "report.json").write_text(text + "\n")
+    png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
+    (directory / "panel.png").write_bytes(png.tobytes())
+  except OSError as error:
+    raise ValueError(
+      f"{str(directory)!r} cannot be written ({error.strerror or error}); choose another --output"
+    ) from None
