@@ -207,9 +207,7 @@ def read_leaves(
       unused[name] = Stored(value.shape, value.dtype)
     elif name not in wanted:
       differences.unexpected.append(name)
-  for name in weights.opaque:
-    if name not in wanted and not layout.is_unused(name):
-      differences.unexpected.append(f"{name} (a {weights.opaque[name]})")
+  # What is no tensor and not wanted (a log, a number) is no reason to refuse the file.
   return leaves, differences, unused
 
 

@@ -55,7 +55,7 @@ def _zip_reader(path: pathlib.Path):
   try:
     with zipfile.ZipFile(path) as archive:
       names = archive.namelist()
-  except zipfile.BadZipFile:
+  except Exception:  # a damaged directory can also look like an unknown zip version
     raise ValueError(
       f"{path} is cut short or damaged (its zip directory is missing); download it again"
     ) from None

@@ -1,8 +1,6 @@
 """NumPy's `.npz`: an archive of plain arrays."""
 
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 
@@ -20,10 +18,8 @@ def read(path: pathlib.Path) -> Weights:
     with np.load(path, allow_pickle=False) as archive:
       for name in archive.files:
         arrays[name] = archive[name]
-  except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-    raise ValueError(f"{path} is cut short or damaged ({error}); download it again") from None
-  except ValueError as error:
-    if "pickle" not in str(error):
-      raise ValueError(f"{path} is damaged ({error}); download it again") from None
+  except Exception as error:  # zipfile's, zlib's and NumPy's kinds
+    if "allow_pickle" not in str(error):
+      raise ValueError(f"{path} is cut short or damaged ({error}); download it again") from None
     raise ValueError(f"{path} holds Python objects, which are never unpickled; save plain arrays") from None
   return collect(arrays, path)

@@ -7,10 +7,11 @@ pickle of NumPy arrays (PaddlePaddle's .pdparams) is read too.
 """
 
 import functools
+import io
+import os
 import pathlib
 import pickle
 import zipfile
-import zlib
 from typing import Any
 
 from jaxseg.pretrained.readers import unpickle
@@ -38,7 +39,7 @@ def read(path: pathlib.Path) -> Weights:
   for name, value in state.items():
     try:
       values[name] = value.array() if _is_tensor(value) else value
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError) as error:
+    except Exception as error:
       raise ValueError(f"{path} is damaged at {name!r} ({_words(error)}); download it again") from None
   return collect(values, path, meta=training_meta(content))
 
@@ -79,8 +80,7 @@ def _read_zip(path: pathlib.Path) -> Any:
         raise ValueError(f"storage {key!r} is missing")
       return Storage(dtype.dtype, functools.partial(values, str(key)), order.strip() == b"little")
 
-    with archive.open(pickles[0]) as file:
-      return unpickle.load(file, persistent_load=persistent_load)
+    return unpickle.load(io.BytesIO(archive.read(pickles[0])), persistent_load=persistent_load)
 
 
 def _read_stream(path: pathlib.Path) -> Any:
@@ -127,7 +127,9 @@ def _read_stream(path: pathlib.Path) -> Any:
 
 
 def _exactly(file, length: int) -> bytes:
-  data = file.read(length)
-  if length < 0 or len(data) != length:
+  # A damaged length must not become an allocation.
+  room = os.fstat(file.fileno()).st_size - file.tell()
+  data = file.read(length) if 0 <= length <= room else b""
+  if len(data) != length:
     raise pickle.UnpicklingError("the values end too early")
   return data

@@ -7,12 +7,13 @@ an optimizer). Nothing is imported, looked up or called by the file's wish.
 """
 
 import dataclasses
+import io
 import math
 import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -137,7 +138,7 @@ class NumpyDtype:
       self.numpy = self.numpy.newbyteorder(state[1])
 
 
-def load(file: BinaryIO, *, persistent_load: Callable[[Any], Any] | None = None) -> Any:
+def load(file: io.BufferedIOBase, *, persistent_load: Callable[[Any], Any] | None = None) -> Any:
   """One pickle from `file`, which is left at its end.
 
   Args:
