@@ -9,12 +9,24 @@ from typing import Any
 from flax import traverse_util
 
 from jaxseg.catalog import suggestion
-from jaxseg.pretrained import cgnet
+from jaxseg.pretrained import cgnet, segformer, segnext
 from jaxseg.pretrained.keymap import Layout
 
 LAYOUTS = (
   cgnet.OFFICIAL,
   cgnet.MMSEG,
+  segnext.OFFICIAL,
+  segnext.MMSEG,
+  segnext.OFFICIAL_BACKBONE,
+  segnext.MMSEG_BACKBONE,
+  segformer.NVLABS,
+  segformer.MMSEG,
+  segformer.HF,
+  segformer.HF4,
+  segformer.NVLABS_BACKBONE,
+  segformer.MMSEG_BACKBONE,
+  segformer.HF_BACKBONE,
+  segformer.HF4_BACKBONE,
 )
 
 

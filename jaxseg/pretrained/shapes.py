@@ -1,0 +1,31 @@
+"""What the shapes of a state dict tell, asked so that one tensor of another shape does not decide.
+
+A majority answers each question: the odd tensor is then reported as of another shape, and
+the file not taken for another model.
+"""
+
+import re
+from collections import Counter
+
+from jaxseg.pretrained.keymap import Shapes
+
+
+def sizes(shapes: Shapes, pattern: str, axis: int = 0) -> list[int]:
+  """Lengths along `axis` of the tensors whose names fullmatch."""
+  return [s[axis] for name, s in shapes.items() if len(s) > axis and re.fullmatch(pattern, name)]
+
+
+def first(shapes: Shapes, pattern: str) -> int | None:
+  """Rows of the first tensor whose name fullmatches, or None."""
+  return next(iter(sizes(shapes, pattern)), None)
+
+
+def vote(shapes: Shapes, pattern: str, default: int, axis: int = 0) -> int:
+  """The most common length along `axis`, or `default` where no name matches."""
+  counted = Counter(sizes(shapes, pattern, axis)).most_common(1)
+  return counted[0][0] if counted else default
+
+
+def count(shapes: Shapes, pattern: str) -> int:
+  """One more than the largest number that the pattern's first group finds at the start of a name."""
+  return 1 + max((int(m[1]) for name in shapes if (m := re.match(pattern, name))), default=-1)
