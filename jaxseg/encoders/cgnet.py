@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers.activation import PReLU
+from jaxseg.layers.activation import PReLUSlope
 from jaxseg.layers.conv import Conv, DepthwiseConv
 from jaxseg.layers.norm import BatchNorm
 from jaxseg.types import Features, Image
@@ -36,8 +36,11 @@ class NormAct(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
-    x = _norm(dtype=self.dtype, name="norm")(x, train=train)
-    return PReLU(dtype=self.dtype, name="act")(x) if self.activation == "prelu" else nn.relu(x)
+    if self.activation == "prelu":
+      slope = PReLUSlope(name="act")(x.shape[-1])
+    else:
+      slope = jnp.zeros(x.shape[-1])
+    return _norm(dtype=self.dtype, name="norm")(x, train=train, slope=slope)
 
 
 class ConvNormAct(nn.Module):

@@ -1,7 +1,5 @@
 """Activations with parameters."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,10 +12,18 @@ class PReLU(nn.Module):
   """
 
   init: float = 0.25
-  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    slope = self.param("slope", nn.initializers.constant(self.init), (x.shape[-1],))
-    x, slope = nn.dtypes.promote_dtype(x, slope, dtype=self.dtype)
+    slope = self.param("slope", nn.initializers.constant(self.init), (x.shape[-1],)).astype(x.dtype)
     return jnp.where(x > 0, x, slope * x)
+
+
+class PReLUSlope(nn.Module):
+  """The parameter of `PReLU` alone, for a BatchNorm that applies it in the same pass."""
+
+  init: float = 0.25
+
+  @nn.compact
+  def __call__(self, features: int) -> Float[Array, " c"]:
+    return self.param("slope", nn.initializers.constant(self.init), (features,))

@@ -14,12 +14,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxseg.kernels.norm_act import batch_norm_act
+
 
 class BatchNorm(nn.Module):
-  """Batch normalisation over all axes but the last.
+  """Batch normalisation over all axes but the last, with the activation that follows it, if any.
 
   `params` scale, bias (c,); `batch_stats` mean, var (c,). `momentum` is the weight
-  of the *new* statistic, as in PyTorch.
+  of the *new* statistic, as in PyTorch. Given a `slope`, negative values of the
+  result are multiplied by it (PReLU; zeros are ReLU) in the same pass.
   """
 
   epsilon: float = 1e-5
@@ -27,7 +30,9 @@ class BatchNorm(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "*b c"], *, train: bool) -> Float[Array, "*b c"]:
+  def __call__(
+    self, x: Float[Array, "*b c"], *, train: bool, slope: Float[Array, " c"] | None = None
+  ) -> Float[Array, "*b c"]:
     c = x.shape[-1]
     scale = self.param("scale", nn.initializers.ones_init(), (c,))
     bias = self.param("bias", nn.initializers.zeros_init(), (c,))
@@ -35,19 +40,15 @@ class BatchNorm(nn.Module):
     running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
     (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
     if train:
-      axes = tuple(range(x.ndim - 1))
-      wide = x.astype(jnp.float32)
-      mean = wide.mean(axes)
-      var = jnp.square(wide - mean).mean(axes)
+      y, mean, var = batch_norm_act(x, scale, bias, slope, epsilon=self.epsilon)
       if not self.is_initializing():
         n = x.size // c
-        unbiased = var * (n / max(n - 1, 1))
         running_mean.value += self.momentum * (mean - running_mean.value)
-        running_var.value += self.momentum * (unbiased - running_var.value)
-    else:
-      mean, var = running_mean.value, running_var.value
-    weight = scale * lax.rsqrt(var + self.epsilon)
-    return (x * weight + (bias - mean * weight)).astype(x.dtype)
+        running_var.value += self.momentum * (var * (n / max(n - 1, 1)) - running_var.value)
+      return y
+    weight = scale * lax.rsqrt(running_var.value + self.epsilon)
+    y = x * weight + (bias - running_mean.value * weight)
+    return (y if slope is None else jnp.where(y > 0, y, slope * y)).astype(x.dtype)
 
 
 # `params` scale, bias (c,): over the last axis, and over 32 groups of channels.
