@@ -4,7 +4,7 @@ import io
 
 import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer, UInt8
 from PIL import Image as PillowImage
 
 from jaxseg.data.source import DataError
@@ -48,7 +48,7 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
   return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def decode_mask(data: bytes) -> Int[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"]:
+def decode_mask(data: bytes) -> Integer[np.ndarray, "h w"]:
   """The raw ids of a mask: grey values or palette indices (never palette colours)."""
   with PillowImage.open(io.BytesIO(data)) as mask:
     ids = np.asarray(mask)

@@ -159,9 +159,17 @@ def fingerprint(pairs: dict[str, list[Pair]], table: Int[np.ndarray, "65536"]) -
   digest = hashlib.sha256(table.tobytes())
   for split, members in sorted(pairs.items()):
     for pair in members:
-      stats = [(os.fspath(path), path.stat()) for path in (pair.image, pair.mask)]
-      digest.update(repr((split, pair.id, [(path, s.length, s.mtime) for path, s in stats])).encode())
+      digest.update(repr((split, pair.id, _state(pair.image), _state(pair.mask))).encode())
   return digest.hexdigest()[:16]
+
+
+def _state(path: epath.Path) -> tuple[str, int, int]:
+  name = os.fspath(path)
+  if "://" in name:
+    remote = path.stat()
+    return name, remote.length, remote.mtime
+  local = os.stat(name)  # nanoseconds, where epath gives seconds
+  return name, local.st_size, local.st_mtime_ns
 
 
 def data_root(data_dir: str) -> epath.Path:
@@ -196,8 +204,8 @@ def open_pairs(
         raise DataError(f"{name}: split {known!r} is empty; put at least one picture and its mask there")
     _check_split(split, pairs, name)
     folder = root / f"{name}-{fingerprint(pairs, table)}"
-    builder = builder_class(data_dir=folder, pairs=pairs, table=table)
-    _prepare(builder)
+    _prepare(builder_class(data_dir=folder, pairs=pairs, table=table))
+    builder = builder_class(data_dir=folder)  # anew: a builder reads the facts of its data when it is made
   _check_split(split, builder.info.splits, f"{name} prepared in {builder.data_path}")
   records = builder.as_data_source(split=split, decoders=_UNDECODED)
   return PairSource(records, table, f"split {split!r} in {builder.data_path}")

@@ -51,12 +51,13 @@ def open_split(config_data: Any, split: str) -> "SyntheticSource":
   """Reads `image_size`, `num_train`, `num_val` and `classes`; "test" is as long as "val"."""
   if split not in _STREAMS:
     raise DataError(f"synthetic has no split {split!r}; it has {', '.join(sorted(_STREAMS))}")
+  field = "num_train" if split == "train" else "num_val"
   length = config_data.num_train if split == "train" else config_data.num_val
   size = tuple(config_data.image_size)
   if len(size) != 2 or min(size) < 16:
     raise DataError(f"synthetic: data.image_size is {size}; expected (height, width), each at least 16")
   if length < 1:
-    raise DataError(f"synthetic: split {split!r} has {length} examples; set data.num_{split} to at least 1")
+    raise DataError(f"synthetic: split {split!r} has {length} examples; set data.{field} to at least 1")
   return SyntheticSource(split=split, length=length, shape=size, num_classes=info(config_data).num_classes)
 
 
