@@ -39,7 +39,8 @@ def base() -> ml_collections.ConfigDict:
     dict(mean=IMAGENET_MEAN, std=IMAGENET_STD, channel_order="rgb")
   )
   config.optimizer = optimizer()
-  config.optimizer.schedule.total_steps = config.get_ref("total_steps")
+  # Follows an override of total_steps, and can be overridden itself.
+  config.optimizer.schedule.total_steps = config.get_oneway_ref("total_steps")
   config.loss = ml_collections.ConfigDict(
     dict(
       name="cross_entropy",

@@ -1,0 +1,140 @@
+"""The loop in process, on a model of 1x1 convolutions: resume, the NaN guard, workdirs."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from jaxseg.checkpoint import Checkpoints, restore_variables
+from jaxseg.train import config as config_lib
+from jaxseg.train import evaluating, loop, workdir
+from jaxseg.train.guard import TrainingStopped
+from jaxseg.train.logging import MetricsLog, read_metrics
+from jaxseg.train.overrides import ConfigError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TINY = str(ROOT / "configs" / "colour_only_synthetic.py:smoke")
+# The schedule of the whole run, whenever it stops.
+STEPS = ("optimizer.schedule.total_steps=6", "eval.every_steps=3", "checkpoint.every_steps=2")
+
+
+def load(*changes):
+  return config_lib.load(TINY, overrides=[tuple(c.split("=", 1)) for c in changes])
+
+
+def test_a_resumed_run_is_equal_to_the_bit(tmp_path):
+  whole = loop.train(load("total_steps=6", *STEPS), tmp_path / "whole")
+  assert loop.train(load("total_steps=3", *STEPS), tmp_path / "parts") is not None
+  parts = loop.train(load("total_steps=6", *STEPS), tmp_path / "parts")
+
+  lines = read_metrics(tmp_path / "whole")
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6], "each step appears once"
+  assert lines == read_metrics(tmp_path / "parts")
+  assert np.array_equal(whole.matrix, parts.matrix)
+  assert len({line["loss"] for line in lines}) == 6, "a loss that never changes would prove nothing"
+  assert [line["step"] for line in lines if "mIoU" in line] == [3, 6]
+  for a, b in zip(*(jax.tree.leaves(latest(tmp_path / name)) for name in ("whole", "parts")), strict=True):
+    assert a.tobytes() == b.tobytes()
+
+  again = loop.train(load("total_steps=6", *STEPS), tmp_path / "parts")
+  assert again is None, "a complete run is left alone"
+  assert read_metrics(tmp_path / "parts") == lines
+  with pytest.raises(ConfigError, match=r"at step 6, beyond config.total_steps 4"):
+    loop.train(load("total_steps=4"), tmp_path / "parts")
+
+
+def latest(directory):
+  return restore_variables(directory / "checkpoints", step="latest")
+
+
+def test_a_workdir_rebuilds_its_model_and_evaluates_alike(tmp_path, capsys):
+  report = loop.train(load(), tmp_path)
+  assert "parameters" in capsys.readouterr().out, "the recipe card comes first"
+  values = workdir.read(tmp_path)
+  assert values["model"]["arch"] == "colour_only" and values["model"]["num_classes"] == 8
+  assert len(values["classes"]) == len(values["palette"]) == 8
+  assert set(values["preprocess"]) == {"mean", "std", "channel_order"}
+
+  subject = evaluating.from_workdir(tmp_path, step="latest")
+  again = evaluating.run(subject, workdir.read_config(tmp_path), output=tmp_path / "eval")
+  assert np.array_equal(report.matrix, again.matrix)
+  assert f"mIoU {report.miou:.4f}" in capsys.readouterr().out
+  written = json.loads((tmp_path / "eval" / "report.json").read_text())
+  assert written["mIoU"] == report.miou and written["images"] == 3 and len(written["classes"]) == 8
+  assert (tmp_path / "eval" / "panel.png").read_bytes().startswith(b"\x89PNG")
+  assert list((tmp_path / "tensorboard").iterdir())
+  with pytest.raises(ConfigError, match="--step is 'last'"):
+    evaluating.from_workdir(tmp_path, step="last")
+  with pytest.raises(ConfigError, match="has 8 classes, but camvid has 11"):
+    config = workdir.read_config(tmp_path)
+    config.data.name = "camvid"
+    evaluating.run(subject, config, output=tmp_path / "other")
+
+
+def test_a_workdir_of_another_model_is_refused(tmp_path):
+  loop.train(load("total_steps=1"), tmp_path)
+  before = (tmp_path / "config.json").read_bytes()
+  with pytest.raises(
+    ValueError, match=r"holds the run of another model: encoder.widths \[24, 24\] \(now \[8, 8\]\)"
+  ):
+    loop.train(load("model.encoder.widths=8,8"), tmp_path)
+  assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match=r"cannot be written \(.*\); choose another --workdir"):
+    loop.train(load(), tmp_path / "file" / "run")
+
+
+def test_batches_have_to_divide_among_devices(tmp_path):
+  count = jax.device_count()
+  with pytest.raises(ConfigError, match=rf"config.mesh.devices is {count + 1}, and there are {count}"):
+    loop.train(load(f"mesh.devices={count + 1}"), tmp_path)
+  with pytest.raises(ConfigError, match=r"config.mesh: .*spatial=3"):
+    loop.train(load("mesh.devices=1", "mesh.spatial=3"), tmp_path)
+  assert not list(tmp_path.iterdir()), "refused before anything was written"
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_checkpoint_and_images(tmp_path):
+  blowing_up = (
+    "total_steps=6", "optimizer.name=sgd", "optimizer.learning_rate=1e20", "checkpoint.every_steps=1",
+    "eval.every_steps=0", "optimizer.schedule.name=constant", "optimizer.weight_decay=1e20",
+  )  # fmt: skip
+  with pytest.raises(TrainingStopped) as error:
+    loop.train(load(*blowing_up), tmp_path)
+  message = str(error.value)
+  step = int(message.split("at step ")[1].split(",")[0])
+  assert 1 < step <= 6
+  assert message.count("train-00000") == 2, "both images of the batch"
+  assert f"last good checkpoint: step {step - 1}" in message
+  lines = read_metrics(tmp_path)
+  assert [line["step"] for line in lines] == list(range(1, step)), "the finite steps are in the log"
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    assert checkpoints.latest_step() == step - 1
+  # The images are those of that step, not of the one that was in flight behind it.
+  config = load(*blowing_up)
+  from jaxseg import data
+
+  batches = data.train_batches(config.data, batch_size=2, seed=0, start_step=step - 1)
+  assert all(str(name) in message for name in next(batches)["id"])
+
+
+def test_the_log_is_cut_after_the_restored_step(tmp_path):
+  log = MetricsLog(tmp_path, resume_step=0)
+  for step in (1, 2, 3):
+    log.write(step, {"loss": 0.1 * step})
+  log.write(3, {"mIoU": 0.5})
+  log.flush()
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step": 4, "lo')  # killed in mid-write
+  log = MetricsLog(tmp_path, resume_step=2)
+  log.write(3, {"loss": 7.0})
+  log.flush()
+  assert read_metrics(tmp_path) == [
+    {"step": 1, "loss": 0.1},
+    {"step": 2, "loss": 0.2},
+    {"step": 3, "loss": 7.0},
+  ]
