@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.types import AnyArray
 
@@ -57,17 +57,17 @@ def make_mesh(
   return jax.make_mesh((data, fsdp, spatial), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """First axis over `data` and `fsdp`, everything else whole."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """Whole on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(state: Any, mesh: Mesh, *, min_elements: int = _MIN_SPLIT_ELEMENTS) -> Any:
+def state_sharding(state: Any, mesh: Mesh | AbstractMesh, *, min_elements: int = _MIN_SPLIT_ELEMENTS) -> Any:
   """Shardings for a tree of arrays (or their shapes): split over `fsdp`, or whole.
 
   A leaf is split along its largest axis that `fsdp` divides; leaves under `min_elements`
@@ -95,7 +95,7 @@ def place(tree: Any, mesh: Mesh, *, min_elements: int = _MIN_SPLIT_ELEMENTS) -> 
   return jax.device_put(tree, state_sharding(tree, mesh, min_elements=min_elements), may_alias=False)
 
 
-def check_batch(batch_size: int, mesh: Mesh, *, processes: int | None = None) -> None:
+def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, *, processes: int | None = None) -> None:
   """Raises ValueError unless `batch_size` images can be spread evenly over devices and processes."""
   processes = jax.process_count() if processes is None else processes
   shards = mesh.shape["data"] * mesh.shape["fsdp"]

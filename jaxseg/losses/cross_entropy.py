@@ -12,14 +12,14 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
 
 def cross_entropy(
   logits: Float[AnyArray, "*b k"],
-  labels: Int[AnyArray, "*b"],
+  labels: Integer[AnyArray, "*b"],
   *,
   ignore_label: int = IGNORE_LABEL,
   class_weights: Float[AnyArray, "k"] | Sequence[float] | None = None,

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Integer
 
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
@@ -12,8 +12,8 @@ _CHUNK = 1 << 15
 
 
 def confusion_matrix(
-  pred: Int[AnyArray, "b *n"],
-  labels: Int[AnyArray, "b *n"],
+  pred: Integer[AnyArray, "b *n"],
+  labels: Integer[AnyArray, "b *n"],
   *,
   num_classes: int,
   ignore_label: int = IGNORE_LABEL,

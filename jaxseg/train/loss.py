@@ -1,7 +1,6 @@
 """The loss of a config: every supervised map of a model, at the label's resolution, weighted and summed."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,6 +8,7 @@ from jaxtyping import Array, Float
 from jaxseg.catalog import suggestion
 from jaxseg.layers.resize import resize_logits
 from jaxseg.losses import LOSSES
+from jaxseg.train.schedule import Settings
 from jaxseg.types import IGNORE_LABEL, AnyArray, Label, Outputs
 
 LossFn = Callable[[Outputs, Label], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
@@ -18,7 +18,7 @@ _KEYS = (
 )  # fmt: skip
 
 
-def make_loss(loss: Mapping[str, Any]) -> LossFn:
+def make_loss(loss: Settings) -> LossFn:
   """(outputs, labels) → (scalar, {map: its unweighted loss}), from `config.loss`.
 
   Keys: name ("cross_entropy"); normalize_by, class_weights, ignore_label, label_smoothing, as

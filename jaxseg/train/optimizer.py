@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxseg.catalog import suggestion
-from jaxseg.train.schedule import Schedule, make_schedule
+from jaxseg.train.schedule import Schedule, Settings, make_schedule
 
 _KEYS = (
   "name", "learning_rate", "weight_decay", "b1", "b2", "eps", "momentum",
@@ -36,7 +37,7 @@ class Group:
   rule: str | None = None  # the regex that hit
 
 
-def make_optimizer(optimizer: Mapping[str, Any], params: Any) -> optax.GradientTransformation:
+def make_optimizer(optimizer: Settings, params: Any) -> optax.GradientTransformation:
   """The optimizer of `config.optimizer`, for parameters of this structure.
 
   Keys: name ("adam", "adamw", "sgd"); learning_rate; weight_decay, default 0; b1 0.9, b2 0.999,
@@ -64,7 +65,7 @@ def make_optimizer(optimizer: Mapping[str, Any], params: Any) -> optax.GradientT
   parts = [optax.clip_by_global_norm(clip)] if clip else []
   match name:
     case "adam" | "adamw":
-      moments = optax.scale_by_adam(
+      moments = _scale_by_adam(
         b1=_number(optimizer, "b1", 0.9),
         b2=_number(optimizer, "b2", 0.999),
         eps=_number(optimizer, "eps", 1e-8),
@@ -79,7 +80,7 @@ def make_optimizer(optimizer: Mapping[str, Any], params: Any) -> optax.GradientT
   return optax.chain(*parts, _scale_by_rate(mults, rates))
 
 
-def parameter_groups(optimizer: Mapping[str, Any], params: Any) -> dict[str, Group]:
+def parameter_groups(optimizer: Settings, params: Any) -> dict[str, Group]:
   """Parameter path ("encoder/stage1/conv/kernel") → its group, in the order of the tree.
 
   `optimizer.groups` holds (regex, lr_mult, decay_mult); the first whose regex is found in the
@@ -112,6 +113,30 @@ def parameter_groups(optimizer: Mapping[str, Any], params: Any) -> dict[str, Gro
   return groups
 
 
+def _scale_by_adam(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+  """`optax.scale_by_adam` with exact bias corrections.
+
+  In float32, 1 − 0.999^t is wrong by 1e-5 in the first steps, which is several times what PyTorch and
+  we otherwise differ by after ten steps.
+  """
+
+  def init(params):
+    zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+    return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros(), nu=zeros())
+
+  def update(updates, state, params=None):
+    del params
+    count = optax.safe_increment(state.count)
+    mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+    nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+    left1, left2 = (-jnp.expm1(count * math.log(b)) if b else jnp.ones(()) for b in (b1, b2))
+    root = jnp.sqrt(left2)
+    updates = jax.tree.map(lambda m, v: m / left1 / (jnp.sqrt(v) / root + eps), mu, nu)
+    return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+  return optax.GradientTransformation(init, update)
+
+
 def _add_decay(decays: Any) -> optax.GradientTransformation:
   def add(updates, params):
     if params is None:
@@ -135,7 +160,7 @@ def _scale_by_rate(mults: Any, rates: Mapping[float, Schedule]) -> optax.Gradien
   return optax.GradientTransformation(init, update)
 
 
-def _number(optimizer: Mapping[str, Any], key: str, default: float) -> float:
+def _number(optimizer: Settings, key: str, default: float) -> float:
   value = optimizer.get(key)
   return default if value is None else float(value)
 

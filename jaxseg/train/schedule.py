@@ -12,7 +12,7 @@ Fractions are taken as (T − i) / T of integers, not as 1 − i/T: in float32 t
 wrong by half a percent at the last steps of 160,000.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +21,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxseg.catalog import suggestion
+
+# A part of a config: a ml_collections.ConfigDict, which is no Mapping, or a plain dict.
+Settings = Any
 
 Schedule = Callable[[Int[Any, ""]], Float[Array, ""]]
 
@@ -31,7 +34,7 @@ _KEYS = (
 _NAMES = ("constant", "cosine", "poly", "step")
 
 
-def make_schedule(schedule: Mapping[str, Any], learning_rate: float) -> Schedule:
+def make_schedule(schedule: Settings, learning_rate: float) -> Schedule:
   """Learning rate as a function of the step, from `config.optimizer.schedule` and the rate it starts with.
 
   Keys (those without a default must be given):
@@ -70,7 +73,8 @@ def make_schedule(schedule: Mapping[str, Any], learning_rate: float) -> Schedule
       value = decay(step, jnp.maximum(total - step, 0) / max(total, 1))
       if not warmup:
         return value
-      factor = 1.0 - (jnp.maximum(warmup - step, 0) / warmup) * (1.0 - ratio)
+      # The same factor as above, without a difference of nearly equal numbers at step 0.
+      factor = ratio + (1.0 - ratio) * (jnp.minimum(step, warmup) / warmup)
       return value * _float(factor)
 
   else:
@@ -87,7 +91,7 @@ def make_schedule(schedule: Mapping[str, Any], learning_rate: float) -> Schedule
   return rate
 
 
-def _decay(schedule: Mapping[str, Any], name: str, base: float):
+def _decay(schedule: Settings, name: str, base: float):
   """(step, share of the run that is left, 1 → 0) → rate, without warm-up."""
   end = float(schedule.get("end_value", 0.0) or 0.0)
   match name:

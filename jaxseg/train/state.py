@@ -7,7 +7,7 @@ import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -22,7 +22,7 @@ class TrainState(flax.struct.PyTreeNode):
     tx: the optimizer; the same.
   """
 
-  step: Int[Any, ""]
+  step: Any  # int32 scalar; Any, like the rest, since trees of shapes and shardings take this form too
   params: Any
   model_state: dict[str, Any]
   opt_state: Any

@@ -17,6 +17,10 @@ Scalars = dict[str, Array]
 Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Scalars]]
 Prepare = Callable[[Batch, Array], Batch]
 
+# XLA:CPU's default schedule spreads work over threads that the operators fill by themselves, and keeps
+# twice the memory alive for it; touching fresh memory is then the larger part of a step.
+_CPU_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
 
 def make_step(
   loss_fn: LossFn,
@@ -62,7 +66,7 @@ def make_step(
 
     (loss, (parts, changed)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     scalars = {"loss": loss, **{f"loss/{key}": part for key, part in parts.items()}}
     # A norm is finite only when every gradient is.
     scalars |= {"grad_norm": grad_norm, "finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm)}
@@ -93,6 +97,7 @@ def jit_step(step: Step, mesh: Mesh, state: TrainState) -> Step:
     in_shardings=(shardings, batch_sharding(mesh), whole),
     out_shardings=(shardings, whole),
     donate_argnums=0,
+    compiler_options=_CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None,
   )
 
   def run(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Scalars]:

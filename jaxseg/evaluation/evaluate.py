@@ -1,0 +1,125 @@
+"""Exact evaluation of a split: one integer confusion matrix over every labelled pixel."""
+
+import functools
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxseg.evaluation.inference import PredictFn, forward, label_map
+from jaxseg.evaluation.report import Report
+from jaxseg.metrics import confusion_matrix
+from jaxseg.sharding import batch_sharding, replicated, state_sharding, to_global
+from jaxseg.types import IGNORE_LABEL, Batch, Preprocess
+
+EvalStep = Callable[[Mapping[str, Any], Batch], jax.Array]
+
+
+def make_eval_step(
+  model: nn.Module | PredictFn,
+  *,
+  num_classes: int,
+  preprocess: Preprocess,
+  mesh: Mesh | None = None,
+  ignore_label: int = IGNORE_LABEL,
+  align_corners: bool = False,
+) -> EvalStep:
+  """(variables, {"image" uint8, "label"}) → confusion matrix int32 [truth, prediction], compiled.
+
+  Labels keep their own resolution, to which the logits are brought. Under a mesh the batch
+  is spread over it and the matrix is the sum over all of it.
+  """
+  apply = forward(model)
+
+  def count(variables, batch):
+    labels = jnp.asarray(batch["label"])
+    pred = label_map(
+      apply(variables, preprocess(jnp.asarray(batch["image"]))),
+      labels.shape[1:3],
+      align_corners=align_corners,
+    )
+    return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
+
+  if mesh is None:
+    compiled = jax.jit(count)
+    return lambda variables, batch: compiled(variables, {name: batch[name] for name in ("image", "label")})
+  # Variables come as they are laid out already (split over fsdp, or whole).
+  compiled = jax.jit(count, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+
+  def step(variables, batch):
+    with jax.set_mesh(mesh):
+      return compiled(variables, to_global({name: batch[name] for name in ("image", "label")}, mesh))
+
+  return step
+
+
+def evaluate(
+  model: nn.Module | PredictFn,
+  variables: Mapping[str, Any],
+  batches: Iterable[Batch],
+  *,
+  num_classes: int,
+  preprocess: Preprocess,
+  mesh: Mesh | None = None,
+  ignore_label: int = IGNORE_LABEL,
+  align_corners: bool = False,
+  progress: Callable[[int], None] | None = None,
+) -> Report:
+  """Scores over all of `batches`, from integer counts: no batch is dropped, no image counted twice.
+
+  Args:
+    model: a Linen module, or a function (variables, normalised image) → logits or label map.
+    variables: the model's.
+    batches: {"image": uint8 b h w 3, "label": b h w, "id"}; a batch is filled up with images
+      whose label is all `ignore_label`. With several processes, each gives its own rows.
+    num_classes: classes of the matrix.
+    preprocess: from uint8 to the model's input, applied on the device.
+    mesh: where to run; None for the default device.
+    ignore_label: pixels with this label are not counted.
+    align_corners: of the resize from the decoder's resolution to the label's.
+    progress: called with the number of images so far (of this process, fillers not counted).
+
+  Raises:
+    ValueError: there are no batches.
+  """
+  make = _cached_eval_step if isinstance(model, Hashable) else make_eval_step
+  step = make(
+    model,
+    num_classes=num_classes,
+    preprocess=preprocess,
+    mesh=mesh,
+    ignore_label=ignore_label,
+    align_corners=align_corners,
+  )
+  if mesh is not None:
+    variables = jax.device_put(variables, state_sharding(variables, mesh))
+  total = np.zeros((num_classes, num_classes), np.int64)
+  pending, images = None, 0
+  for batch in batches:
+    counts = step(variables, batch)
+    # The previous batch is fetched while this one is computed.
+    if pending is not None:
+      total += np.asarray(pending, np.int64)
+    pending = counts
+    images += _images(batch, ignore_label)
+    if progress is not None:
+      progress(images)
+  if pending is None:
+    raise ValueError("there are no batches to evaluate; check the split and its folder")
+  return Report(total + np.asarray(pending, np.int64))
+
+
+@functools.lru_cache(maxsize=4)
+def _cached_eval_step(model: Any, **settings: Any) -> EvalStep:
+  """Evaluations in the course of a training run share one compiled step."""
+  return make_eval_step(model, **settings)
+
+
+def _images(batch: Batch, ignore_label: int) -> int:
+  if "id" in batch:
+    return sum(1 for name in batch["id"] if str(name))
+  return int(np.any(np.asarray(batch["label"]) != ignore_label, axis=(1, 2)).sum())

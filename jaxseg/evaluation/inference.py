@@ -1,0 +1,56 @@
+"""Whole-image inference: a batch of pictures → their label maps, at their own size."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Integer
+
+from jaxseg.layers.resize import resize_logits
+from jaxseg.types import AnyArray, Image, Outputs, Preprocess
+
+# (variables, normalised image) → outputs of a model, or logits alone, or a label map of the image's size.
+PredictFn = Callable[[Mapping[str, Any], Image], Any]
+
+
+def label_map(
+  outputs: Outputs | Float[AnyArray, "b _ _ k"] | Integer[AnyArray, "b _ _"],
+  size: tuple[int, int],
+  *,
+  align_corners: bool = False,
+) -> Int[Array, "b h w"]:
+  """Class of every pixel at `size` (rows, columns): logits are resized, then the largest wins.
+
+  What is a label map already must have that size.
+  """
+  logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
+  if logits.ndim == 3:
+    if tuple(logits.shape[1:]) != tuple(size):
+      raise ValueError(
+        f"the label map is {logits.shape[1]}x{logits.shape[2]}, expected the image's {size[0]}x{size[1]}"
+      )
+    return jnp.asarray(logits).astype(jnp.int32)
+  logits = resize_logits(logits, tuple(size), align_corners=align_corners)
+  return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def forward(model: nn.Module | PredictFn) -> PredictFn:
+  """A model as the function (variables, image) → outputs, in evaluation mode; a function as it is."""
+  if not isinstance(model, nn.Module):
+    return model
+  return lambda variables, image: model.apply(variables, image, train=False)
+
+
+def make_predict(
+  model: nn.Module | PredictFn, *, preprocess: Preprocess, align_corners: bool = False
+) -> Callable[[Mapping[str, Any], AnyArray], Array]:
+  """(variables, uint8 image b h w 3) → int32 label map b h w, compiled once for each image size."""
+  apply = forward(model)
+
+  def predict(variables, image):
+    image = jnp.asarray(image)
+    return label_map(apply(variables, preprocess(image)), image.shape[1:3], align_corners=align_corners)
+
+  return jax.jit(predict)

@@ -1,0 +1,81 @@
+"""The result of an evaluation: one matrix, and what it says."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxseg.metrics import accuracy_per_class, iou_per_class, mean_accuracy, mean_iou, pixel_accuracy
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+  """Scores of a split, each in [0, 1] and derived from `matrix`.
+
+  Attributes:
+    matrix: int64 [truth, prediction], pixels.
+  """
+
+  matrix: np.ndarray
+
+  @property
+  def miou(self) -> float:
+    """Mean IoU over the classes that occur in truth or prediction."""
+    return mean_iou(self.matrix)
+
+  @property
+  def macc(self) -> float:
+    """Mean accuracy over the classes that occur in the truth."""
+    return mean_accuracy(self.matrix)
+
+  @property
+  def aacc(self) -> float:
+    """Share of the labelled pixels that are right."""
+    return pixel_accuracy(self.matrix)
+
+  def scalars(self) -> dict[str, float]:
+    """{"mIoU", "mAcc", "aAcc"}, for logs and for the choice of the best checkpoint."""
+    return {"mIoU": self.miou, "mAcc": self.macc, "aAcc": self.aacc}
+
+  def table(self, classes: Sequence[str] | None = None) -> str:
+    """One line a class (IoU, accuracy, share of the labelled pixels), then the means."""
+    classes = self._names(classes)
+    width = max(5, *map(len, classes))
+    share = self.matrix.sum(1) / max(self.matrix.sum(), 1)
+    lines = [f"{'class':<{width}}     IoU     Acc  pixels"]
+    for row in zip(classes, iou_per_class(self.matrix), accuracy_per_class(self.matrix), share, strict=True):
+      lines.append(f"{row[0]:<{width}}  {_score(row[1])}  {_score(row[2])}  {row[3]:6.2%}")
+    lines.append(f"{'mean':<{width}}  {_score(self.miou)}  {_score(self.macc)}")
+    lines.append(f"mIoU {self.miou:.4f}  mAcc {self.macc:.4f}  aAcc {self.aacc:.4f}")
+    return "\n".join(lines)
+
+  def to_dict(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
+    """Plain values for JSON; a score that is not defined is None."""
+    classes = self._names(classes)
+    per_class = zip(classes, iou_per_class(self.matrix), accuracy_per_class(self.matrix), strict=True)
+    return {
+      **{name: _plain(value) for name, value in self.scalars().items()},
+      "pixels": int(self.matrix.sum()),
+      "classes": [{"name": name, "IoU": _plain(iou), "Acc": _plain(acc)} for name, iou, acc in per_class],
+      "matrix": self.matrix.tolist(),
+    }
+
+  def to_json(self, classes: Sequence[str] | None = None) -> str:
+    """`to_dict` as text."""
+    return json.dumps(self.to_dict(classes), allow_nan=False)
+
+  def _names(self, classes: Sequence[str] | None) -> list[str]:
+    classes = [str(i) for i in range(len(self.matrix))] if classes is None else list(classes)
+    if len(classes) != len(self.matrix):
+      raise ValueError(f"there are {len(classes)} class names for a matrix of {len(self.matrix)} classes")
+    return classes
+
+
+def _score(value: float) -> str:
+  return f"{'-':>6}" if np.isnan(value) else f"{value:6.4f}"
+
+
+def _plain(value: float) -> float | None:
+  return None if np.isnan(value) else float(value)

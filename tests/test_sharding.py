@@ -1,0 +1,87 @@
+"""Mesh and batch arithmetic; equality over several devices is in tests/train/test_devices.py."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from jaxseg import sharding
+
+
+def test_mesh_has_three_auto_axes():
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "spatial": 1}
+  assert mesh.axis_types == (AxisType.Auto,) * 3
+
+
+@pytest.mark.parametrize(
+  ("axes", "sentence"),
+  [
+    ({"fsdp": 2}, "fsdp=2 times spatial=1 is 2, which does not divide the 1 devices"),
+    ({"data": 4}, "needs 4 devices and there are 1; set data=-1 or data=1"),
+    ({"spatial": 0}, "mesh axis spatial is 0, expected at least 1"),
+    ({"data": -2}, "mesh axis data is -2, expected at least 1 or -1"),
+  ],
+)
+def test_axes_that_do_not_fit(axes, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    sharding.make_mesh(devices=jax.devices()[:1], **axes)
+
+
+def abstract_mesh(**axes):
+  return jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * 3)
+
+
+@pytest.mark.parametrize(
+  ("batch", "processes", "remedy"),
+  [(6, 1, "use 4 or 8"), (3, 1, "use 4"), (0, 1, "use 4"), (20, 8, "use 16 or 24")],
+)
+def test_batch_that_cannot_be_spread(batch, processes, remedy):
+  mesh = abstract_mesh(data=2, fsdp=2, spatial=2)
+  with pytest.raises(ValueError, match=f"a batch of {batch} cannot .* {remedy}$"):
+    sharding.check_batch(batch, mesh, processes=processes)
+
+
+def test_batch_that_can_be_spread():
+  sharding.check_batch(8, abstract_mesh(data=2, fsdp=2, spatial=2), processes=4)
+
+
+def test_state_is_split_along_the_largest_axis_that_divides():
+  mesh = abstract_mesh(data=1, fsdp=4, spatial=1)
+  tree = {
+    "kernel": np.zeros((3, 3, 64, 128)),
+    "odd": np.zeros((3, 3, 8, 1001)),
+    "none": np.zeros((3, 1001, 7)),
+    "small": np.zeros(64),
+    "step": np.zeros(()),
+  }
+  specs = {name: s.spec for name, s in sharding.state_sharding(tree, mesh, min_elements=100).items()}
+  spec = jax.sharding.PartitionSpec
+  assert specs == {
+    "kernel": spec(None, None, None, "fsdp"),
+    "odd": spec(None, None, "fsdp"),
+    "none": spec(),
+    "small": spec(),
+    "step": spec(),
+  }
+
+
+def test_to_global_keeps_numbers_and_leaves_names_on_the_host():
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  batch = {
+    "image": np.zeros((2, 4, 4, 3), np.uint8),
+    "label": np.ones((2, 4, 4), np.int32),
+    "id": np.array(["a", "b"], object),
+  }
+  arrays = sharding.to_global(batch, mesh)
+  assert sorted(arrays) == ["image", "label"]
+  np.testing.assert_array_equal(arrays["label"], batch["label"])
+  assert arrays["image"].sharding == sharding.batch_sharding(mesh)
+
+
+def test_place_leaves_the_callers_arrays_alive():
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  mine = {"x": jax.numpy.arange(4.0)}
+  placed = sharding.place(mine, mesh)
+  jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)(placed)
+  np.testing.assert_array_equal(mine["x"], np.arange(4.0))
