@@ -1,0 +1,18 @@
+"""The fully-connected CRF: mean-field inference, exact or on the permutohedral lattice, differentiable."""
+
+from jaxseg.crf.energy import energy, energy_by_step
+from jaxseg.crf.layer import CRF
+from jaxseg.crf.mean_field import lattice_sizes, mean_field
+from jaxseg.crf.search import Search, grid_search, papers_kernels, refined_grid
+
+__all__ = [
+  "CRF",
+  "Search",
+  "energy",
+  "energy_by_step",
+  "grid_search",
+  "lattice_sizes",
+  "mean_field",
+  "papers_kernels",
+  "refined_grid",
+]
