@@ -94,7 +94,6 @@ class PairSource:
   def __init__(self, records: Any, table: Int[np.ndarray, "65536"], where: str):
     self._records = records
     self._table = table.astype(np.uint8)  # ids were checked when they were stored: no -1 is left
-    self._features = records.dataset_info.features
     if not len(records):
       raise DataError(f"{where} has no records; delete it and prepare it again")
 

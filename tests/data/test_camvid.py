@@ -156,6 +156,15 @@ print("labels", hashlib.sha256(b"".join(split[i]["label"].tobytes() for i in ran
   assert sum(line.startswith("preparing") for lines in outputs for line in lines) == 1
 
 
+def test_where_prepared_data_goes(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/somebody")
+  monkeypatch.delenv("JAXSEG_DATA_DIR", raising=False)
+  assert str(pairs.data_root("")) == "/home/somebody/.cache/jaxseg/datasets"
+  monkeypatch.setenv("JAXSEG_DATA_DIR", "/elsewhere")
+  assert str(pairs.data_root("")) == "/elsewhere"
+  assert str(pairs.data_root("gs://bucket/data")) == "gs://bucket/data"
+
+
 def test_another_process_finishes_while_this_one_waits(config, monkeypatch, capsys):
   miniature.camvid(pathlib.Path(config.manual_dir))
   lock = pairs._lock
@@ -234,11 +243,10 @@ def test_bad_files_are_named(config, damage):
     open_split(miniature.settings("camvid", data_dir=config.data_dir), "train")
 
 
-def test_real_camvid(shared, tmp_path):
+def test_real_camvid(shared, real_camvid):
   folder = shared / "data" / "camvid"
-  config = miniature.settings("camvid", manual_dir=str(folder), data_dir=str(tmp_path))
-  val = open_split(config, "val")
-  assert (len(open_split(config, "train")), len(val)) == (367, 101)
+  val = open_split(real_camvid, "val")
+  assert (len(open_split(real_camvid, "train")), len(val)) == (367, 101)
   first = val[0]
   assert first["id"] == pathlib.Path((folder / "val.txt").read_text().split()[0]).stem
   raw = np.asarray(Image.open(folder / "valannot" / f"{first['id']}.png"))

@@ -43,7 +43,6 @@ def test_histogram_skips_the_unlabelled():
   assert counts.sum() == (labels != 255).sum() < labels.size
 
 
-def test_camvid_histogram(shared, tmp_path):
-  folder = str(shared / "data" / "camvid")
-  source = open_split(miniature.settings("camvid", manual_dir=folder, data_dir=str(tmp_path)), "train")
+def test_camvid_histogram(real_camvid):
+  source = open_split(real_camvid, "train")
   np.testing.assert_array_equal(label_histogram(source, num_classes=11), CAMVID_TRAIN)
