@@ -1,15 +1,15 @@
 """Checkpoints of a training run (Orbax): asynchronous, atomic, the last few and the best.
 
-A directory `step/` holds two items, so that evaluation never reads moments: `variables`
+A directory `STEP/` holds two items, so that evaluation never reads moments: `variables`
 (params and the model's other collections, nested as in the model) and `optimizer` (step and
-optimizer state, by path). A save is listed only when it is whole: it is written beside its
-place and renamed at the end, and what a killed run left over is removed by the next
-`Checkpoints(directory)`.
+optimizer state, by path). What is listed is whole: a checkpoint is written beside its place
+and renamed at the end, and renamed away before it is deleted. What a killed run left over is
+removed by the next `Checkpoints(directory)`.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -17,9 +17,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 _ITEMS = ("variables", "optimizer")
+# Deleting takes many files' time: a run killed in the middle of it must not leave half a checkpoint.
+_DELETED = "deleted"
 _SHOWN_DIFFERENCES = 3
 
 
+@runtime_checkable
 class State(Protocol):
   """What is saved of a train state; everything else it may hold is not."""
 
@@ -56,10 +59,12 @@ class Checkpoints:
       ),
       best_fn=self._score,  # without it Orbax does not write metrics; what is kept, the policy says
       cleanup_tmp_directories=True,
+      todelete_subdir=_DELETED,
       enable_async_checkpointing=True,
     )
     self._directory = _path(directory)
     self._manager = _manager(self._directory, options)
+    self._delete()
 
   def save(self, step: int, state: State, metrics: Mapping[str, float] | None = None) -> bool:
     """Starts to save `state` as `step`; False when that step is saved already.
@@ -73,7 +78,9 @@ class Checkpoints:
     args = ocp.args.Composite(
       variables=ocp.args.PyTreeSave(variables), optimizer=ocp.args.PyTreeSave(optimizer)
     )
-    return self._manager.save(step, args=args, metrics=metrics, force=True)
+    saved = self._manager.save(step, args=args, metrics=metrics, force=True)
+    self._delete()
+    return saved
 
   def restore(self, state_like: State, step: int | Literal["best", "latest"] | None = None) -> State:
     """`state_like` with every array as it was saved, bit for bit, laid out as its own arrays are.
@@ -122,9 +129,11 @@ class Checkpoints:
   def wait(self) -> None:
     """Until every started save is finished; raises what went wrong in the background."""
     self._manager.wait_until_finished()
+    self._delete()
 
   def close(self) -> None:
     """Waits, then releases Orbax's threads."""
+    self.wait()
     self._manager.close()
 
   def __enter__(self) -> "Checkpoints":
@@ -132,6 +141,13 @@ class Checkpoints:
 
   def __exit__(self, *_) -> None:
     self.close()
+
+  def _delete(self) -> None:
+    """Deletes what Orbax has moved out of the way (on gs:// Orbax deletes at once, and nothing is here)."""
+    deleted = self._directory / _DELETED
+    if jax.process_index() == 0 and deleted.is_dir():
+      for checkpoint in deleted.iterdir():  # not the directory itself: one may be moved in meanwhile
+        checkpoint.rmtree()
 
   def _score(self, metrics: Mapping[str, float] | None) -> float:
     return _score(metrics, self._best_metric)
@@ -256,8 +272,8 @@ def _check_same(wanted: Any, saved: Any, where: str) -> None:
 
 def _shapes(tree: Any) -> dict[str, str]:
   """Path → "float32(3, 3, 32)" of every leaf; items' own names are left out of the path."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {
-    jax.tree_util.keystr(path[1:], simple=True, separator="/"): f"{np.dtype(x.dtype).name}{tuple(x.shape)}"
-    for path, x in leaves
+    jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(x.dtype).name}{tuple(x.shape)}"
+    for item in _ITEMS
+    for path, x in jax.tree_util.tree_flatten_with_path(tree[item])[0]
   }

@@ -1,0 +1,225 @@
+"""Saved states come back bit for bit; what is kept, refused, and left by a killed run."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxseg.checkpoint import Checkpoints, restore_variables
+
+
+class State(flax.struct.PyTreeNode):
+  """Only what a checkpoint holds."""
+
+  step: Any
+  params: Any
+  model_state: Any
+  opt_state: Any
+
+
+def make_state(*, seed=0, width=4, tx=None, extra=False):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+  params = {"encoder": {"conv": {"kernel": draw(3, 3, 2, width)}}, "decoder": {"bias": draw(5)}}
+  # Denormals, infinities and NaN patterns survive too.
+  params["decoder"]["odd"] = jnp.asarray([1e-42, -0.0, np.inf, np.nan], jnp.float32)
+  if extra:
+    params["decoder"]["extra"] = draw(2)
+  model_state = {"batch_stats": {"mean": draw(width)}, "buffers": {"bases": draw(2, 3).astype(jnp.bfloat16)}}
+  tx = tx or optax.chain(optax.clip(1.0), optax.adam(1e-3))
+  return State(jnp.asarray(seed, jnp.int32), params, model_state, tx.init(params))
+
+
+def same_bits(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.dtype == y.dtype
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_bit_equal_although_the_state_is_donated_while_it_is_written(tmp_path):
+  state = make_state(seed=3)
+  expected = jax.tree.map(lambda x: np.array(x, copy=True), state)
+  donate = jax.jit(lambda s: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), s), donate_argnums=0)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(3, state)
+    for _ in range(20):
+      state = donate(state)
+    jax.block_until_ready(state)
+    checkpoints.wait()
+    restored = checkpoints.restore(state)
+  same_bits(restored, expected)
+  assert restored.params["decoder"]["bias"].sharding == state.params["decoder"]["bias"].sharding
+
+
+def test_restores_from_shapes_alone(tmp_path):
+  state = make_state(seed=1)
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    same_bits(checkpoints.restore(like), state)
+
+
+def test_keeps_the_last_few_and_the_best(tmp_path):
+  scores = [None, 0.3, 0.9, 0.1, None, float("nan"), 0.2, None]
+  with Checkpoints(tmp_path, keep_last=2) as checkpoints:
+    for step, score in enumerate(scores):
+      checkpoints.save(step, make_state(seed=step), None if score is None else {"mIoU": score, "mAcc": 0.5})
+    assert not checkpoints.save(7, make_state(seed=0)), "a step is saved once"
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 6, 7]
+    assert (checkpoints.latest_step(), checkpoints.best_step()) == (7, 2)
+    assert checkpoints.metrics(2) == {"mIoU": 0.9, "mAcc": 0.5}
+    assert checkpoints.metrics(7) == {}
+  # A new process reads the same from the disk.
+  with Checkpoints(tmp_path, keep_last=2) as checkpoints:
+    assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 6, 7], 2)
+    like = make_state()
+    for step, expected in ((None, 7), ("latest", 7), ("best", 2), (6, 6)):
+      same_bits(checkpoints.restore(like, step), make_state(seed=expected))
+
+
+def test_variables_without_the_optimizer_as_numpy(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(seed=1), {"mIoU": 0.5})
+    checkpoints.save(2, make_state(seed=2))
+    checkpoints.wait()
+    for step, seed in (("best", 1), ("latest", 2), (2, 2)):
+      variables = restore_variables(tmp_path, step=step)
+      expected = make_state(seed=seed)
+      assert all(type(x) is np.ndarray for x in jax.tree.leaves(variables))
+      same_bits(variables, {"params": expected.params, **expected.model_state})
+
+
+def test_best_falls_back_to_the_latest_when_nothing_was_evaluated(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(4, make_state(seed=4))
+  np.testing.assert_array_equal(
+    restore_variables(tmp_path)["params"]["decoder"]["bias"], make_state(seed=4).params["decoder"]["bias"]
+  )
+
+
+@pytest.mark.parametrize(
+  ("other", "sentence"),
+  [
+    (
+      {"width": 8},
+      r"params/encoder/conv/kernel is float32\(3, 3, 2, 4\) there and float32\(3, 3, 2, 8\) here",
+    ),
+    ({"extra": True}, "params/decoder/extra is not in it"),
+    ({"tx": optax.sgd(1.0)}, "it has opt_state/1.0.count, which is not here"),
+  ],
+)
+def test_a_checkpoint_of_another_model(tmp_path, other, sentence):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state())
+    checkpoints.wait()
+    with pytest.raises(ValueError, match=sentence) as error:
+      checkpoints.restore(make_state(**other))
+  assert f"checkpoint 1 in {tmp_path} is of another model" in str(error.value)
+  assert "use a new workdir" in str(error.value)
+
+
+def test_what_is_not_there(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest_step() is checkpoints.best_step() is None
+    with pytest.raises(ValueError, match="there is no finished checkpoint in"):
+      checkpoints.restore(make_state())
+    checkpoints.save(1, make_state())
+    checkpoints.wait()
+    with pytest.raises(ValueError, match=r"there is no checkpoint 5 in .*; it has steps \[1\]"):
+      checkpoints.restore(make_state(), 5)
+    with pytest.raises(ValueError, match="was evaluated, so none is the best"):
+      checkpoints.restore(make_state(), "best")
+  with pytest.raises(ValueError, match="there is no directory"):
+    restore_variables(tmp_path / "nowhere")
+  with pytest.raises(ValueError, match="keep_last is 0, expected at least 1"):
+    Checkpoints(tmp_path, keep_last=0)
+
+
+def test_a_relative_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with Checkpoints("checkpoints") as checkpoints:
+    checkpoints.save(1, make_state())
+  assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+# Saves the state of step i, all of whose arrays are i, again and again until it is killed.
+_SAVER = """
+import sys
+import jax.numpy as jnp
+from jaxseg.checkpoint import Checkpoints
+from tests.test_checkpoint import filled
+
+checkpoints = Checkpoints(sys.argv[1], keep_last=2)
+step = (checkpoints.latest_step() or 0) + 1
+print("ready", flush=True)
+while True:
+  checkpoints.save(step, filled(step), {"mIoU": 1 / step})
+  step += 1
+"""
+
+
+def filled(step):
+  value = lambda: jnp.full((64, 64), step, jnp.float32)  # noqa: E731
+  params = {f"layer{i}": value() for i in range(8)}
+  return State(jnp.asarray(step, jnp.int32), params, {"batch_stats": {"mean": value()}}, {"trace": value()})
+
+
+def test_kill_at_any_moment_leaves_only_whole_checkpoints(tmp_path):
+  root = pathlib.Path(__file__).parent.parent
+  environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+  rng = random.Random(0)
+  kills, leftovers, last = 0, 0, 0
+  # Three times, and on until a kill has hit a save in progress: most do.
+  while kills < 3 or not leftovers:
+    kills += 1
+    assert kills < 12, "no save was ever interrupted, so this test shows nothing"
+    saver = subprocess.Popen(
+      [sys.executable, "-c", _SAVER, str(tmp_path)], env=environment, stdout=subprocess.PIPE, cwd=root
+    )
+    with saver:
+      assert saver.stdout.readline() == b"ready\n"
+      # Not before it has saved something in this round, then at any moment.
+      _wait_until(lambda step=last + 2: max(finished(tmp_path), default=0) >= step)
+      time.sleep(rng.uniform(0, 0.3))
+      saver.send_signal(signal.SIGKILL)
+    leftovers += len(unfinished(tmp_path))
+    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
+      assert checkpoints.latest_step() > last
+      last = checkpoints.latest_step()
+      for step in checkpoints.steps():
+        same_bits(checkpoints.restore(filled(0), step), filled(step))
+      _wait_until(lambda: not unfinished(tmp_path))  # Orbax removes them in the background
+    variables = restore_variables(tmp_path, step=last)
+    same_bits(variables["params"], filled(last).params)
+
+
+def finished(directory):
+  return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+
+
+def unfinished(directory):
+  """Saves that were not completed, and checkpoints that were not completely deleted."""
+  names = {p.name for p in directory.iterdir() if not p.name.isdigit()} - {"deleted"}
+  return names | {p.name for p in directory.glob("deleted/*")}
+
+
+def _wait_until(done):
+  deadline = time.monotonic() + 60
+  while not done():
+    assert time.monotonic() < deadline, "waited for a minute in vain"
+    time.sleep(0.01)
