@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -32,12 +33,14 @@ from jaxseg.pretrained.weights import Weights
 from jaxseg.types import AnyArray, Preprocess
 
 _OURS = "jaxseg"
+_LOG = logging.getLogger(__name__)
 _MODES = ("whole",)
+_CRF = ("kernels", "steps", "method")
 # Any size does for the shapes of the parameters; this one suits every encoder.
 _TRACED = (1, 64, 64, 3)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Net:
   """A model with its weights and everything needed to use it.
 
@@ -57,17 +60,17 @@ class Net:
   """
 
   model: nn.Module
-  variables: Mapping[str, Any]
+  variables: Mapping[str, Any] = dataclasses.field(repr=False)
   preprocess: Preprocess
   classes: tuple[str, ...]
-  palette: np.ndarray
+  palette: np.ndarray = dataclasses.field(repr=False)
   arch: str
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   layout: str = _OURS
   licence: str | None = None
-  unused: Mapping[str, Stored] = dataclasses.field(default_factory=dict)
+  unused: Mapping[str, Stored] = dataclasses.field(default_factory=dict, repr=False)
   assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  stored: Mapping[str, Stored] = dataclasses.field(default_factory=dict)
+  stored: Mapping[str, Stored] = dataclasses.field(default_factory=dict, repr=False)
 
   def predict(
     self, image: AnyArray, *, mode: str = "whole", crf: Mapping[str, Any] | None = None
@@ -90,6 +93,8 @@ class Net:
       raise ValueError(f"{self.arch} without a segmentation head gives no label map; use model.apply")
     if crf is None:
       return np.asarray(_labels(self.variables, image, model=self.model, preprocess=self.preprocess))
+    if set(crf) - set(_CRF) or "kernels" not in crf:
+      raise ValueError(f"crf has the keys {sorted(crf)}, expected kernels and perhaps {', '.join(_CRF[1:])}")
     from jaxseg.crf import mean_field
 
     unary = _unary(self.variables, image, model=self.model, preprocess=self.preprocess)
@@ -157,8 +162,10 @@ def from_pretrained(
     differences.unexpected = [name for name in differences.unexpected if name not in extra]
   if differences:
     raise ValueError(_disagreement(found, differences, arch))
-  stored = {name: Stored(value.shape, value.dtype) for name, value in found.tensors.items()}
   known = facts.gather(found, layout, fields.get("num_classes"), preprocess)
+  if "non-commercial" in (known.licence or "").lower():
+    _LOG.warning("%s: the licence of these weights is %s", found.path, known.licence)
+  stored = {name: Stored(value.shape, value.dtype) for name, value in found.tensors.items()}
   return Net(
     model=model,
     variables=traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in values.items()}, sep="/"),
@@ -315,7 +322,7 @@ def _fields(told: Detected, arch: str, num_classes: int | None, encoder, decoder
     "aux_decoder": {} if alone else dict(told.aux_decoder),
     "scales": None if alone else told.scales,
   }
-  return {key: value for key, value in fields.items() if value not in (None, {})}
+  return {key: _tuples(value) for key, value in fields.items() if value not in (None, {})}
 
 
 def _abstract(model: nn.Module) -> dict[str, Any]:

@@ -5,8 +5,6 @@ https://github.com/open-mmlab/mmsegmentation (Apache-2.0), which adds a bias to 
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from jaxseg.pretrained import classes
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
 from jaxseg.pretrained.records import MMSEG_CGNET_CITYSCAPES, MMSEG_LICENCE, Record
+from jaxseg.pretrained.shapes import count, first, vote
 from jaxseg.types import Preprocess
 
 # Module inside a block → its official name, in the downsampling block and in the others.
@@ -92,16 +91,16 @@ def _joined(module: str, leaf: str) -> str | None:
 def _detect_official(shapes: Shapes) -> Detected:
   return Detected(
     "cgnet_m3n21",
-    _first(shapes, r"classifier\.0\.conv\.weight"),
+    first(shapes, r"classifier\.0\.conv\.weight"),
     encoder=_encoder_fields(
       shapes,
       stem=r"level1_\d\.bn\.weight",
       join=r"b1\.bn\.weight",
       blocks=(r"level2\.(\d+)\.", r"level3\.(\d+)\."),
-      first=(r"level2_0\.", r"level3_0\."),
+      heads=(r"level2_0\.", r"level3_0\."),
       squeeze=r"F_glo\.fc\.0\.weight",
       act=r".*act\.weight",
-      offset=2,
+      offset=1,
     ),
   )
 
@@ -111,16 +110,16 @@ def _detect_mmseg(shapes: Shapes) -> Detected:
   has_weight, bias = "decode_head.conv_seg.weight" in shapes, "decode_head.conv_seg.bias" in shapes
   return Detected(
     "cgnet_m3n21" if whole else "cgnet_m3n21_encoder",
-    _first(shapes, r"decode_head\.conv_seg\.weight") if whole else None,
+    first(shapes, r"decode_head\.conv_seg\.weight") if whole else None,
     encoder=_encoder_fields(
       shapes,
       stem=r"backbone\.stem\.\d\.bn\.weight",
       join=r"backbone\.norm_prelu_0\.0\.weight",
       blocks=(r"backbone\.level1\.(\d+)\.", r"backbone\.level2\.(\d+)\."),
-      first=(r"backbone\.level1\.0\.", r"backbone\.level2\.0\."),
+      heads=(r"backbone\.level1\.0\.", r"backbone\.level2\.0\."),
       squeeze=r"f_glo\.fc\.0\.weight",
       act=r".*activate\.weight",
-      offset=1,
+      offset=0,
     ),
     # mmsegmentation's classifier has a bias; only a weight without one is evidence of another.
     decoder={"use_bias": bias or not has_weight} if whole else {},
@@ -133,34 +132,35 @@ def _encoder_fields(
   stem: str,
   join: str,
   blocks: tuple[str, str],
-  first: tuple[str, str],
+  heads: tuple[str, str],
   squeeze: str,
   act: str,
   offset: int,
 ) -> dict[str, Any]:
   """Fields of `encoders.cgnet.CGNet` that differ from M3N21's.
 
-  A majority of tensors decides each, so that one tensor of another shape is reported as
-  that, and not taken for another model.
+  Args:
+    shapes: of the file.
+    stem, join: the stem's BatchNorm scales and the first joined one's.
+    blocks: of stages 2 and 3, the start of a block's names with its number.
+    heads: the same for the downsampling block.
+    squeeze, act: a global context's first weight, any PReLU.
+    offset: blocks that the numbers do not count.
   """
-  widths, counts, reductions = [_vote(_sizes(shapes, stem), 32)], [], []
-  for i, (block, head) in enumerate(zip(blocks, first, strict=True)):
-    numbers = [int(m[1]) for name in shapes if (m := re.match(block, name))]
-    counts.append(max(numbers) + offset if numbers else 1)
+  widths, counts, reductions = [vote(shapes, stem, 32)], [], []
+  pointwise = {name: shape for name, shape in shapes.items() if shape[2:] == (1, 1)}
+  for i, (block, head) in enumerate(zip(blocks, heads, strict=True)):
+    counts.append(max(count(shapes, block) + offset, 1))
     # A residual block's first 1×1 reads the stage's width; a stage of one block has only the head.
-    width = _vote(_sizes(shapes, head + r"conv1x1\.bn\.weight"), (64, 128)[i])
-    reads = [
-      s[1] for n, s in shapes.items() if re.fullmatch(block + r"conv1x1\.conv\.weight", n) and s[2:] == (1, 1)
-    ]
-    widths.append(_vote(reads, width))
-    squeezed = _vote(_sizes(shapes, f"({block}|{head}){squeeze}"), 8)
-    reductions.append(widths[-1] // max(squeezed, 1))
+    width = vote(shapes, head + r"conv1x1\.bn\.weight", (64, 128)[i])
+    widths.append(vote(pointwise, block + r"conv1x1\.conv\.weight", width, axis=1))
+    reductions.append(widths[-1] // max(vote(shapes, f"({block}|{head}){squeeze}", 8), 1))
   fields = {
     "widths": tuple(widths),
     "num_blocks": tuple(counts),
     "reductions": tuple(reductions),
     "global_context": any(re.search(squeeze, name) for name in shapes),
-    "input_injection": _first(shapes, join) != widths[0],
+    "input_injection": first(shapes, join) != widths[0],
     "activation": "prelu" if any(re.fullmatch(act, name) for name in shapes) else "relu",
   }
   if not fields["global_context"]:
@@ -174,19 +174,6 @@ def _encoder_fields(
     activation="prelu",
   )
   return {key: value for key, value in fields.items() if value != usual[key]}
-
-
-def _sizes(shapes: Shapes, pattern: str) -> list[int]:
-  return [shape[0] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name)]
-
-
-def _first(shapes: Shapes, pattern: str) -> int | None:
-  return next(iter(_sizes(shapes, pattern)), None)
-
-
-def _vote(values: Iterable[int], default: int) -> int:
-  counted = Counter(values).most_common(1)
-  return counted[0][0] if counted else default
 
 
 def _official_record(num_classes: int | None) -> Record:

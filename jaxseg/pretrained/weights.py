@@ -14,6 +14,7 @@ from jaxseg.types import Preprocess
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net")
 # What wrappers of a model put before every name (DataParallel, torch.compile, Lightning).
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_CHOICES = {"channel_order": ("rgb", "bgr"), "resize": ("bilinear", "bicubic", "nearest")}
 
 
 @dataclasses.dataclass
@@ -135,10 +136,19 @@ def preprocess_of(fields: Mapping[str, Any] | Preprocess) -> Preprocess:
   known = [field.name for field in dataclasses.fields(Preprocess)]
   if wrong := sorted(set(fields) - set(known)):
     raise ValueError(f"preprocess has no field {wrong[0]!r}; known: {', '.join(known)}")
-  values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-  for key in ("mean", "std"):
-    if key in values and np.shape(values[key]) != (3,):
-      raise ValueError(f"preprocess.{key} is {values[key]!r}, expected three numbers for R, G, B in 0..255")
+  values = dict(fields)
+  for key in sorted({"mean", "std"} & set(values)):
+    try:
+      values[key] = tuple(float(number) for number in values[key])
+    except (TypeError, ValueError):
+      values[key] = ()
+    if len(values[key]) != 3 or (key == "std" and 0.0 in values[key]):
+      raise ValueError(f"preprocess.{key} is {fields[key]!r}, expected three numbers for R, G, B in 0..255")
+  for key, allowed in _CHOICES.items():
+    if values.get(key, allowed[0]) not in allowed:
+      raise ValueError(f"preprocess.{key} is {values[key]!r}, expected one of {', '.join(allowed)}")
+  if values.get("size") is not None:
+    values["size"] = tuple(int(n) for n in values["size"])
   return Preprocess(**values)
 
 

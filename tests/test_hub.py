@@ -1,0 +1,396 @@
+"""hub: sources, facts and their order, errors, transfer, saving, prediction, workdirs."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+import jaxseg
+from jaxseg import crf
+from jaxseg.pretrained import tree
+from jaxseg.types import Preprocess
+
+_TINY = dict(widths=(8, 16, 32), num_blocks=(2, 2), reductions=(4, 8))
+_KEEP = ("decoder/classifier/.*",)
+
+
+def _init(num_classes=5, decoder=None, seed=0, name="cgnet_m3n21", encoder=_TINY):
+  """A small model and random variables of its shapes; nothing is compiled."""
+  model = jaxseg.create_model(name, num_classes=num_classes, encoder=encoder, decoder=decoder)
+  init = functools.partial(model.init, train=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+  rng = np.random.default_rng(seed)
+
+  def draw(x):
+    if len(x.shape) <= 1:
+      return jnp.asarray(rng.uniform(0.3, 1.2, x.shape), jnp.float32)
+    return jnp.asarray(rng.standard_normal(x.shape) / np.prod(x.shape[:-1]) ** 0.5, jnp.float32)
+
+  return model, jax.tree.map(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def own():
+  """A small CGNet of our own, as a Net that no file was read for."""
+  model, variables = _init(decoder=dict(use_bias=True))
+  return jaxseg.Net(
+    model=model,
+    variables=variables,
+    preprocess=Preprocess((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "bgr"),
+    classes=tuple("abcde"),
+    palette=np.arange(15, dtype=np.uint8).reshape(5, 3),
+    arch="cgnet_m3n21",
+    fields=dict(num_classes=5, encoder=_TINY, decoder=dict(use_bias=True)),
+  )
+
+
+@pytest.fixture(scope="module")
+def state(own):
+  return jaxseg.to_torch(own, layout="mmseg")
+
+
+@pytest.fixture
+def file(state, tmp_path):
+  """Writes a state dict as a PyTorch file, with changes."""
+
+  def write(name="x.pth", drop=(), **change):
+    content = {k: torch.tensor(v) for k, v in {**state, **change}.items() if k not in drop}
+    torch.save(content, tmp_path / name)
+    return tmp_path / name
+
+  return write
+
+
+@pytest.fixture(scope="module")
+def picture():
+  return np.random.default_rng(0).integers(0, 256, (50, 71, 3), np.uint8)
+
+
+def _same(a, b):
+  a, b = tree.flat(a), tree.flat(b)
+  assert a.keys() == b.keys()
+  for path in a:
+    assert np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes(), path
+
+
+def test_save_and_load_again(own, picture, tmp_path):
+  own.save_pretrained(tmp_path / "mine")
+  for source in (tmp_path / "mine", tmp_path / "mine" / "model.safetensors"):
+    net = jaxseg.from_pretrained(source)
+    _same(net.variables, own.variables)
+    assert net.model == own.model
+    assert net.preprocess == own.preprocess
+    assert net.classes == own.classes
+    assert net.palette.tolist() == own.palette.tolist()
+    assert not net.assumed
+  np.testing.assert_array_equal(net.predict(picture), own.predict(picture))
+  card = (tmp_path / "mine" / "README.md").read_text()
+  assert "from_pretrained" in card and "| 4 | e | #0c0d0e |" in card
+  moved = (tmp_path / "mine" / "model.safetensors").rename(tmp_path / "alone.safetensors")
+  assert jaxseg.from_pretrained(moved).model == own.model
+
+
+def test_what_was_assumed_stays_assumed_in_a_saved_copy(file, tmp_path):
+  net = jaxseg.from_pretrained(file())
+  assert set(net.assumed) == {"preprocess", "licence", "classes"}
+  net.save_pretrained(tmp_path / "copy")
+  assert jaxseg.from_pretrained(tmp_path / "copy").assumed == net.assumed
+  told = jaxseg.from_pretrained(tmp_path / "copy", preprocess=Preprocess())
+  assert set(told.assumed) == {"licence", "classes"}
+
+
+def test_facts_come_from_the_surest_source(file, state, tmp_path):
+  """Argument, then the file's metadata, then the record of a published name, then the layout's default."""
+  mmseg = (72.39239876, 82.90891754, 73.15835921)
+  plain = jaxseg.from_pretrained(file())
+  assert (plain.preprocess.mean, "preprocess" in plain.assumed) == (mmseg, True)
+  published = jaxseg.from_pretrained(file("cgnet_680x680_60k_cityscapes_20201101_110253-4c0b2f2d.pth"))
+  assert (published.preprocess.mean, "preprocess" in published.assumed) == (mmseg, False)
+  meta = {"config": "mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0]", "CLASSES": tuple("vwxyz")}
+  weights = {k: torch.tensor(v) for k, v in state.items()}
+  torch.save({"state_dict": weights, "meta": meta}, tmp_path / "meta.pth")
+  meant = jaxseg.from_pretrained(tmp_path / "meta.pth")
+  assert (meant.preprocess.mean, meant.preprocess.std) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+  assert meant.classes == tuple("vwxyz") and set(meant.assumed) == {"licence"}
+  said = jaxseg.from_pretrained(tmp_path / "meta.pth", preprocess=dict(mean=[9, 9, 9], std=[1, 1, 1]))
+  assert said.preprocess == Preprocess((9.0, 9.0, 9.0), (1.0, 1.0, 1.0))
+  with pytest.raises(ValueError, match="preprocess has no field 'man'; known: mean, std"):
+    jaxseg.from_pretrained(tmp_path / "meta.pth", preprocess=dict(man=[9, 9, 9]))
+  with pytest.raises(ValueError, match="expected three numbers"):
+    jaxseg.from_pretrained(tmp_path / "meta.pth", preprocess=dict(mean=9))
+  with pytest.raises(ValueError, match="channel_order is 'gbr', expected one of rgb, bgr"):
+    jaxseg.from_pretrained(tmp_path / "meta.pth", preprocess=dict(channel_order="gbr"))
+
+
+def test_half_and_bfloat16_files_come_back_to_the_bit(state, tmp_path):
+  for dtype in (torch.float16, torch.bfloat16):
+    source = {
+      k: torch.tensor(v).to(dtype) if v.dtype == np.float32 else torch.tensor(v) for k, v in state.items()
+    }
+    torch.save(source, tmp_path / "x.pth")
+    net = jaxseg.from_pretrained(tmp_path / "x.pth")
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(net.variables))
+    back = jaxseg.to_torch(net)
+    for name, value in source.items():
+      assert back[name].tobytes() == value.reshape(-1).view(torch.uint8).numpy().tobytes(), name
+
+
+def test_prefixes_and_wrappers(state, own, tmp_path):
+  inner = {f"module.{k}": torch.tensor(v) for k, v in state.items()}
+  for key in ("state_dict", "model", "model_state"):
+    torch.save({"epoch": 3, key: inner}, tmp_path / "x.pth")
+    _same(jaxseg.from_pretrained(tmp_path / "x.pth").variables, own.variables)
+
+
+def test_missing_unexpected_and_shapes_in_one_sentence(file):
+  path = file(
+    drop=("backbone.stem.1.conv.weight", "backbone.level2.1.f_sur.weight"),
+    **{
+      "decode_head.conv_seg.other": np.zeros(2, np.float32),
+      "backbone.stem.2.bn.bias": np.zeros(9, np.float32),
+    },
+  )
+  with pytest.raises(ValueError) as error:
+    jaxseg.from_pretrained(path)
+  text = str(error.value)
+  assert "\n" not in text
+  assert "missing (2): backbone.level2.1.f_sur.weight, backbone.stem.1.conv.weight; " in text
+  assert "unexpected (1): decode_head.conv_seg.other" in text
+  assert "other shape (1): backbone.stem.2.bn.bias is (9,), the model wants (8,)" in text
+
+
+def test_bad_requests(file, tmp_path):
+  path = file()
+  with pytest.raises(ValueError, match=r"has 5 classes, not 7; .*load_pretrained\(.*decoder/classifier"):
+    jaxseg.from_pretrained(path, num_classes=7)
+  with pytest.raises(ValueError, match="no model called 'cgnet_m3n12'; did you mean 'cgnet_m3n21'"):
+    jaxseg.from_pretrained(path, arch="cgnet_m3n12")
+  with pytest.raises(ValueError, match=r"cgnet weights \(mmseg\), not those of 'mscan_tiny'"):
+    jaxseg.from_pretrained(path, arch="mscan_tiny")
+  with pytest.raises(ValueError, match="has no field 'use_bais'; did you mean 'use_bias'"):
+    jaxseg.from_pretrained(path, decoder=dict(use_bais=True))
+  with pytest.raises(ValueError, match=r"there is no file .*did you mean '.*x.pth'"):
+    jaxseg.from_pretrained(tmp_path / "y.pth")
+  torch.save({"conv9.weight": torch.ones(3), "conv9.bias": torch.ones(3)}, path)
+  with pytest.raises(ValueError, match=r"'conv9.weight'.* belong to no known layout; known: cgnet/official"):
+    jaxseg.from_pretrained(path)
+  with pytest.raises(ValueError, match="cgnet_m3n21 has no layout 'hf'; known: official, mmseg"):
+    jaxseg.to_torch(_net(tmp_path), layout="hf")
+
+
+def _net(tmp_path):
+  model, variables = _init()
+  return jaxseg.Net(model, variables, Preprocess(), tuple("abcde"), np.zeros((5, 3), np.uint8), "cgnet_m3n21")
+
+
+def test_to_torch_without_a_place_for_the_bias(own):
+  with pytest.raises(ValueError, match="cgnet/official has no name for decoder/classifier/bias"):
+    jaxseg.to_torch(own, layout="official")
+
+
+def test_directories(own, state, tmp_path):
+  with pytest.raises(ValueError, match="holds no weights"):
+    jaxseg.from_pretrained(tmp_path)
+  np.savez(tmp_path / "a.npz", **state)
+  _same(jaxseg.from_pretrained(tmp_path).variables, own.variables)
+  np.savez(tmp_path / "b.npz", **state)
+  with pytest.raises(ValueError, match=r"several weight files \(a.npz, b.npz\); name one"):
+    jaxseg.from_pretrained(tmp_path)
+
+
+def test_a_directory_of_transformers_gives_labels_and_statistics(state, tmp_path):
+  np.savez(tmp_path / "x.npz", **state)
+  (tmp_path / "config.json").write_text(json.dumps({"id2label": {str(i): f"n{i}" for i in range(5)}}))
+  processor = {
+    "image_mean": [0.5, 0.25, 0.0], "image_std": [0.5, 1.0, 1.0], "size": {"height": 32, "width": 48},
+    "resample": 2, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+  }  # fmt: skip
+  (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+  net = jaxseg.from_pretrained(tmp_path)
+  assert net.classes == ("n0", "n1", "n2", "n3", "n4")
+  assert net.preprocess.size == (32, 48) and net.preprocess.resize == "bilinear"
+  np.testing.assert_allclose(net.preprocess.mean, (127.5, 63.75, 0))
+  np.testing.assert_allclose(net.preprocess.std, (127.5, 255, 255))
+  assert net.predict(np.zeros((40, 50, 3), np.uint8)).shape == (40, 50)
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(ValueError, match="no readable JSON"):
+    jaxseg.from_pretrained(tmp_path)
+
+
+def test_shards_are_read_together_and_only_from_their_directory(own, state, tmp_path):
+  names = list(state)
+  for i, part in enumerate((names[:50], names[50:])):
+    np.savez(tmp_path / f"{i}.npz", **{n: state[n] for n in part})
+  index = {"weight_map": {n: f"{int(i >= 50)}.npz" for i, n in enumerate(names)}}
+  (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+  _same(jaxseg.from_pretrained(tmp_path).variables, own.variables)
+  index["weight_map"][names[0]] = "../0.npz"
+  (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+  with pytest.raises(ValueError, match=r"names '../0.npz', expected a file of the same directory"):
+    jaxseg.from_pretrained(tmp_path)
+
+
+def test_transfer_to_another_number_of_classes(file, own):
+  _, fresh = _init(num_classes=3, decoder=dict(use_bias=False), seed=7)
+  with pytest.raises(
+    ValueError, match=r"conv_seg.weight is \(5, 64, 1, 1\), the model wants \(3, 64, 1, 1\)"
+  ):
+    jaxseg.load_pretrained(file(), fresh)
+  filled = jaxseg.load_pretrained(file(), fresh, keep=_KEEP)
+  _same(filled["params"]["encoder"], own.variables["params"]["encoder"])
+  _same(filled["batch_stats"], own.variables["batch_stats"])
+  _same(filled["params"]["decoder"], fresh["params"]["decoder"])
+  wrong = file(drop=("backbone.stem.0.bn.weight",), **{"backbone.stem.0.bn.strange": np.zeros(1, np.float32)})
+  with pytest.raises(
+    ValueError, match=r"missing \(1\): backbone.stem.0.bn.weight; unexpected \(1\): .*strange"
+  ):
+    jaxseg.load_pretrained(wrong, fresh, keep=_KEEP)
+  with pytest.raises(
+    ValueError, match=r"'decoder/clasifier/.\*', which matches no path; there is 'decoder/classifier"
+  ):
+    jaxseg.load_pretrained(file(), fresh, keep=("decoder/clasifier/.*",))
+  with pytest.raises(ValueError, match="expected a sequence of patterns"):
+    jaxseg.load_pretrained(file(), fresh, keep="decoder/.*")
+  with pytest.raises(ValueError, match="no regular expression"):
+    jaxseg.load_pretrained(file(), fresh, keep=("decoder/(",))
+
+
+def test_a_lone_encoder_takes_its_part_of_a_whole_file_and_back(file, own, state, tmp_path):
+  _, encoder = _init(None, name="cgnet_m3n21_encoder", seed=3)
+  own.save_pretrained(tmp_path / "mine")
+  for source in (file(), tmp_path / "mine"):
+    filled = jaxseg.load_pretrained(source, encoder)
+    _same(filled["params"], own.variables["params"]["encoder"])
+    _same(filled["batch_stats"], own.variables["batch_stats"]["encoder"])
+    net = jaxseg.from_pretrained(source, arch="cgnet_m3n21_encoder")
+    _same(net.variables, filled)
+  with pytest.raises(ValueError, match="without a segmentation head"):
+    net.predict(np.zeros((64, 64, 3), np.uint8))
+  backbone = file(drop=("decode_head.conv_seg.weight", "decode_head.conv_seg.bias"))
+  net = jaxseg.from_pretrained(backbone)
+  assert net.arch == "cgnet_m3n21_encoder" and net.classes == ()
+  with pytest.raises(ValueError, match=r"missing \(2\): decode_head.conv_seg"):
+    jaxseg.load_pretrained(backbone, own.variables)
+  _same(jaxseg.load_pretrained(backbone, own.variables, keep=("decoder/.*",)), own.variables)
+
+
+def test_transfer_keeps_where_and_what_the_values_are(file, own):
+  host = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), own.variables)
+  filled = jaxseg.load_pretrained(file(), host)
+  assert all(isinstance(x, np.ndarray) and x.dtype == jnp.bfloat16 for x in jax.tree.leaves(filled))
+
+
+def test_predict_is_the_argmax_of_the_resized_logits(own, picture):
+  image = (picture.astype(np.float32) - (1, 2, 3)) / (4, 5, 6)
+  apply = jax.jit(functools.partial(own.model.apply, train=False))
+  out = apply(own.variables, jnp.float32(image)[None, ..., ::-1])
+  expected = jnp.argmax(jaxseg.resize_logits(out["logits"], (50, 71)), -1)[0]
+  labels = own.predict(picture)
+  assert labels.dtype == np.int32 and isinstance(labels, np.ndarray)
+  assert len(np.unique(labels)) > 1
+  assert np.mean(labels == expected) >= 0.999
+  np.testing.assert_array_equal(own.predict(jnp.asarray(picture)), labels)
+
+
+def test_predict_with_a_crf_refines_the_probabilities(own, picture):
+  kernels = [(3, None, 3.0), (20, 10, 4.0)]
+  labels = own.predict(picture, crf=dict(kernels=kernels, steps=2, method="exact"))
+  apply = jax.jit(functools.partial(own.model.apply, train=False))
+  logits = apply(own.variables, own.preprocess(picture)[None])["logits"]
+  unary = -jax.nn.log_softmax(jaxseg.resize_logits(logits, (50, 71))[0])
+  expected = crf.mean_field(unary, picture, kernels, steps=2).argmax(-1)
+  assert np.mean(labels == expected) >= 0.999
+  assert np.any(labels != own.predict(picture))
+  with pytest.raises(
+    ValueError, match=r"crf has the keys \['kernel'\], expected kernels and perhaps steps, method"
+  ):
+    own.predict(picture, crf=dict(kernel=kernels))
+
+
+@pytest.mark.parametrize(
+  ("image", "sentence"),
+  [
+    (np.zeros((40, 40, 3), np.float32), "image is float32, expected uint8"),
+    (np.zeros((40, 40), np.uint8), "a grey picture"),
+    (np.zeros((40, 40, 1), np.uint8), "a grey picture"),
+    (np.zeros((1, 40, 40, 3), np.uint8), "a batch"),
+    (np.zeros((40, 40, 4), np.uint8), "expected RGB"),
+    (np.zeros((20, 40, 3), np.uint8), "at least 32 pixels"),
+  ],
+)
+def test_pictures_that_predict_refuses(own, image, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    own.predict(image)
+
+
+def test_unknown_mode(own, picture):
+  with pytest.raises(ValueError, match="mode is 'hole'; did you mean 'whole'"):
+    own.predict(picture, mode="hole")
+
+
+def test_a_workdir_gives_its_best_checkpoint(own, tmp_path):
+  from jaxseg.checkpoint import Checkpoints
+  from jaxseg.train.state import TrainState
+
+  worse = jax.tree.map(lambda x: x + 1, own.variables)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    for step, variables, miou in ((1, own.variables, 0.6), (2, worse, 0.4)):
+      state = TrainState(
+        step=jnp.int32(step), params=variables["params"], opt_state=(),
+        model_state={"batch_stats": variables["batch_stats"]}, apply_fn=own.model.apply, tx=optax.identity(),
+      )  # fmt: skip
+      checkpoints.save(step, state, metrics={"mIoU": miou})
+      checkpoints.wait()
+  fields = {"num_classes": 5, "scales": [1.0], "encoder": _TINY, "decoder": {"use_bias": True}}
+  config = {
+    "jaxseg_version": "0",
+    "model": {"arch": "cgnet_m3n21", **fields},
+    "classes": list("abcde"),
+    "palette": own.palette.tolist(),
+    "preprocess": {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0], "channel_order": "bgr"},
+  }  # fmt: skip
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  net = jaxseg.from_pretrained(tmp_path)
+  _same(net.variables, own.variables)
+  assert (net.classes, net.preprocess) == (own.classes, own.preprocess)
+
+
+def test_the_hub_offline_gives_the_cache_or_a_sentence(own, tmp_path):
+  """In a process of its own: the client reads its settings when it is imported."""
+  snapshot = tmp_path / "hub" / "models--me--mine" / "snapshots" / ("a" * 40)
+  own.save_pretrained(snapshot)
+  refs = tmp_path / "hub" / "models--me--mine" / "refs"
+  refs.mkdir()
+  (refs / "main").write_text("a" * 40)
+  code = (
+    "import jaxseg\n"
+    "print(jaxseg.from_pretrained('me/mine').classes)\n"
+    "try:\n  jaxseg.from_pretrained('me/other')\n"
+    "except ValueError as error:\n  print(error)\n"
+  )
+  environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+  out = subprocess.run(
+    [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+  ).stdout.splitlines()
+  assert out[0] == str(own.classes)
+  assert out[1].startswith(
+    "there is no file or directory 'me/other', and the Hugging Face hub did not give it"
+  )
+
+
+def test_loading_never_imports_torch(own, state, file, tmp_path):
+  code = (
+    "import sys, jaxseg\n"
+    f"net = jaxseg.from_pretrained({str(file())!r})\n"
+    "jaxseg.to_torch(net, layout='mmseg')\n"
+    "assert 'torch' not in sys.modules and 'tensorflow' not in sys.modules\n"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
