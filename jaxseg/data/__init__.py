@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 from jaxseg.catalog import suggestion
+from jaxseg.data.joined import JoinedSource
 from jaxseg.data.source import DataError, DatasetInfo, Source
 
 DATASETS = {
@@ -39,12 +40,14 @@ def dataset_info(config_data: Any) -> DatasetInfo:
 
 
 def open_split(config_data: Any, split: str) -> Source:
-  """The examples of a split; files on disk are checked and prepared on first use.
+  """The examples of a split, or of several ("train+val"); files are checked and prepared on first use.
 
   Raises:
     DataError: unknown dataset or split, or files that are missing or wrong.
   """
-  return _module(config_data.name).open_split(config_data, split)
+  module = _module(config_data.name)
+  sources = tuple(module.open_split(config_data, name) for name in split.split("+"))
+  return sources[0] if len(sources) == 1 else JoinedSource(sources)
 
 
 def _module(name: str):
