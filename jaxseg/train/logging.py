@@ -59,7 +59,7 @@ def read_metrics(directory: epath.PathLike) -> list[dict[str, Any]]:
 
 def _step_of(line: str) -> float:
   try:
-    return json.loads(line)["step"]
+    return float(json.loads(line)["step"])
   except (ValueError, KeyError):
     return float("inf")
 
