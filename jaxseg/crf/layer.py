@@ -19,7 +19,10 @@ class CRF(nn.Module):
   `log_srgb{i}`, logarithms so that a width stays positive.
   """
 
-  kernels: Sequence[tuple[float, float | None, float]] = ((3.0, None, 3.0), (67.0, 3.0, 4.0))
+  kernels: Sequence[tuple[int | float, int | float | None, int | float]] = (
+    (3.0, None, 3.0),
+    (67.0, 3.0, 4.0),
+  )
   steps: int = 5
   method: str = "lattice"
   capacity: int | Sequence[int] | None = None  # see mean_field; set it where the step is jitted
@@ -27,14 +30,12 @@ class CRF(nn.Module):
   train_widths: bool = False
 
   @nn.compact
-  def __call__(
-    self, logits: Float[AnyArray, "b h w k"], image: Float[AnyArray, "b h w 3"]
-  ) -> Float[Array, "b h w k"]:
+  def __call__(self, logits: Float[AnyArray, "b h w k"], image: AnyArray) -> Float[Array, "b h w k"]:
     """Refined logits, at the image's size.
 
     Args:
       logits: the network's, brought to the image's size.
-      image: RGB in 0..255, not normalised.
+      image: RGB in 0..255, not normalised, b h w 3; uint8, or floats of that range.
     """
     classes = logits.shape[-1]
     kernels = []

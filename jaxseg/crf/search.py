@@ -7,17 +7,20 @@ from 3 to 6, σα from 30 to 100, σβ from 3 to 6; both then refine around the 
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Integer
 
 from jaxseg.crf.mean_field import mean_field
 from jaxseg.metrics import confusion_matrix, mean_iou
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
-# One example: unary h w k, image h w 3 (RGB in 0..255), label h w.
-Examples = Iterable[tuple[AnyArray, AnyArray, AnyArray]]
+Number = int | float
+
+# (sxy, srgb, compat) each, as `mean_field` takes them.
+Kernels = tuple[tuple[Number, Number | None, Number], ...]
 
 
 class Search(NamedTuple):
@@ -25,14 +28,14 @@ class Search(NamedTuple):
 
   setting: tuple[float, float, float]
   miou: float
-  kernels: tuple[tuple[float, float | None, float], ...]  # of the best setting, as `mean_field` takes them
+  kernels: Kernels  # of the best setting
   tried: dict[tuple[float, float, float], float]  # setting → mIoU, in the order tried
   without: float  # mIoU of argmin(unary)
 
 
 def papers_kernels(
-  w1: float, sxy: float, srgb: float, *, w2: float = 3.0, smooth: float = 3.0
-) -> tuple[tuple[float, float | None, float], ...]:
+  w1: Number, sxy: Number, srgb: Number, *, w2: Number = 3.0, smooth: Number = 3.0
+) -> Kernels:
   """The papers' two kernels: smoothness (w2, σγ) and appearance (w1, σα, σβ), in that order."""
   return ((smooth, None, w2), (sxy, srgb, w1))
 
@@ -42,11 +45,11 @@ def grid_search(
   images: Iterable[AnyArray],
   labels: Iterable[AnyArray],
   *,
-  w1: Sequence[float] = (3, 4, 5, 6),
-  sxy: Sequence[float] = tuple(range(30, 101, 10)),
-  srgb: Sequence[float] = (3, 4, 5, 6),
-  w2: float = 3.0,
-  smooth: float = 3.0,
+  w1: Sequence[Number] = (3, 4, 5, 6),
+  sxy: Sequence[Number] = tuple(range(30, 101, 10)),
+  srgb: Sequence[Number] = (3, 4, 5, 6),
+  w2: Number = 3.0,
+  smooth: Number = 3.0,
   steps: int = 10,
   method: str = "lattice",
   ignore_label: int = IGNORE_LABEL,
@@ -68,12 +71,12 @@ def grid_search(
     raise ValueError(f"the grid is empty: w1={w1}, sxy={sxy}, srgb={srgb}; give each at least one value")
   totals, without, done = None, 0, 0
   for done, (unary, image, label) in enumerate(zip(unaries, images, labels, strict=True), start=1):
-    count = lambda pred: _count(pred, label, unary.shape[-1], ignore_label)  # noqa: B023, E731
-    without = without + count(np.argmin(unary, axis=-1))
+    count = partial(_count, np.asarray(label), unary.shape[-1], ignore_label)
+    without = without + count(-np.asarray(unary))
     results = []
     for setting in grid:
       kernels = papers_kernels(*setting, w2=w2, smooth=smooth)
-      results.append(count(np.argmax(mean_field(unary, image, kernels, steps, method), axis=-1)))
+      results.append(count(np.asarray(mean_field(unary, image, kernels, steps, method))))
     totals = np.stack(results) if totals is None else totals + np.stack(results)
     if progress is not None:
       progress(done)
@@ -85,21 +88,25 @@ def grid_search(
 
 
 def _count(
-  pred: Int[np.ndarray, "h w"], label: AnyArray, num_classes: int, ignore_label: int
-) -> Int[np.ndarray, "k k"]:
-  matrix = confusion_matrix(
-    pred[None], np.asarray(label)[None], num_classes=num_classes, ignore_label=ignore_label
-  )
+  label: Integer[np.ndarray, "h w"], num_classes: int, ignore_label: int, scores: Float[np.ndarray, "h w k"]
+) -> Integer[np.ndarray, "k k"]:
+  pred = np.argmax(scores, axis=-1)[None]
+  matrix = confusion_matrix(pred, label[None], num_classes=num_classes, ignore_label=ignore_label)
   return np.asarray(matrix, np.int64)
 
 
-def refined_grid(values: Sequence[float], best: float, *, points: int = 2) -> tuple[float, ...]:
+def refined_grid(values: Sequence[Number], best: Number, *, points: int = 2) -> tuple[float, ...]:
   """A finer grid around the best of a coarse one: `points` even steps towards each neighbour, ends excluded.
 
   >>> refined_grid((30, 40, 50), 40, points=1)
   (35.0, 40.0, 45.0)
+
+  Raises:
+    ValueError: `best` is not one of `values`.
   """
   ordered = sorted(map(float, values))
+  if float(best) not in ordered:
+    raise ValueError(f"best is {best}; expected one of the grid's values {tuple(ordered)}")
   at = ordered.index(float(best))
   fine = [float(best)]
   for neighbour in {max(at - 1, 0), min(at + 1, len(ordered) - 1)} - {at}:
