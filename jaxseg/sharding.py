@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -19,7 +20,7 @@ AXES = ("data", "fsdp", "spatial")
 BATCH_AXES = ("data", "fsdp")
 
 # A leaf with fewer elements is kept whole everywhere: gathering it costs more than it saves.
-_MIN_SPLIT_ELEMENTS = 1 << 14
+MIN_SPLIT_ELEMENTS = 1 << 14
 
 
 def make_mesh(
@@ -67,7 +68,7 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(state: Any, mesh: Mesh | AbstractMesh, *, min_elements: int = _MIN_SPLIT_ELEMENTS) -> Any:
+def state_sharding(state: Any, mesh: Mesh | AbstractMesh, *, min_elements: int = MIN_SPLIT_ELEMENTS) -> Any:
   """Shardings for a tree of arrays (or their shapes): split over `fsdp`, or whole.
 
   A leaf is split along its largest axis that `fsdp` divides; leaves under `min_elements`
@@ -87,12 +88,14 @@ def state_sharding(state: Any, mesh: Mesh | AbstractMesh, *, min_elements: int =
   return jax.tree.map(leaf_sharding, state)
 
 
-def place(tree: Any, mesh: Mesh, *, min_elements: int = _MIN_SPLIT_ELEMENTS) -> Any:
+def place(tree: Any, mesh: Mesh, *, min_elements: int = MIN_SPLIT_ELEMENTS) -> Any:
   """`tree` on the mesh as `state_sharding` says, in buffers of its own.
 
   The training step donates its state; a copy keeps the caller's arrays alive.
   """
-  return jax.device_put(tree, state_sharding(tree, mesh, min_elements=min_elements), may_alias=False)
+  # device_put with may_alias=False still shares the buffer of the device that has the array already.
+  copies = jax.tree.map(jnp.copy, tree)
+  return jax.device_put(copies, state_sharding(tree, mesh, min_elements=min_elements))
 
 
 def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, *, processes: int | None = None) -> None:

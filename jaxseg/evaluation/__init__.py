@@ -1,26 +1,10 @@
-"""Evaluation: inference, exact scores over a split, pictures. Names are resolved on first use (PEP 562)."""
+"""Evaluation: inference, exact scores over a split, the report, pictures."""
 
-import importlib
+# Imported here and not on first use: `evaluate` and `panel` are functions of modules of the same
+# name, and a module that is imported later would take the function's place.
+from jaxseg.evaluation.evaluate import evaluate, make_eval_step
+from jaxseg.evaluation.inference import label_map, make_predict
+from jaxseg.evaluation.panel import panel, save_panel
+from jaxseg.evaluation.report import Report
 
-# Public name → the module that defines it.
-_LAZY = {
-  "Report": "jaxseg.evaluation.report",
-  "evaluate": "jaxseg.evaluation.evaluate",
-  "label_map": "jaxseg.evaluation.inference",
-  "make_eval_step": "jaxseg.evaluation.evaluate",
-  "make_predict": "jaxseg.evaluation.inference",
-  "panel": "jaxseg.evaluation.panel",
-  "save_panel": "jaxseg.evaluation.panel",
-}
-
-__all__ = list(_LAZY)
-
-
-def __getattr__(name: str):
-  if name in _LAZY:
-    return getattr(importlib.import_module(_LAZY[name]), name)
-  raise AttributeError(f"module 'jaxseg.evaluation' has no attribute {name!r}")
-
-
-def __dir__():
-  return sorted(__all__)
+__all__ = ["Report", "evaluate", "label_map", "make_eval_step", "make_predict", "panel", "save_panel"]

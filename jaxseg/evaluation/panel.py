@@ -1,10 +1,12 @@
-"""The picture that shows a model at work: image | label | prediction, with the classes' colours."""
+"""The picture that shows a model at work: image | label | prediction, with the classes' colours.
+
+OpenCV is imported when a picture is made, so that evaluation needs the core dependencies only.
+"""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Integer, UInt8
 
@@ -17,7 +19,6 @@ _GAP = 8
 _HEADER = 30
 _LINE = 24
 _SWATCH = 16
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FONT_SIZE = 0.5
 # A column is enlarged or shrunk towards this many pixels.
 _COLUMN = 320
@@ -65,6 +66,7 @@ def save_panel(
   ignore_label: int = IGNORE_LABEL,
 ) -> None:
   """Writes `panel` as a PNG file, local or `gs://`."""
+  import cv2
   from etils import epath
 
   picture = panel(images, labels, predictions, palette, classes, ignore_label=ignore_label)
@@ -79,6 +81,8 @@ def _colours(label: np.ndarray, palette: np.ndarray, ignore_label: int) -> np.nd
 
 def _fit(picture: np.ndarray, *, interpolate: bool) -> np.ndarray:
   """Towards `_COLUMN` wide, enlarged by whole factors; a label's colours are never mixed."""
+  import cv2
+
   h, w = picture.shape[:2]
   if w >= _COLUMN:
     size, mode = (
@@ -125,8 +129,13 @@ def _canvas(height: int, width: int) -> np.ndarray:
 
 
 def _write(canvas: np.ndarray, text: str, left: int, base: int) -> None:
-  cv2.putText(canvas, text, (left, base), _FONT, _FONT_SIZE, _INK, 1, cv2.LINE_AA)
+  import cv2
+
+  font = cv2.FONT_HERSHEY_SIMPLEX
+  cv2.putText(canvas, text, (left, base), font, _FONT_SIZE, _INK, 1, cv2.LINE_AA)
 
 
 def _text_width(text: str) -> int:
-  return cv2.getTextSize(text, _FONT, _FONT_SIZE, 1)[0][0]
+  import cv2
+
+  return cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, _FONT_SIZE, 1)[0][0]

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxseg.sharding import batch_sharding, replicated, state_sharding
+from jaxseg.sharding import MIN_SPLIT_ELEMENTS, batch_sharding, replicated, state_sharding
 from jaxseg.train.loss import LossFn
 from jaxseg.train.state import TrainState
 from jaxseg.types import Batch
@@ -81,7 +81,7 @@ def make_step(
   return step
 
 
-def jit_step(step: Step, mesh: Mesh, state: TrainState) -> Step:
+def jit_step(step: Step, mesh: Mesh, state: TrainState, *, min_elements: int = MIN_SPLIT_ELEMENTS) -> Step:
   """`step` compiled for the mesh: it donates its state, and compiles once for each batch shape.
 
   Args:
@@ -89,8 +89,9 @@ def jit_step(step: Step, mesh: Mesh, state: TrainState) -> Step:
     mesh: see `jaxseg.sharding.make_mesh`.
     state: the state it will be given, or its shapes; place it with `jaxseg.sharding.place`, which
       also keeps the caller's own arrays from being donated.
+    min_elements: what `place` was given.
   """
-  shardings = state_sharding(state, mesh)
+  shardings = state_sharding(state, mesh, min_elements=min_elements)
   whole = replicated(mesh)
   compiled = jax.jit(
     step,
