@@ -37,7 +37,7 @@ class SegmentationModel(nn.Module):
   scales: tuple[float, ...] = (1.0,)
 
   def __call__(self, image: Image, *, train: bool) -> Outputs:
-    _check_image(image)
+    check_image(image)
     image = jnp.asarray(image)
     outputs = self._at_scale(image, train)
     if tuple(self.scales) == (1.0,):
@@ -58,7 +58,7 @@ class SegmentationModel(nn.Module):
 
   def features(self, image: Image, *, train: bool) -> Features:
     """The encoder's stages: `model.apply(variables, image, train=False, method="features")`."""
-    _check_image(image)
+    check_image(image)
     return self.encoder(jnp.asarray(image), train=train)
 
   def _at_scale(self, image: Array, train: bool) -> dict[str, Array]:
@@ -78,7 +78,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Float[Array, "b k"]:
-    _check_image(image)
+    check_image(image)
     features = self.encoder(jnp.asarray(image), train=train)
     pooled = features[max(features)].mean((1, 2), dtype=jnp.float32)
     return nn.Dense(self.num_classes, name="head")(pooled)
@@ -181,7 +181,8 @@ def _encoder_alone(name, num_classes, fields, other) -> nn.Module:
   return module if num_classes is None else Classifier(encoder=module, num_classes=num_classes)
 
 
-def _check_image(image) -> None:
+def check_image(image) -> None:
+  """Raises a ValueError that says how to mend an image of wrong rank, type or size."""
   if image.ndim != 4 or image.shape[-1] != 3:
     raise ValueError(
       f"image has shape {tuple(image.shape)}, expected (batch, height, width, 3);"

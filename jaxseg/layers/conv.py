@@ -26,7 +26,7 @@ def pair(value: Size) -> tuple[int, int]:
 
 
 def explicit_padding(
-  kernel_size: Size, dilation: Size = 1, padding: Size | None = None
+  kernel_size: Size, *, dilation: Size = 1, padding: Size | None = None
 ) -> tuple[tuple[int, int], tuple[int, int]]:
   """Zeros (before, after) on rows and columns; `None` centres an odd kernel."""
   if padding is None:
@@ -35,7 +35,7 @@ def explicit_padding(
   return (rows, rows), (columns, columns)
 
 
-def fan_out_normal(groups: int = 1) -> Initializer:
+def fan_out_normal(*, groups: int = 1) -> Initializer:
   """Normal with variance 2 / fan_out, fan_out = kh·kw·out / groups: the reference's rule."""
 
   def init(key, shape, dtype=jnp.float32):
@@ -67,7 +67,7 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b ho wo k"]:
     size, strides, dilation = pair(self.kernel_size), pair(self.strides), pair(self.dilation)
-    padding = explicit_padding(size, dilation, self.padding)
+    padding = explicit_padding(size, dilation=dilation, padding=self.padding)
     kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1] // self.groups, self.features))
     bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
@@ -109,7 +109,7 @@ class DepthwiseConv(nn.Module):
       x,
       kernel,
       strides=pair(self.strides),
-      padding=explicit_padding(size, dilation, self.padding),
+      padding=explicit_padding(size, dilation=dilation, padding=self.padding),
       dilation=dilation,
     )
     return y if bias is None else y + bias

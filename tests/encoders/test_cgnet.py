@@ -1,0 +1,76 @@
+"""CGNet: exact parameter counts, every ablation of the paper, and what the blocks are made of."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxseg
+from jaxseg.encoders.cgnet import CGNet
+
+
+def count(**encoder) -> int:
+  model = jaxseg.create_model("cgnet_m3n21", num_classes=19, encoder=encoder)
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  shapes = jax.eval_shape(lambda i: model.init(jax.random.key(0), i, train=False), image)
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def test_parameter_counts():
+  assert count() == 496_306
+  assert count(num_blocks=(3, 15)) == 423_682
+  # Per-channel slopes are all that PReLU adds.
+  assert count() - count(activation="relu") == 496_306 - count(activation="relu") > 0
+  # Eleven classes: 256 fewer weights a class, and no bias.
+  model = jaxseg.create_model("cgnet_m3n21", num_classes=11)
+  shapes = jax.eval_shape(lambda i: model.init(jax.random.key(0), i, train=False), jnp.zeros((1, 64, 64, 3)))
+  assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes["params"])) == 494_258
+
+
+def test_ablations_change_what_the_paper_says_they_change():
+  full = count()
+  # f_glo: two linear layers with bias in each of the 24 blocks.
+  glo = 3 * (64 * 8 + 8 + 8 * 64 + 64) + 21 * (128 * 8 + 8 + 8 * 128 + 128)
+  assert full - count(global_context=False) == glo
+  # Input injection: 3 channels more in two joins and in the two strided convolutions after them.
+  injected = 3 * (3 + 3) + 9 * 3 * (64 + 128)
+  assert full - count(input_injection=False) == injected
+  # The surrounding context without dilation has the same weights.
+  assert count(surround=False) == full
+  assert count(residual="local") == count(residual="none") == full
+  # 1×1 after each channel-wise convolution: two of width² a block.
+  widths = [64] + 2 * [32] + [128] + 20 * [64]
+  assert count(pointwise=True) - full == sum(2 * w * w for w in widths)
+
+
+@pytest.mark.parametrize("field", ["surround", "residual"])
+def test_fields_without_parameters_change_the_output(field):
+  image = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+  encoder = CGNet(num_blocks=(2, 2))
+  variables = jax.jit(lambda: encoder.init(jax.random.key(1), image, train=False))()
+  choices = {"surround": (True, False), "residual": ("global", "local", "none")}[field]
+  outputs = []
+  for choice in choices:
+    variant = encoder.clone(**{field: choice})
+    outputs.append(jax.jit(partial(variant.apply, train=False))(variables, image)["stage3"])
+  for i, a in enumerate(outputs):
+    assert all(np.abs(a - b).max() > 1e-4 for b in outputs[:i])
+
+
+def test_stage_channels():
+  image = jax.ShapeDtypeStruct((1, 97, 129, 3), jnp.float32)
+  features, _ = jax.eval_shape(lambda i: CGNet().init_with_output(jax.random.key(0), i, train=False), image)
+  assert {k: v.shape for k, v in features.items()} == {
+    "stage1": (1, 49, 65, 35),
+    "stage2": (1, 25, 33, 131),
+    "stage3": (1, 13, 17, 256),
+  }
+
+
+def test_injection_averages_with_the_padding_counted():
+  from jaxseg.encoders.cgnet import _halve
+
+  halved = _halve(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
+  np.testing.assert_allclose(halved, [[4 / 9, 6 / 9], [6 / 9, 1.0]], rtol=1e-6)

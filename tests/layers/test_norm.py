@@ -1,0 +1,70 @@
+"""BatchNorm, LayerNorm, GroupNorm and PReLU against PyTorch, running statistics included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from jaxseg.layers.activation import PReLU
+from jaxseg.layers.norm import BatchNorm, GroupNorm, LayerNorm
+
+
+def image(seed: int = 0, c: int = 64) -> np.ndarray:
+  return (5 + 3 * np.random.default_rng(seed).standard_normal((2, 3, 5, c))).astype(np.float32)
+
+
+def nchw(x) -> torch.Tensor:
+  return torch.from_numpy(np.ascontiguousarray(np.asarray(x).transpose(0, 3, 1, 2)))
+
+
+def nhwc(x: torch.Tensor) -> np.ndarray:
+  return x.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def test_batch_norm_trains_and_evaluates_as_torch():
+  """Three steps: outputs, and the running variance, which PyTorch keeps unbiased."""
+  ours, theirs = BatchNorm(1e-3), torch.nn.BatchNorm2d(64, eps=1e-3)
+  variables = ours.init(jax.random.key(0), image(), train=False)
+  for seed in range(3):
+    y, changed = ours.apply(variables, image(seed), train=True, mutable=["batch_stats"])
+    variables = {**variables, **changed}
+    np.testing.assert_allclose(y, nhwc(theirs(nchw(image(seed)))), atol=2e-5)
+  stats = variables["batch_stats"]
+  np.testing.assert_allclose(stats["mean"], theirs.running_mean.numpy(), rtol=1e-5)
+  np.testing.assert_allclose(stats["var"], theirs.running_var.numpy(), rtol=1e-5)
+  theirs.eval()
+  y = ours.apply(variables, image(9), train=False)
+  np.testing.assert_allclose(y, nhwc(theirs(nchw(image(9)))), atol=2e-5)
+
+
+def test_initialising_in_training_mode_leaves_the_statistics():
+  variables = BatchNorm().init(jax.random.key(0), image(), train=True)
+  assert not np.any(variables["batch_stats"]["mean"])
+  assert np.all(variables["batch_stats"]["var"] == 1)
+
+
+def test_batch_norm_in_bfloat16_keeps_float32_statistics():
+  x = jnp.asarray(image(), jnp.bfloat16)
+  y, variables = BatchNorm(dtype=jnp.bfloat16).init_with_output(jax.random.key(0), x, train=True)
+  assert y.dtype == jnp.bfloat16
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+def test_layer_and_group_norm_epsilon():
+  """On data whose variance is near the epsilon, only 1e-5 gives PyTorch's values."""
+  x = 1e-3 * image(c=64)
+  layer = LayerNorm()
+  y = layer.apply(layer.init(jax.random.key(0), x), x)
+  np.testing.assert_allclose(y, torch.nn.LayerNorm(64)(torch.from_numpy(x)).detach().numpy(), atol=1e-4)
+  group = GroupNorm()
+  y = group.apply(group.init(jax.random.key(0), x), x)
+  np.testing.assert_allclose(y, nhwc(torch.nn.GroupNorm(32, 64)(nchw(x))), atol=1e-4)
+
+
+def test_prelu_has_a_slope_for_each_channel():
+  x = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
+  variables = PReLU().init(jax.random.key(0), x)
+  assert variables["params"]["slope"].shape == (4,) and np.all(variables["params"]["slope"] == 0.25)
+  slope = np.array([0.1, 0.5, -0.3, 2.0], np.float32)
+  theirs = torch.nn.functional.prelu(nchw(x), torch.from_numpy(slope))
+  np.testing.assert_allclose(PReLU().apply({"params": {"slope": slope}}, x), nhwc(theirs), atol=1e-6)

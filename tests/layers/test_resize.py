@@ -1,0 +1,57 @@
+"""Bilinear resize against torch.nn.functional.interpolate, and its derivative."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import jaxseg
+from jaxseg.layers.resize import interpolation_matrix, resize
+
+SIZES = [
+  ((13, 17), (97, 129)),  # odd sizes, as a stride-8 map of an odd image
+  ((8, 8), (64, 64)),  # whole factors: the fast form
+  ((8, 9), (24, 18)),
+  ((97, 129), (13, 17)),  # shrinking must not antialias
+  ((64, 64), (32, 16)),
+  ((5, 7), (5, 14)),
+  ((1, 1), (6, 7)),
+  ((6, 7), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("before, after", SIZES)
+def test_equals_torch(before, after, align_corners):
+  x = np.random.default_rng(0).standard_normal((2, *before, 3)).astype(np.float32)
+  ours = resize(x, after, align_corners=align_corners)
+  theirs = torch.nn.functional.interpolate(
+    torch.from_numpy(x.transpose(0, 3, 1, 2)), after, mode="bilinear", align_corners=align_corners
+  )
+  np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=2e-5)
+
+
+@pytest.mark.parametrize("before, after", SIZES)
+def test_derivative_is_the_transpose(before, after):
+  """<resize(x), y> = <x, resizeᵀ(y)> with the transpose built from the two matrices."""
+  rows, columns = (interpolation_matrix(o, i) for o, i in zip(after, before, strict=True))
+  y = np.random.default_rng(1).standard_normal((1, *after, 2)).astype(np.float32)
+  gradient = jax.grad(lambda x: (resize(x, after) * y).sum())(jnp.zeros((1, *before, 2)))
+  expected = np.einsum("oh,pw,bopc->bhwc", rows, columns, y)
+  np.testing.assert_allclose(gradient, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_by_hand():
+  line = jnp.array([0.0, 1, 2, 3])[None, None, :, None]
+  np.testing.assert_allclose(resize(line, (1, 2))[0, 0, :, 0], [0.5, 2.5])  # antialiasing gives .71, 2.29
+  np.testing.assert_allclose(resize(line, (1, 8))[0, 0, :, 0], [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+  np.testing.assert_allclose(
+    resize(line, (1, 7), align_corners=True)[0, 0, :, 0], np.arange(7) / 2, atol=1e-6
+  )
+
+
+def test_resize_logits_is_float32():
+  logits = jnp.ones((1, 4, 4, 3), jnp.bfloat16)
+  out = jaxseg.resize_logits(logits, (7, 9))
+  assert out.shape == (1, 7, 9, 3) and out.dtype == jnp.float32

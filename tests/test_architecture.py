@@ -1,0 +1,121 @@
+"""The house rules that a machine can check: one-way imports, file length, light imports, no work on import."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "jaxseg"
+
+# Each room may import the rooms on earlier lines, and itself; not its neighbours on the same line.
+LAYERS = [
+  ["types", "catalog"],
+  ["kernels", "sharding"],
+  ["layers"],
+  ["losses", "metrics"],
+  ["encoders", "decoders", "data", "pretrained", "crf", "checkpoint"],
+  ["models", "macs"],
+  ["evaluation"],
+  ["hub"],
+  ["train", "export", "plan"],
+  ["cli"],
+]
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def python_files() -> list[pathlib.Path]:
+  folders = [PACKAGE, ROOT / "tests", ROOT / "configs", ROOT / "benchmarks"]
+  return [f for folder in folders for f in folder.rglob("*.py")] + [ROOT / "train.py", ROOT / "eval.py"]
+
+
+def room_of(path: pathlib.Path) -> str:
+  return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: pathlib.Path) -> set[str]:
+  rooms = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxseg":
+      assert node.level == 0, f"{path}: relative import"
+      parts = node.module.split(".")
+      rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    elif isinstance(node, ast.Import):
+      for alias in node.names:
+        parts = alias.name.split(".")
+        if parts[0] == "jaxseg":
+          rooms |= set(parts[1:2])
+  return rooms - {"__version__"}  # the package itself is below every room
+
+
+def test_every_room_has_a_rank():
+  found = {room_of(f) for f in PACKAGE.rglob("*.py")} - {"__init__"}
+  assert found <= set(RANK), f"rooms without a place in the order: {sorted(found - set(RANK))}"
+
+
+def test_imports_go_one_way():
+  wrong = []
+  for path in PACKAGE.rglob("*.py"):
+    room = room_of(path)
+    if room == "__init__":
+      continue
+    for other in imported_rooms(path) - {room}:
+      if RANK.get(other, 99) >= RANK[room]:
+        wrong.append(f"{path.relative_to(ROOT)} imports {other}")
+  assert not wrong, "\n".join(wrong)
+
+
+def test_the_rule_would_notice():
+  """The check itself sees a forbidden import in every form it is written."""
+  for line in ("from jaxseg.train import loop", "import jaxseg.train.loop", "from jaxseg import train"):
+    tree = PACKAGE / "never_written.py"
+
+    class Fake(type(tree)):
+      def read_text(self, *args, line=line, **kwargs):
+        return line
+
+    assert imported_rooms(Fake(tree)) == {"train"}, line
+
+
+def test_files_are_short():
+  long = {str(f.relative_to(ROOT)): n for f in python_files() if (n := len(f.read_text().splitlines())) > 400}
+  assert not long, long
+
+
+def test_no_postponed_annotations():
+  """Jaxtyping's shape strings need real annotations (its FAQ)."""
+  wrong = [f for f in PACKAGE.rglob("*.py") if "from __future__ import annotations" in f.read_text()]
+  assert not wrong, wrong
+
+
+HEAVY = ("tensorflow", "tensorflow_datasets", "grain", "cv2", "orbax", "torch", "matplotlib", "tensorboardX")
+
+
+@pytest.mark.parametrize(
+  "statement",
+  [
+    "import jaxseg",
+    "import jaxseg.encoders",
+    "import jaxseg.decoders",
+    "import jaxseg.data",
+    "import jaxseg.crf",
+    "import jaxseg.losses",
+    "import jaxseg.metrics",
+    "import jaxseg; jaxseg.create_model('cgnet_m3n21', num_classes=19); jaxseg.list_models()",
+    "import jaxseg; jaxseg.from_pretrained; jaxseg.load_pretrained; jaxseg.to_torch",
+  ],
+)
+def test_imports_are_light(statement):
+  """No backend is started, and nothing of the training stack is loaded."""
+  code = (
+    f"{statement}\n"
+    "import sys\n"
+    f"heavy = [m for m in {HEAVY!r} if m in sys.modules]\n"
+    "assert not heavy, heavy\n"
+    "from jax._src import xla_bridge\n"
+    "assert not xla_bridge.backends_are_initialized(), 'a backend was started'\n"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+  assert done.returncode == 0, done.stderr

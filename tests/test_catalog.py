@@ -1,0 +1,203 @@
+"""What every entry of the catalogs must do; a new entry is tested without editing this file."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxseg
+from jaxseg import catalog
+from jaxseg.decoders import DECODERS
+from jaxseg.encoders import ENCODERS
+from jaxseg.models import SYSTEMS, SegmentationModel
+from tests import golden
+
+ODD = (1, 45, 71, 3)
+
+
+def smallest(table, name: str) -> nn.Module:
+  """The variant with one block a stage and no drop path: every kind of block, few of them."""
+  values = catalog.defaults(table[name])
+  shrunk = {
+    key: tuple(1 + (key == "num_blocks") for _ in values[key])
+    for key in ("depths", "num_blocks", "stage_sizes")
+    if isinstance(values.get(key), tuple)
+  }
+  return catalog.build(table, name, shrunk, kind="entry")
+
+
+def one_of_each(table) -> list[str]:
+  """One variant of each module class: the others differ in sizes only."""
+  first = {}
+  for name, entry in table.items():
+    first.setdefault(entry.func, name)
+  return sorted(first.values())
+
+
+@functools.cache
+def initialised(name: str):
+  """(encoder, variables, image): parameters moved a little, so that no zero hides a branch."""
+  encoder = smallest(ENCODERS, name)
+  image = jax.random.normal(jax.random.key(1), ODD)
+  variables = jax.jit(functools.partial(encoder.init, train=False))(jax.random.key(0), image)
+  leaves, structure = jax.tree.flatten(variables["params"])
+  keys = jax.random.split(jax.random.key(2), len(leaves))
+  moved = [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  return encoder, dict(variables) | {"params": jax.tree.unflatten(structure, moved)}, image
+
+
+def rngs():
+  return {name: jax.random.key(i) for i, name in enumerate(("dropout", "drop_path", "nmf"))}
+
+
+@pytest.mark.parametrize("name", golden.names())
+def test_golden_tree(name):
+  path = golden.FOLDER / f"{name}.txt"
+  assert path.exists(), f"no golden tree for {name}: python -m tests.golden"
+  assert golden.tree(name) == path.read_text(), (
+    f"the parameter tree of {name} changed, which breaks saved weights; if that is meant,"
+    " run python -m tests.golden and say so in CHANGELOG.md"
+  )
+
+
+@pytest.mark.parametrize("name", one_of_each(ENCODERS))
+def test_encoder_features_and_gradients(name):
+  """Stages fine to coarse at an odd size under jit, and every parameter matters to one of them."""
+  encoder, variables, image = initialised(name)
+  rest = {k: v for k, v in variables.items() if k != "params"}
+
+  @jax.jit
+  def run(params):
+    def total(params):
+      features, _ = encoder.apply(
+        {"params": params, **rest}, image, train=True, rngs=rngs(), mutable=list(rest)
+      )
+      weights = {k: jax.random.normal(jax.random.key(5), v.shape) for k, v in features.items()}
+      return sum((features[k] * weights[k]).sum() for k in features), features
+
+    return jax.value_and_grad(total, has_aux=True)(params)
+
+  (value, features), gradient = run(variables["params"])
+  assert np.isfinite(value)
+  assert list(features) == [f"stage{i + 1}" for i in range(len(features))] and len(features) >= 3
+  sizes = [f.shape[1] * f.shape[2] for f in features.values()]
+  assert sizes == sorted(sizes, reverse=True)
+  dead = [p for p, g in jax.tree_util.tree_leaves_with_path(gradient) if not np.any(g)]
+  assert not dead, f"parameters without gradient: {[jax.tree_util.keystr(p) for p in dead]}"
+
+
+@pytest.mark.parametrize("name", one_of_each(ENCODERS))
+def test_encoder_in_bfloat16(name):
+  """Same features to bfloat16's precision, parameters untouched in float32."""
+  encoder, variables, image = initialised(name)
+  exact = jax.jit(functools.partial(encoder.apply, train=False))(variables, image)
+  half = encoder.clone(dtype=jnp.bfloat16)
+  features = jax.jit(functools.partial(half.apply, train=False))(variables, image)
+  for stage, value in features.items():
+    assert value.dtype == jnp.bfloat16, stage
+    error = np.linalg.norm(value.astype(jnp.float32) - exact[stage]) / np.linalg.norm(exact[stage])
+    assert error < 0.06, (stage, error)
+  shapes = jax.eval_shape(functools.partial(half.init, train=False), jax.random.key(0), image)
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def feeds(encoder: str, decoder: str) -> bool:
+  """Whether the encoder has the stages the decoder reads."""
+  num_stages = len(stage_shapes(encoder))
+  stages = catalog.defaults(DECODERS[decoder]).get("stages", ())
+  return all(int(s.removeprefix("stage")) <= num_stages for s in stages or ())
+
+
+@functools.cache
+def stage_shapes(name: str):
+  encoder, variables, image = initialised(name)
+  return jax.eval_shape(functools.partial(encoder.apply, train=False), variables, image)
+
+
+@pytest.mark.parametrize("name", one_of_each(DECODERS))
+def test_decoder_reads_every_feature_it_names(name):
+  """Gradients reach every parameter and every feature; without classes there is no classifier."""
+  encoder = next(e for e in one_of_each(ENCODERS) if feeds(e, name))
+  shapes = stage_shapes(encoder)
+  features = {
+    k: jax.random.normal(jax.random.key(i), (2, *v.shape[1:]))
+    for i, (k, v) in enumerate(sorted(shapes.items()))
+  }
+  decoder = catalog.build(DECODERS, name, {"num_classes": 5}, kind="decoder")
+  variables = jax.jit(functools.partial(decoder.init, train=False))(jax.random.key(0), features)
+  rest = {k: v for k, v in variables.items() if k != "params"}
+
+  @jax.jit
+  def run(params, features):
+    def total(params, features):
+      logits, _ = decoder.apply(
+        {"params": params, **rest}, features, train=True, rngs=rngs(), mutable=list(rest)
+      )
+      return (logits * jax.random.normal(jax.random.key(6), logits.shape)).sum(), logits
+
+    return jax.grad(total, argnums=(0, 1), has_aux=True)(params, features)
+
+  (for_params, for_features), logits = run(variables["params"], features)
+  assert logits.shape[0] == 2 and logits.shape[-1] == 5
+  dead = [
+    jax.tree_util.keystr(p) for p, g in jax.tree_util.tree_leaves_with_path(for_params) if not np.any(g)
+  ]
+  assert not dead, f"parameters without gradient: {dead}"
+  read = catalog.defaults(DECODERS[name]).get("stages") or (max(features),)
+  assert {k for k, g in for_features.items() if np.any(g)} == set(read)
+
+  bare = catalog.build(DECODERS, name, {"num_classes": None}, kind="decoder")
+  variables = jax.eval_shape(functools.partial(bare.init, train=False), jax.random.key(0), features)
+  assert "classifier" not in variables.get("params", {})
+
+
+@pytest.mark.parametrize("name", sorted(SYSTEMS))
+def test_system_outputs(name):
+  """Float32 logits with the right classes for any image of at least 32 px, abstractly."""
+  model = jaxseg.create_model(name, num_classes=7)
+  for size in ((32, 32), (45, 71)):
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+    out = jax.eval_shape(functools.partial(model.apply, train=False), variables, image)
+    assert out["logits"].dtype == jnp.float32 and out["logits"].shape[-1] == 7
+
+
+def test_any_encoder_takes_any_decoder_by_hand():
+  model = SegmentationModel(
+    encoder=smallest(ENCODERS, "cgnet_m3n21_encoder"),
+    decoder=catalog.build(DECODERS, "fcn", {"num_classes": 3}, kind="decoder"),
+  )
+  image = jnp.zeros((1, 33, 47, 3))
+  variables = model.init(jax.random.key(0), image, train=False)
+  assert set(variables["params"]) == {"encoder", "decoder"}
+  assert model.apply(variables, image, train=False)["logits"].shape == (1, 5, 6, 3)
+  features = model.apply(variables, image, train=False, method="features")
+  assert list(features) == ["stage1", "stage2", "stage3"]
+
+
+@pytest.mark.parametrize(
+  "image, sentence",
+  [
+    (np.zeros((64, 64, 3), np.float32), r"shape \(64, 64, 3\), expected .* image\[None\]"),
+    (np.zeros((1, 64, 64, 3), np.uint8), "uint8, expected floating point normalised"),
+    (np.zeros((1, 20, 64, 3), np.float32), "20x64, but models need at least 32"),
+  ],
+)
+def test_bad_images_are_sentences(image, sentence):
+  # The shape check of the annotations would speak first in tests; users run without it.
+  from jaxseg.models import check_image
+
+  with pytest.raises(ValueError, match=sentence):
+    check_image(image)
+
+
+def test_classifier():
+  """An encoder alone with num_classes is an image classifier."""
+  model = jaxseg.create_model("cgnet_m3n21_encoder", num_classes=10, encoder=dict(num_blocks=(1, 1)))
+  image = jnp.zeros((2, 32, 32, 3))
+  logits, variables = model.init_with_output(jax.random.key(0), image, train=False)
+  assert logits.shape == (2, 10) and logits.dtype == jnp.float32
+  assert variables["params"]["head"]["kernel"].shape == (256, 10)
