@@ -1,11 +1,14 @@
 """Ten steps of every optimizer against torch.optim, and the rules by parameter name."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
 import pytest
 import torch
 
+import jaxseg
 from jaxseg.train import make_optimizer, make_schedule, parameter_groups
 
 STEPS = 10
@@ -154,3 +157,19 @@ def test_bad_optimizers(config, sentence):
   with pytest.raises(ValueError) as error:
     make_optimizer(config, tree())
   assert sentence in str(error.value)
+
+
+def test_rules_may_match_published_names():
+  model = jaxseg.create_model("cgnet_m3n21", num_classes=19)
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+  init = functools.partial(model.init, train=False)
+  params = jax.eval_shape(init, jax.random.key(0), image)["params"]
+  rules = (("^decode_head", 10.0, 1.0), (r"\.bn\.", 1.0, 0.0))
+  groups = parameter_groups({"groups": rules, "names": "mmseg"}, params)
+  classifier = groups["decoder/classifier/kernel"]
+  assert (classifier.name, classifier.lr_mult) == ("decode_head.conv_seg.weight", 10.0)
+  undecayed = {path for path, group in groups.items() if group.decay_mult == 0}
+  assert undecayed
+  assert all(path.endswith(("/scale", "/bias")) for path in undecayed)
+  with pytest.raises(ValueError, match="there is no layout called 'mmsegg'"):
+    parameter_groups({"groups": rules, "names": "mmsegg"}, params)
