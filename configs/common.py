@@ -55,6 +55,7 @@ def base() -> ml_collections.ConfigDict:
   # 0 means only at the end of the run.
   config.eval = ml_collections.ConfigDict(dict(every_steps=0, batch_size=8))
   config.checkpoint = ml_collections.ConfigDict(dict(every_steps=1000, keep_last=3))
+  # panel_every_steps=0 draws none; otherwise one at the end too.
   config.log = ml_collections.ConfigDict(dict(every_steps=10, panel_every_steps=0, panel_images=4))
   # data=-1: what fsdp and spatial leave. devices=0: all of them.
   config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, spatial=1, devices=0))

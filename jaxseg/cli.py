@@ -7,14 +7,19 @@ jaxseg info MODEL [--params]   one model: parameters, fields and their defaults
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
-from jaxseg import catalog, models
+from jaxseg import catalog, data, models
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
-from jaxseg.train import runtime
+from jaxseg.pretrained import published_names
+from jaxseg.train import config as config_lib
+from jaxseg.train import runtime, workdir
+from jaxseg.train.optimizer import parameter_groups
 
 _IMAGE = (1, 64, 64, 3)
 
@@ -24,16 +29,22 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog="jaxseg", description="Semantic segmentation for JAX.")
   commands = parser.add_subparsers(dest="command", required=True)
   commands.add_parser("list", help="the models by name, with their parameters")
-  info = commands.add_parser("info", help="one model: parameters, fields and their defaults")
-  info.add_argument("model")
-  info.add_argument("--num_classes", type=int, default=19, help="default: %(default)s, Cityscapes")
-  info.add_argument("--params", action="store_true", help="every parameter's path, shape and count")
+  info = commands.add_parser("info", help="one model: parameters, fields and their values")
+  info.add_argument("model", help="name, config file or workdir")
+  info.add_argument(
+    "--num_classes", type=int, default=19, help="of a model given by name; default: %(default)s"
+  )
+  info.add_argument(
+    "--params", action="store_true", help="path, shape, published name, rate and decay of each"
+  )
+  info.add_argument("--layout", help="whose published names --params shows: official, mmseg, ...")
   flags = parser.parse_args(argv)
   with runtime.sentences("jaxseg"):
     if flags.command == "list":
-      print("\n".join(listing()))
+      lines = listing()
     else:
-      print("\n".join(model_info(flags.model, num_classes=flags.num_classes, params=flags.params)))
+      lines = model_info(flags.model, num_classes=flags.num_classes, params=flags.params, layout=flags.layout)
+    print("\n".join(lines))
 
 
 def listing() -> list[str]:
@@ -42,29 +53,61 @@ def listing() -> list[str]:
   return lines + [f"{name:<24} encoder alone" for name in sorted(ENCODERS)]
 
 
-def model_info(name: str, *, num_classes: int = 19, params: bool = False) -> list[str]:
-  """Lines about a model: its parameter count, every field with its default, and each parameter.
+def model_info(
+  name: str, *, num_classes: int = 19, params: bool = False, layout: str | None = None
+) -> list[str]:
+  """Lines about a model: its parameter count, every field with its value, and each parameter.
+
+  Args:
+    name: a model, a config file, or a workdir.
+    num_classes: of a model given by name.
+    params: a line for each parameter.
+    layout: whose names of the parameters to show.
 
   Raises:
-    ValueError: no such model (the nearest is named).
+    ValueError: no such model (the nearest is named), config or layout.
   """
-  alone = name in ENCODERS
-  model = models.create_model(name, num_classes=None if alone else num_classes)
+  config = _config(name)
+  if config is not None:
+    num_classes = config.model.num_classes or data.dataset_info(config.data).num_classes
+    model, fields = config_lib.build_model(config, num_classes), config_lib.model_fields(config)
+    name = config.model.arch
+  else:
+    model = models.create_model(name, num_classes=None if name in ENCODERS else num_classes)
+    fields = {part: catalog.defaults(entry) | published for part, entry, published in _parts(name)}
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros(_IMAGE, np.float32), train=False))
-  leaves = jax.tree_util.tree_flatten_with_path(shapes["params"])[0]
-  total = sum(int(np.prod(leaf.shape)) for _, leaf in leaves)
-  lines = [f"{name}: {total:,} parameters" + ("" if alone else f" for {num_classes} classes")]
-  for part, entry, published in _parts(name):
+  total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"]))
+  lines = [f"{name}: {total:,} parameters" + ("" if name in ENCODERS else f" for {num_classes} classes")]
+  for part, values in fields.items():
     lines.append(f"{part}:")
-    for field, value in (catalog.defaults(entry) | published).items():
-      if field != "num_classes":
-        lines.append(f"  {field} = {value!r}")
-  if params:
-    lines.append("parameters:")
-    for path, leaf in leaves:
-      shape = "x".join(map(str, leaf.shape))
-      lines.append(f"  {jax.tree_util.keystr(path, simple=True, separator='/')}  {shape}  {leaf.dtype}")
-  return lines
+    lines += [f"  {field} = {value!r}" for field, value in values.items() if field != "num_classes"]
+  return lines + (_parameters(shapes["params"], config, layout) if params else [])
+
+
+def _config(name: str) -> ml_collections.ConfigDict | None:
+  if name.partition(":")[0].endswith(".py"):
+    return config_lib.load(name)
+  return workdir.read_config(name) if workdir.is_workdir(name) else None
+
+
+def _parameters(params: Any, config: ml_collections.ConfigDict | None, layout: str | None) -> list[str]:
+  groups = None if config is None else parameter_groups(config.optimizer, params)
+  if layout is None and config is not None and config.optimizer.names != "jaxseg":
+    layout = config.optimizer.names
+  names = {} if layout is None else published_names(params, layout)
+  rows = []
+  for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    row = [path, "x".join(map(str, leaf.shape))] + ([names[path]] if names else [])
+    if groups is not None:
+      decay = config.optimizer.weight_decay * groups[path].decay_mult
+      row += [f"rate x{groups[path].lr_mult:g}", f"decay {decay:g}"]
+    rows.append(row)
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return ["parameters:"] + [
+    "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    for row in rows
+  ]
 
 
 def _parts(name: str):

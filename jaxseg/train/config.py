@@ -226,7 +226,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     config.optimizer.schedule.warmup_steps = min(config.optimizer.schedule.warmup_steps, 1)
     config.eval.update(every_steps=1, batch_size=2)
     config.checkpoint.every_steps = 1
-    config.log.update(every_steps=1, panel_every_steps=2, panel_images=2)
+    config.log.update(every_steps=1, panel_every_steps=0, panel_images=2)
     config.mesh.update(data=-1, fsdp=1, spatial=1, devices=1)
 
 

@@ -144,7 +144,8 @@ def _sequence(
   """Restore is done; now (evaluate → save → step)*."""
   config, total = run.config, run.config.total_steps
   step_fn = jit_step(make_step(run.loss_fn, run.tx, prepare=make_prepare(run)), run.mesh, state)
-  key = jax.device_put(jax.random.key(config.seed), sharding.replicated(run.mesh))
+  # Made on the mesh: under the transfer guard a step may not move it there.
+  key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(run.mesh))()
   rates = _learning_rates(config)
   evaluator = Evaluator(run.model, config, info=run.info, preprocess=run.preprocess, mesh=run.mesh)
   fetch = _fetcher(run, start)
@@ -177,12 +178,13 @@ def _sequence(
           log.write(step, metrics)
           board.scalars(step, metrics, prefix="eval/")
           progress.say(f"step {step}: mIoU {report.miou:.4f} on {config.data.eval_split}")
-          if done or _due(step, config.log.panel_every_steps):
+          if _due(step, config.log.panel_every_steps) or (done and config.log.panel_every_steps):
             board.image(step, "eval/predictions", evaluator.panel(state.variables))
           progress.pause(time.perf_counter() - began)
         # Before the save: a checkpoint never knows of a step that the log does not.
         log.flush()
         checkpoints.save(step, state, metrics)
+    log.flush()
     if done:
       break
     ids, batch = ahead
@@ -193,7 +195,6 @@ def _sequence(
     ahead = fetch() if step + 1 < total else None
     if on_cpu or (step + 1) % config.log.every_steps == 0:
       settle(keep=in_flight)
-      log.flush()
   return report
 
 
@@ -230,9 +231,10 @@ def _restore_or_init(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, in
   if run.config.init_from:
     from jaxseg import hub
 
-    variables = jax.jit(lambda: _init(run.model, run.config))()
+    variables = jax.device_get(jax.jit(lambda: _init(run.model, run.config))())
     variables = hub.load_pretrained(run.config.init_from, variables, keep=tuple(run.config.init_keep))
-    return sharding.place(create_state(run.model, variables, run.tx), run.mesh), 0
+    make = jax.jit(lambda values: create_state(run.model, values, run.tx), out_shardings=shardings)
+    return make(jax.device_get(variables)), 0
   # Compiled, so that each device makes only the part that it keeps.
   make = jax.jit(
     lambda: create_state(run.model, _init(run.model, run.config), run.tx), out_shardings=shardings

@@ -91,6 +91,8 @@ def sentences(program: str) -> Iterator[None]:
   """
   try:
     yield
+  except BrokenPipeError:  # `jaxseg info x | head`: the reader has what it wanted
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except TrainingStopped as error:
     _exit(program, error, STOPPED)
   except (ValueError, OSError) as error:

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from jaxseg import cli
+from jaxseg.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = "--config=configs/colour_only_synthetic.py:smoke"
@@ -58,8 +59,9 @@ def test_kill_9_at_any_moment_and_resume(tmp_path):
   lines = lines_of(killed)
   assert [line["step"] for line in lines] == list(range(1, 61)), "each step appears once"
   assert lines == lines_of(tmp_path / "whole")
-  names = [path.name for path in (killed / "checkpoints").iterdir()]
-  assert all(name.isdigit() for name in names), "unfinished saves are removed"
+  names = {path.name for path in (killed / "checkpoints").iterdir()} - {"deleted"}
+  with Checkpoints(killed / "checkpoints") as checkpoints:
+    assert names == {str(step) for step in checkpoints.steps()}, "unfinished saves are removed"
 
 
 def kill_when(words, log, steps, delay):
@@ -95,7 +97,14 @@ def test_list_and_info(capsys):
   out = capsys.readouterr().out
   assert "496,306 parameters for 19 classes" in out
   assert "num_blocks = (3, 21)" in out and "use_bias = False" in out
-  assert "decoder/classifier/kernel  1x1x256x19" in out
+  assert "decoder/classifier/kernel " in out and " 1x1x256x19" in out
+  cli.main(["info", str(ROOT / "configs" / "cgnet_m3n21_camvid.py"), "--params", "--layout=mmseg"])
+  out = capsys.readouterr().out
+  assert "494,258 parameters for 11 classes" in out
+  line = next(line for line in out.splitlines() if "decoder/classifier/kernel" in line)
+  assert line.split() == [
+    "decoder/classifier/kernel", "1x1x256x11", "decode_head.conv_seg.weight", "rate", "x1", "decay", "0.0005",
+  ]  # fmt: skip
   with pytest.raises(SystemExit) as stopped:
     cli.main(["info", "cgnt"])
   assert stopped.value.code == 2

@@ -50,7 +50,7 @@ def latest(directory):
 
 
 def test_a_workdir_rebuilds_its_model_and_evaluates_alike(tmp_path, capsys):
-  report = loop.train(load(), tmp_path)
+  report = loop.train(load("log.panel_every_steps=2"), tmp_path)
   assert "parameters" in capsys.readouterr().out, "the recipe card comes first"
   values = workdir.read(tmp_path)
   assert values["model"]["arch"] == "colour_only" and values["model"]["num_classes"] == 8
@@ -64,7 +64,9 @@ def test_a_workdir_rebuilds_its_model_and_evaluates_alike(tmp_path, capsys):
   written = json.loads((tmp_path / "eval" / "report.json").read_text())
   assert written["mIoU"] == report.miou and written["images"] == 3 and len(written["classes"]) == 8
   assert (tmp_path / "eval" / "panel.png").read_bytes().startswith(b"\x89PNG")
-  assert list((tmp_path / "tensorboard").iterdir())
+  events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+  for tag in (b"train/loss", b"train/lr", b"eval/mIoU", b"eval/predictions", b"recipe"):
+    assert tag in events
   with pytest.raises(ConfigError, match="--step is 'last'"):
     evaluating.from_workdir(tmp_path, step="last")
   with pytest.raises(ConfigError, match="has 8 classes, but camvid has 11"):
