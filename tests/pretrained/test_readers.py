@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+import tracemalloc
 import types
 import zipfile
 
@@ -271,6 +272,26 @@ def test_cut_and_changed_files_give_a_sentence_or_arrays(tmp_path, form):
       read_file(broken)
     except ValueError as error:
       assert str(broken) in str(error)
+
+
+@pytest.mark.parametrize(
+  "opcodes",
+  [
+    pickle.BYTEARRAY8 + (1 << 30).to_bytes(8, "little"),
+    pickle.BINBYTES8 + (1 << 30).to_bytes(8, "little"),
+    pickle.EMPTY_DICT + pickle.LONG_BINPUT + (1 << 26).to_bytes(4, "little") + pickle.STOP,
+  ],
+  ids=["bytearray", "bytes", "memo"],
+)
+def test_a_stated_length_is_no_allocation(tmp_path, opcodes):
+  (tmp_path / "x.pth").write_bytes(pickle.PROTO + b"\x05" + opcodes)
+  tracemalloc.start()
+  try:
+    with pytest.raises(ValueError, match=r"damaged|holds no named tensors|a pickle of"):
+      read_file(tmp_path / "x.pth")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+  finally:
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -146,12 +146,14 @@ def load(file: io.BufferedIOBase, *, persistent_load: Callable[[Any], Any] | Non
     persistent_load: what to put in place of a reference to something outside the pickle.
   """
   # latin1 lets NumPy arrays pickled by Python 2 keep their bytes; ASCII names are unchanged.
-  unpickler = _Unpickler(file, encoding="latin1")
+  unpickler = _Unpickler(_Bounded(file), encoding="latin1")
   unpickler.outside = persistent_load
   return unpickler.load()
 
 
-class _Unpickler(pickle.Unpickler):
+# The one written in Python: in a damaged file, one wrong byte makes the C one allocate 64 GB
+# for its memo. A file of weights has some thousand opcodes, so speed is no question.
+class _Unpickler(pickle._Unpickler):
   outside: Callable[[Any], Any] | None = None
 
   def __init__(self, file, *, encoding):
@@ -172,6 +174,29 @@ class _Unpickler(pickle.Unpickler):
     if self.outside is None:
       raise pickle.UnpicklingError("a reference to outside data in a plain pickle")
     return self.outside(pid)
+
+  def load_bytearray8(self):
+    """The original makes room for whatever length the file states before it reads."""
+    length = int.from_bytes(self.read(8), "little")
+    self.append(bytearray(self.read(length)))
+
+  dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: load_bytearray8}
+
+
+class _Bounded:
+  """A file whose reads end with it, so that a damaged length is no allocation."""
+
+  def __init__(self, file: io.BufferedIOBase):
+    self._file = file
+    here = file.tell()
+    self._end = file.seek(0, io.SEEK_END)
+    file.seek(here)
+
+  def read(self, n: int) -> bytes:
+    return self._file.read(max(0, min(n, self._end - self._file.tell())))
+
+  def readline(self) -> bytes:
+    return self._file.readline()
 
 
 def _admitted() -> Mapping[tuple[str, str], Any]:
