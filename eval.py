@@ -30,8 +30,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--output", metavar="DIR", help="default: WORKDIR/eval, or runs/eval for a --source")
   changes, rest = overrides.split(argv)
   with runtime.sentences("eval.py"):
-    runtime.refuse_unknown(parser, rest)
-    flags = parser.parse_args(rest)
+    flags = runtime.parse_flags(parser, rest)
     if (flags.workdir is None) == (flags.source is None):
       raise overrides.ConfigError("give either --workdir=DIR or --source=FILE")
     if flags.source and workdir.is_workdir(flags.source):

@@ -22,12 +22,11 @@ def main(argv: list[str]) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("--config", required=True, metavar="FILE[:ARG,ARG]", help="the experiment")
-  parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives, local or gs://")
+  parser.add_argument("--config", metavar="FILE[:ARG,ARG]", help="the experiment")
+  parser.add_argument("--workdir", metavar="DIR", help="where the run lives, local or gs://")
   changes, rest = overrides.split(argv)
   with runtime.sentences("train.py"):
-    runtime.refuse_unknown(parser, rest)
-    flags = parser.parse_args(rest)
+    flags = runtime.parse_flags(parser, rest, required=("config", "workdir"))
     config = config_lib.load(flags.config, overrides=changes)
     runtime.start_processes()
     report = loop.train(config, flags.workdir)

@@ -109,8 +109,8 @@ class Progress:
     self._total, self._batch, self._every = total, batch_size, log_every
     self._active = active
     self._bar = None
-    self._since, self._at = time.perf_counter(), start
-    self._paused = 0.0
+    # The clock starts after the first step, which is mostly compilation.
+    self._since, self._at = None, start
     if active and sys.stderr.isatty():
       self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
 
@@ -119,18 +119,21 @@ class Progress:
     if not self._active:
       return
     if self._bar is not None:
+      if self._since is None:
+        self._bar.unpause()
       rate = (self._bar.format_dict["rate"] or 0.0) * self._batch
       self._bar.set_postfix_str(_numbers(scalars) + f", {rate:.1f} images/s", refresh=False)
       self._bar.update(step - self._bar.n)
     elif step % self._every == 0 or step == self._total:
-      elapsed = time.perf_counter() - self._since - self._paused
-      rate = (step - self._at) / max(elapsed, 1e-9)
-      left = _clock((self._total - step) / max(rate, 1e-9))
-      print(
-        f"step {step}/{self._total}  {_numbers(scalars)}, {rate * self._batch:.1f} images/s, {left} left",
-        flush=True,
-      )
-      self._since, self._at, self._paused = time.perf_counter(), step, 0.0
+      print(f"step {step}/{self._total}  {_numbers(scalars)}{self._speed(step)}", flush=True)
+    if self._since is None or step % self._every == 0:
+      self._since, self._at = time.perf_counter(), step
+
+  def _speed(self, step: int) -> str:
+    if self._since is None or step == self._at:
+      return ""
+    rate = (step - self._at) / max(time.perf_counter() - self._since, 1e-9)
+    return f", {rate * self._batch:.1f} images/s, {_clock((self._total - step) / rate)} left"
 
   def say(self, text: str) -> None:
     """A line that does not break the bar."""
@@ -142,10 +145,10 @@ class Progress:
 
   def pause(self, seconds: float) -> None:
     """Time that was not training (an evaluation) does not count in images/s."""
-    self._paused += seconds
+    if self._since is not None:
+      self._since += seconds
     if self._bar is not None:
-      self._bar.start_t += seconds
-      self._bar.last_print_t += seconds
+      self._bar.unpause()
 
   def close(self) -> None:
     if self._bar is not None:

@@ -73,13 +73,20 @@ def make_mesh(mesh: ml_collections.ConfigDict) -> Mesh:
     raise ConfigError(f"config.mesh: {error}") from None
 
 
-def refuse_unknown(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-  """One sentence for a flag that the program does not have, with the nearest that it has."""
-  known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-  for word in argv:
-    flag = word.split("=", 1)[0]
-    if flag.startswith("--") and flag not in known:
-      raise ConfigError(f"there is no flag {flag}{nearest(flag, known)}")
+def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], *, required: Sequence[str] = ()):
+  """The flags of a program.
+
+  Raises:
+    ConfigError: a flag that the program does not have (with the nearest), or a missing one.
+  """
+  flags, unknown = parser.parse_known_args(argv)
+  if unknown:
+    flag = unknown[0].split("=", 1)[0]
+    raise ConfigError(f"there is no flag {flag}{nearest(flag, [f'--{name}' for name in vars(flags)])}")
+  for name in required:
+    if getattr(flags, name) is None:
+      raise ConfigError(f"--{name} is missing; {parser.prog} --help shows what it takes")
+  return flags
 
 
 @contextlib.contextmanager

@@ -22,19 +22,24 @@ def command(*words):
   return [sys.executable, *words]
 
 
-def run(*words):
-  return subprocess.run(command(*words), cwd=ROOT, capture_output=True, text=True, timeout=300)
+def run(*words, devices=1):
+  env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  return subprocess.run(command(*words), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize(
   ("words", "sentence"),
   [
     (["--config.optimzer.learning_rate=1"], "config has no key 'optimzer'; did you mean 'optimizer'?"),
-    (["--confg.seed=1"], "there is no flag --confg.seed"),
+    (["--wrkdir=x"], "there is no flag --wrkdir; did you mean '--workdir'?"),
+    (
+      ["--config.mesh.devices=0", "--config.batch_size=3"],
+      "config.batch_size: a batch of 3 cannot be spread evenly over 2 device groups (data x fsdp)",
+    ),
   ],
 )
 def test_bad_input_is_a_sentence_and_exit_code_2(tmp_path, words, sentence):
-  done = run("train.py", TINY, f"--workdir={tmp_path / 'run'}", *words)
+  done = run("train.py", TINY, f"--workdir={tmp_path / 'run'}", *words, devices=2)
   assert done.returncode == 2
   assert sentence in done.stderr and "Traceback" not in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1
