@@ -21,7 +21,7 @@ _LAZY = {
   "to_torch": "jaxseg.hub",
 }
 _ROOMS = (
-  "checkpoint", "data", "decoders", "encoders", "evaluation", "kernels", "layers",
+  "checkpoint", "crf", "data", "decoders", "encoders", "evaluation", "kernels", "layers",
   "losses", "metrics", "pretrained", "sharding", "train",
 )  # fmt: skip
 

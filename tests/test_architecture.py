@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: one-way imports, file length, light imports, no work on import."""
+"""House rules that a machine can check: one-way imports, short files, light imports, no work on import."""
 
 import ast
 import pathlib
