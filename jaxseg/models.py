@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxseg import catalog
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
-from jaxseg.layers.resize import resize
+from jaxseg.layers.resize import rescale, resize
 from jaxseg.types import Features, Image, Outputs
 
 _MIN_SIZE = 32
@@ -21,14 +21,16 @@ class SegmentationModel(nn.Module):
   """image → {"logits": ...}: any encoder with any decoder that it can feed.
 
   Logits are float32 at the decoder's own resolution; `jaxseg.resize_logits` brings
-  them to the image. In training an auxiliary decoder adds "aux_logits".
+  them to the image. An auxiliary decoder adds "aux_logits"; under `jit`, whoever does not
+  use them does not pay for them.
 
   Attributes:
     encoder: image → Features.
     decoder: Features → logits.
     aux_decoder: a second decoder, supervised in training (deep supervision).
-    scales: image scales whose logits are fused by their maximum (DeepLab v2's MSC);
-      in training each scale below 1 adds its own "scale075_logits".
+    scales: image scales whose logits are fused by their maximum, at the resolution of the
+      largest scale's (DeepLab v2's MSC); in training each scale also gives its own map,
+      "scale100_logits", "scale075_logits", at its own resolution.
   """
 
   encoder: nn.Module
@@ -39,22 +41,20 @@ class SegmentationModel(nn.Module):
   def __call__(self, image: Image, *, train: bool) -> Outputs:
     check_image(image)
     image = jnp.asarray(image)
-    outputs = self._at_scale(image, train)
     if tuple(self.scales) == (1.0,):
-      return outputs
-    fused = outputs["logits"]
-    for scale in self.scales:
-      if scale == 1.0:
-        outputs["scale100_logits"] = outputs["logits"]
-        continue
-      # PyTorch's rule for a scale factor: the size is rounded down.
-      size = tuple(int(n * scale) for n in image.shape[1:3])
-      logits = self._at_scale(resize(image, size), train)["logits"]
-      outputs[f"scale{round(scale * 100):03d}_logits"] = logits
-      fused = jnp.maximum(fused, resize(logits, fused.shape[1:3]))
-    if not train:
-      return {"logits": fused}
-    return outputs | {"logits": fused}
+      return self._at_scale(image, train)
+    self._check_scales()
+    # The largest comes first: it sets the resolution, and the auxiliary decoder sees it alone.
+    scales = sorted(self.scales, reverse=True)
+    outputs = self._at_scale(rescale(image, scales[0]), train)
+    maps = {scales[0]: outputs["logits"]}
+    for scale in scales[1:]:
+      maps[scale] = self._logits(self.encoder(rescale(image, scale), train=train), train)
+    size = outputs["logits"].shape[1:3]
+    for logits in list(maps.values())[1:]:
+      outputs["logits"] = jnp.maximum(outputs["logits"], resize(logits, size))
+    own = {f"scale{round(scale * 100):03d}_logits": logits for scale, logits in maps.items()}
+    return outputs | (own if train else {})
 
   def features(self, image: Image, *, train: bool) -> Features:
     """The encoder's stages: `model.apply(variables, image, train=False, method="features")`."""
@@ -63,11 +63,20 @@ class SegmentationModel(nn.Module):
 
   def _at_scale(self, image: Array, train: bool) -> dict[str, Array]:
     features = self.encoder(image, train=train)
-    outputs = {"logits": self.decoder(features, train=train).astype(jnp.float32)}
-    # Traced at initialisation too, so that its parameters exist whatever `train` is there.
-    if self.aux_decoder is not None and (train or self.is_initializing()):
+    outputs = {"logits": self._logits(features, train)}
+    if self.aux_decoder is not None:
       outputs["aux_logits"] = self.aux_decoder(features, train=train).astype(jnp.float32)
     return outputs
+
+  def _logits(self, features: Features, train: bool) -> Array:
+    return self.decoder(features, train=train).astype(jnp.float32)
+
+  def _check_scales(self) -> None:
+    percent = {round(scale * 100) for scale in self.scales}
+    if not percent or min(percent) <= 0 or len(percent) < len(self.scales):
+      raise ValueError(
+        f"scales={tuple(self.scales)}, expected different positive factors such as (1, 0.75, 0.5)"
+      )
 
 
 class Classifier(nn.Module):
@@ -86,7 +95,11 @@ class Classifier(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class System:
-  """A published system: names in the catalogs, and the fields in which it differs from their defaults."""
+  """A published system: names in the catalogs, and the fields in which it differs from their defaults.
+
+  `aux_offered` is an auxiliary decoder that some publications of the system have: it is there
+  when `create_model` is given fields for it.
+  """
 
   encoder: str
   decoder: str
@@ -94,8 +107,17 @@ class System:
   decoder_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   aux_decoder: str | None = None
   aux_decoder_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  aux_offered: str | None = None
   scales: tuple[float, ...] = (1.0,)
 
+
+# mmsegmentation's and torchvision's auxiliary head: on the stage before the last.
+_DEEPLAB_AUX = dict(
+  aux_offered="fcn", aux_decoder_fields=dict(stage="stage3", num_convs=1, channels=256, dropout_rate=0.1)
+)
+# Output stride 16 as the papers train; at 8 (`output_stride=8`) the decoder's rates double.
+_RESNET_OS16 = dict(output_stride=16, multi_grid=(1, 2, 4))
+_VGG_SIDES = ("stage0", "stage1", "stage2", "stage3", "stage4")
 
 SYSTEMS = {
   "cgnet_m3n21": System("cgnet_m3n21_encoder", "fcn", decoder_fields=dict(use_bias=False)),
@@ -114,6 +136,23 @@ SYSTEMS = {
   "segformer_b3": System("mit_b3", "all_mlp", decoder_fields=dict(width=768)),
   "segformer_b4": System("mit_b4", "all_mlp", decoder_fields=dict(width=768)),
   "segformer_b5": System("mit_b5", "all_mlp", decoder_fields=dict(width=768)),
+  "deeplabv1_vgg16": System("vgg16", "large_fov"),
+  "deeplabv1_msc_vgg16": System("vgg16", "large_fov", dict(with_image=True), dict(side_stages=_VGG_SIDES)),
+  "deeplabv2_vgg16": System("vgg16", "large_fov", decoder_fields=dict(rates=(6, 12, 18, 24))),
+  "deeplabv2_resnet101": System("resnet101", "summed_aspp", dict(stem="v1", output_stride=8)),
+  "deeplabv3_resnet50": System("resnet50", "deeplabv3", _RESNET_OS16, **_DEEPLAB_AUX),
+  "deeplabv3_resnet101": System("resnet101", "deeplabv3", _RESNET_OS16, **_DEEPLAB_AUX),
+  "deeplabv3_mobilenetv2": System(
+    "mobilenetv2", "deeplabv3", dict(output_stride=16), dict(rates=()), **_DEEPLAB_AUX
+  ),
+  "deeplabv3plus_resnet50": System("resnet50", "deeplabv3plus", _RESNET_OS16, **_DEEPLAB_AUX),
+  "deeplabv3plus_resnet101": System("resnet101", "deeplabv3plus", _RESNET_OS16, **_DEEPLAB_AUX),
+  "deeplabv3plus_xception65": System(
+    "xception65", "deeplabv3plus", decoder_fields=dict(separable=True), **_DEEPLAB_AUX
+  ),
+  "deeplabv3plus_mobilenetv2": System(
+    "mobilenetv2", "deeplabv3plus", dict(output_stride=16), dict(separable=True), **_DEEPLAB_AUX
+  ),
 }
 
 
@@ -134,7 +173,8 @@ def create_model(
       classifier; for an encoder alone, a number makes it an image classifier.
     encoder: fields of the encoder to change, `dict(drop_path_rate=0.0)`.
     decoder: fields of the decoder to change.
-    aux_decoder: fields of the auxiliary decoder to change, where the system has one.
+    aux_decoder: fields of the auxiliary decoder to change, where the system has one; where it only
+      offers one (DeepLab v3 and v3+), any fields switch it on: `dict(stage="stage3")`.
     scales: input scales fused by their maximum; None keeps the system's.
 
   Raises:
@@ -147,16 +187,17 @@ def create_model(
   if name not in SYSTEMS:
     raise ValueError(f"there is no model called {name!r}; {catalog.suggestion(name, list_models())}")
   system = SYSTEMS[name]
-  if aux_decoder and system.aux_decoder is None:
+  aux_name = system.aux_decoder or (system.aux_offered if aux_decoder else None)
+  if aux_decoder and aux_name is None:
     raise ValueError(f"{name} has no auxiliary decoder, so its fields {sorted(aux_decoder)} cannot be set")
   for fields, part in ((decoder, "decoder"), (aux_decoder, "aux_decoder")):
     if fields and "num_classes" in fields:
       raise ValueError(f"give num_classes to create_model itself, not inside {part}=")
   classes = {"num_classes": num_classes}
   aux = None
-  if system.aux_decoder is not None:
+  if aux_name is not None:
     overrides = {**system.aux_decoder_fields, **classes, **(aux_decoder or {})}
-    aux = catalog.build(DECODERS, system.aux_decoder, overrides, kind="decoder")
+    aux = catalog.build(DECODERS, aux_name, overrides, kind="decoder")
   return SegmentationModel(
     encoder=catalog.build(
       ENCODERS, system.encoder, {**system.encoder_fields, **(encoder or {})}, kind="encoder"

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from jaxseg.encoders import cgnet, mit, mscan, pixelwise
+from jaxseg.encoders import cgnet, mit, mobilenet, mscan, pixelwise, resnet, vgg, xception
 
 ENCODERS = {
   "cgnet_m3n21_encoder": cgnet.cgnet_m3n21,
@@ -17,4 +17,9 @@ ENCODERS = {
   "mit_b3": mit.mit_b3,
   "mit_b4": mit.mit_b4,
   "mit_b5": mit.mit_b5,
+  "vgg16": vgg.vgg16,
+  "resnet50": resnet.resnet50,
+  "resnet101": resnet.resnet101,
+  "xception65": xception.xception65,
+  "mobilenetv2": mobilenet.mobilenetv2,
 }

@@ -41,13 +41,34 @@ def resize_logits(
   return resize(jnp.asarray(logits).astype(jnp.float32), size, align_corners=align_corners)
 
 
-def interpolation_matrix(out_size: int, in_size: int, *, align_corners: bool = False) -> np.ndarray:
-  """The (out_size, in_size) weights of one axis, float32; each row has at most two and sums to 1."""
+def rescale(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b ho wo c"]:
+  """Bilinear resize of the two axes before the last by `factor`; sizes are rounded down.
+
+  Equal to `torch.nn.functional.interpolate(scale_factor=factor, mode="bilinear")`: pixels lie
+  1 / factor apart exactly, also where the rounded size is not that multiple.
+  """
+  x = jnp.asarray(x)
+  if factor == 1.0:
+    return x
+  for axis in (-3, -2):
+    n = x.shape[axis]
+    matrix = interpolation_matrix(int(n * factor), n, step=1 / factor)
+    x = _apply_matrix(jnp.asarray(matrix, x.dtype), x, axis % x.ndim)
+  return x
+
+
+def interpolation_matrix(
+  out_size: int, in_size: int, *, align_corners: bool = False, step: float | None = None
+) -> np.ndarray:
+  """The (out_size, in_size) weights of one axis, float32; each row has at most two and sums to 1.
+
+  `step` is the distance of neighbouring outputs in input pixels, `in_size / out_size` if not given.
+  """
   index = np.arange(out_size, dtype=np.float64)
   if align_corners:
     source = index * ((in_size - 1) / (out_size - 1) if out_size > 1 else 0.0)
   else:
-    source = np.maximum((index + 0.5) * (in_size / out_size) - 0.5, 0.0)
+    source = np.maximum((index + 0.5) * (in_size / out_size if step is None else step) - 0.5, 0.0)
   low = np.minimum(np.floor(source).astype(int), in_size - 1)
   high = np.minimum(low + 1, in_size - 1)
   weight = source - low
@@ -64,6 +85,10 @@ def _resize_axis(x, axis: int, out_size: int, align_corners: bool):
   if out_size % in_size == 0 and not align_corners:
     return _enlarge_axis(x, axis, out_size // in_size)
   matrix = jnp.asarray(interpolation_matrix(out_size, in_size, align_corners=align_corners), x.dtype)
+  return _apply_matrix(matrix, x, axis)
+
+
+def _apply_matrix(matrix, x, axis: int):
   y = lax.dot_general(
     matrix, x, (((1,), (axis,)), ((), ())), precision=lax.Precision.HIGHEST
   )  # the new axis comes first
