@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.kernels.depthwise import depthwise_conv
+from jaxseg.types import AnyArray
 
 Size = int | tuple[int, int]
 Initializer = Callable[..., Any]
@@ -65,7 +66,7 @@ class Conv(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b ho wo k"]:
+  def __call__(self, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b ho wo k"]:
     size, strides, dilation = pair(self.kernel_size), pair(self.strides), pair(self.dilation)
     padding = explicit_padding(size, dilation=dilation, padding=self.padding)
     kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1] // self.groups, self.features))
@@ -99,7 +100,7 @@ class DepthwiseConv(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b ho wo c"]:
+  def __call__(self, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b ho wo c"]:
     size, dilation = pair(self.kernel_size), pair(self.dilation)
     c = x.shape[-1]
     kernel = self.param("kernel", self.kernel_init, (*size, 1, c))

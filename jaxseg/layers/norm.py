@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.kernels.norm_act import batch_norm_act
+from jaxseg.types import AnyArray
 
 
 class BatchNorm(nn.Module):
@@ -31,7 +32,7 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "*b c"], *, train: bool, slope: Float[Array, " c"] | None = None
+    self, x: Float[AnyArray, "*b c"], *, train: bool, slope: Float[Array, " c"] | None = None
   ) -> Float[Array, "*b c"]:
     c = x.shape[-1]
     scale = self.param("scale", nn.initializers.ones_init(), (c,))
