@@ -177,7 +177,8 @@ def from_pretrained(
     layout=layout.name if layout else found.meta.layout or _OURS,
     licence=known.licence,
     unused=unused,
-    assumed=known.assumed,
+    assumed=known.assumed
+    | facts.assumed_fields(model, layout, told, {"encoder": encoder, "decoder": decoder}),
     stored=stored if layout else {},
   )
 
@@ -235,13 +236,16 @@ def to_torch(net: Net, layout: str | None = None) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess"))
 def _labels(variables, image, *, model, preprocess):
-  return label_map(_outputs(variables, image, model, preprocess), image.shape[:2])[0]
+  # The rule of the decoder's own resizes is that of its logits too, as the originals have it.
+  corners = getattr(model.decoder, "align_corners", False)
+  return label_map(_outputs(variables, image, model, preprocess), image.shape[:2], align_corners=corners)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess"))
 def _unary(variables, image, *, model, preprocess):
   logits = _outputs(variables, image, model, preprocess)["logits"]
-  return -jax.nn.log_softmax(resize_logits(logits, image.shape[:2])[0])
+  corners = getattr(model.decoder, "align_corners", False)
+  return -jax.nn.log_softmax(resize_logits(logits, image.shape[:2], align_corners=corners)[0])
 
 
 def _outputs(variables, image, model, preprocess):

@@ -9,7 +9,7 @@ from typing import Any
 from flax import traverse_util
 
 from jaxseg.catalog import suggestion
-from jaxseg.pretrained import cgnet, segformer, segnext
+from jaxseg.pretrained import cgnet, deeplab, mobilenet, resnet, segformer, segnext, vgg
 from jaxseg.pretrained.keymap import Layout
 
 LAYOUTS = (
@@ -27,6 +27,14 @@ LAYOUTS = (
   segformer.MMSEG_BACKBONE,
   segformer.HF_BACKBONE,
   segformer.HF4_BACKBONE,
+  deeplab.MMSEG,
+  deeplab.TORCHVISION,
+  deeplab.KAZUTO,
+  deeplab.KAZUTO_SINGLE,
+  mobilenet.TFLITE,
+  resnet.TORCHVISION_BACKBONE,
+  resnet.MMSEG_BACKBONE,
+  vgg.TORCHVISION_VGG,
 )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxseg.pretrained import classes as datasets
 from jaxseg.pretrained import records
-from jaxseg.pretrained.keymap import Layout
+from jaxseg.pretrained.keymap import Detected, Layout
 from jaxseg.pretrained.weights import Weights, preprocess_of
 from jaxseg.types import Preprocess
 
@@ -74,3 +74,23 @@ def gather(
     before.pop("preprocess", None)
   assumed = before | assumed
   return Facts(chosen, names, palette, licence, assumed)
+
+
+def assumed_fields(
+  model: Any, layout: Layout | None, told: Detected, given: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, str]:
+  """The fields of the model that no tensor of the file shows and nobody gave, with their values in words.
+
+  Args:
+    model: as it was built.
+    layout: of the file; None for our own, whose config tells everything.
+    told: what the file told.
+    given: part of the model → the fields that the user said.
+  """
+  assumed = {}
+  for name in told.assumed if layout is not None else ():
+    part, _, field = name.rpartition(".")
+    owner = getattr(model, part, None) if part else model
+    if hasattr(owner, field) and field not in (given.get(part) or {}):
+      assumed[name] = f"{getattr(owner, field)}: the default of {layout.family}/{layout.name}"
+  return assumed

@@ -56,7 +56,10 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Detected:
-  """What names and shapes tell: a name of `create_model` and the fields that differ from its defaults."""
+  """What names and shapes tell: a name of `create_model` and the fields that differ from its defaults.
+
+  `assumed` names those that no tensor shows ("encoder.output_stride"): the layout's defaults.
+  """
 
   arch: str
   num_classes: int | None = None
@@ -64,6 +67,7 @@ class Detected:
   decoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   aux_decoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   scales: tuple[float, ...] | None = None
+  assumed: tuple[str, ...] = ()
 
 
 def torch_to_jax(path: str, value: np.ndarray, shape: Shape) -> np.ndarray:
