@@ -4,7 +4,7 @@
 and TensorFlow, TFDS, Grain and OpenCV stay unloaded until data is read.
 """
 
-import importlib
+from jaxseg import lazy
 
 __version__ = "0.1.0"
 
@@ -29,11 +29,9 @@ __all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str):
-  if name in _LAZY:
-    return getattr(importlib.import_module(_LAZY[name]), name)
   if name in _ROOMS:
-    return importlib.import_module(f"jaxseg.{name}")
-  raise AttributeError(f"module 'jaxseg' has no attribute {name!r}")
+    return lazy.load(f"jaxseg.{name}")
+  return lazy.attribute(__name__, _LAZY, name)
 
 
 def __dir__():

@@ -21,7 +21,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Int
 
-from jaxseg import __version__, catalog
+from jaxseg import __version__, catalog, lazy
 from jaxseg.encoders import ENCODERS
 from jaxseg.evaluation.inference import label_map
 from jaxseg.layers.resize import resize_logits
@@ -215,7 +215,7 @@ def load_pretrained(
   return traverse_util.unflatten_dict(filled, sep="/")
 
 
-def to_torch(net: Net, layout: str | None = None) -> dict[str, np.ndarray]:
+def to_torch(net: Net, *, layout: str | None = None) -> dict[str, np.ndarray]:
   """The weights under a published layout's names, shapes and axis orders; PyTorch is not needed.
 
   What the net's own layout carries and the model does not use is written as zeros of the
@@ -276,8 +276,8 @@ def _open(source: str | os.PathLike) -> Weights:
   found = open_source(source)
   if isinstance(found, Weights):
     return found
-  from jaxseg.checkpoint import restore_variables  # Orbax comes with jaxseg[train]
-
+  # Orbax comes with jaxseg[train].
+  restore_variables = lazy.load("jaxseg.checkpoint").restore_variables
   arrays = tree.flat(restore_variables(found.checkpoints))
   return Weights(arrays, pathlib.Path(found.path), meta=found.meta)
 

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "jaxseg"
 
 # Each room may import the rooms on earlier lines, and itself; not its neighbours on the same line.
 LAYERS = [
-  ["types", "catalog"],
+  ["types", "catalog", "lazy"],
   ["kernels", "sharding"],
   ["layers"],
   ["losses", "metrics"],
@@ -22,6 +22,7 @@ LAYERS = [
   ["hub"],
   ["train", "export", "plan"],
   ["cli"],
+  ["__main__"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -119,3 +120,27 @@ def test_imports_are_light(statement):
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
   assert done.returncode == 0, done.stderr
+
+
+def test_core_dependencies_suffice():
+  """With the core alone (Flax brings Orbax and absl) models and weights work; the rest asks for its extra."""
+  code = f"""
+import sys
+for name in {(*(m for m in HEAVY if m != "orbax"), "ml_collections", "tqdm", "PIL", "huggingface_hub")!r}:
+  sys.modules[name] = None  # importing it raises ModuleNotFoundError
+import jax, jax.numpy as jnp
+import jaxseg, jaxseg.encoders, jaxseg.crf, jaxseg.losses, jaxseg.metrics, jaxseg.hub
+model = jaxseg.create_model("cgnet_m3n21", num_classes=3, encoder=dict(num_blocks=(1, 1)))
+jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+try:
+  jaxseg.data.train_batches
+except ModuleNotFoundError as error:
+  print(error)
+import runpy
+sys.argv = ["jaxseg", "list"]
+runpy.run_module("jaxseg", run_name="__main__")
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+  assert "Traceback" not in done.stderr, done.stderr
+  assert "pip install 'jaxseg[train]' brings it" in done.stdout, done.stdout
+  assert done.returncode == 2 and "pip install 'jaxseg[train]'" in done.stderr, done.stderr

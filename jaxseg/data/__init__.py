@@ -5,9 +5,9 @@ its line in `DATASETS` is all it takes to be known everywhere. Modules are impor
 first use: `import jaxseg.data` loads neither TFDS, Grain nor OpenCV.
 """
 
-import importlib
 from typing import Any
 
+from jaxseg import lazy
 from jaxseg.catalog import suggestion
 from jaxseg.data.joined import JoinedSource
 from jaxseg.data.source import DataError, DatasetInfo, Source
@@ -53,10 +53,8 @@ def open_split(config_data: Any, split: str) -> Source:
 def _module(name: str):
   if name not in DATASETS:
     raise DataError(f"there is no dataset called {name!r}; {suggestion(name, DATASETS)}")
-  return importlib.import_module(DATASETS[name])
+  return lazy.load(DATASETS[name])
 
 
 def __getattr__(name: str):
-  if name in _LAZY:
-    return getattr(importlib.import_module(_LAZY[name]), name)
-  raise AttributeError(f"module 'jaxseg.data' has no attribute {name!r}")
+  return lazy.attribute(__name__, _LAZY, name)

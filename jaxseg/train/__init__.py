@@ -1,6 +1,6 @@
 """Training: the builders that `train.py` itself uses, resolved on first use (PEP 562)."""
 
-import importlib
+from jaxseg import lazy
 
 # Public name → the module that defines it.
 _LAZY = {
@@ -19,9 +19,7 @@ __all__ = list(_LAZY)
 
 
 def __getattr__(name: str):
-  if name in _LAZY:
-    return getattr(importlib.import_module(_LAZY[name]), name)
-  raise AttributeError(f"module 'jaxseg.train' has no attribute {name!r}")
+  return lazy.attribute(__name__, _LAZY, name)
 
 
 def __dir__():
