@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxseg.layers.conv import Conv, DepthwiseConv, Size, fan_out_normal
 from jaxseg.layers.drop_path import DropPath, drop_path_rates
 from jaxseg.layers.norm import BatchNorm, LayerNorm
-from jaxseg.types import Features, Image
+from jaxseg.types import AnyArray, Features, Image
 
 _conv = partial(Conv, kernel_init=fan_out_normal())
 _gelu = partial(nn.gelu, approximate=False)
@@ -43,7 +43,8 @@ class MultiScaleConvAttention(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+  def __call__(self, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b h w c"]:
+    x = jnp.asarray(x)
     even = [k for k in self.branches if k % 2 == 0]
     if even:
       raise ValueError(f"branches={self.branches} has even lengths {even}; a strip is centred, use odd ones")

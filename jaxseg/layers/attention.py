@@ -4,9 +4,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.layers.conv import Conv, fan_out_normal
+from jaxseg.types import AnyArray
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
 
@@ -39,7 +41,8 @@ class SpatialReductionAttention(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+  def __call__(self, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b h w c"]:
+    x = jnp.asarray(x)
     b, h, w, c = x.shape
 
     def dense(name):

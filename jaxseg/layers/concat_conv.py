@@ -17,7 +17,7 @@ from jaxseg.layers.conv import Initializer, fan_out_normal
 from jaxseg.layers.resize import resize
 
 # A linear map in front of one level: kernel (c, width) and bias (width,).
-Projection = tuple[Float[Array, "c w"], Float[Array, " w"]]
+Projection = tuple[Float[Array, "_ _"], Float[Array, " _"]]
 
 
 def concat_conv_reference(

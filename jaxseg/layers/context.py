@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.layers.attention import attention
 from jaxseg.layers.conv import Conv, fan_out_normal
+from jaxseg.types import AnyArray
 
 
 class NonLocal(nn.Module):
@@ -25,7 +26,8 @@ class NonLocal(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+  def __call__(self, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b h w d"]:
+    x = jnp.asarray(x)
     b, h, w, c = x.shape
     parts = []
     for name in ("query", "key", "value"):
@@ -46,7 +48,8 @@ class CrissCross(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+  def __call__(self, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b h w c"]:
+    x = jnp.asarray(x)
     c, h = x.shape[-1], x.shape[1]
     narrow = max(c // self.reduction, 1)
     query, key, value = (
@@ -81,7 +84,8 @@ class ExpectationMaximization(nn.Module):
   momentum: float = 0.1
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
+  def __call__(self, x: Float[AnyArray, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
+    x = jnp.asarray(x)
     b, h, w, c = x.shape
 
     def init():

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from jaxseg.types import AnyArray
+
 _EPSILON = 1e-6
 # float32 products on TPU and GPU too, where the default would round the factors.
 _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -24,8 +26,8 @@ Gradient = Literal["full", "one_step"]
 
 
 def nmf(
-  x: Float[Array, "*b n d"],
-  bases: Float[Array, "*#b d r"],
+  x: Float[AnyArray, "*b n d"],
+  bases: Float[AnyArray, "*#b d r"],
   *,
   steps: int,
   inv_t: float = 1.0,
@@ -47,8 +49,8 @@ def nmf(
   Returns:
     float32 coefficients · basesᵀ.
   """
-  x = x.astype(jnp.float32)
-  bases = jnp.broadcast_to(bases.astype(jnp.float32), (*x.shape[:-2], *bases.shape[-2:]))
+  x = jnp.asarray(x, jnp.float32)
+  bases = jnp.broadcast_to(jnp.asarray(bases, jnp.float32), (*x.shape[:-2], *bases.shape[-2:]))
 
   def update_coefficients(coefficients, bases):
     gram = _matmul(bases.mT, bases)
@@ -104,7 +106,8 @@ class NMF(nn.Module):
   gradient: Gradient = "full"
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
+  def __call__(self, x: Float[AnyArray, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
+    x = jnp.asarray(x)
     b, h, w, c = x.shape
     if c % self.heads:
       raise ValueError(f"NMF got {c} channels for heads={self.heads}; choose a divisor of {c}")
