@@ -96,7 +96,7 @@ class JoinConv(nn.Module):
 
   @nn.compact
   def __call__(
-    self, pooled: Float[Array, "b _ _ p"] | None, branches: list[Float[Array, "b h w c"]]
+    self, pooled: Float[Array, "b _ _ p"] | None, branches: list[Float[Array, "b h w _"]]
   ) -> Float[Array, "b h w k"]:
     """Pooled is the image-level branch as one vector (1×1), as a map of the others' size, or absent."""
     size, width = self.kernel_size, sum(x.shape[-1] for x in branches)
@@ -114,7 +114,7 @@ class JoinConv(nn.Module):
 
 def join_conv_reference(
   pooled: Float[Array, "b _ _ p"] | None,
-  branches: list[Float[Array, "b h w c"]],
+  branches: list[Float[Array, "b h w _"]],
   pooled_kernel: Float[Array, "s s p k"],
   kernel: Float[Array, "s s _ k"],
 ) -> Float[Array, "b h w k"]:
@@ -127,7 +127,7 @@ def join_conv_reference(
 
 def join_conv(
   pooled: Float[Array, "b _ _ p"] | None,
-  branches: list[Float[Array, "b h w c"]],
+  branches: list[Float[Array, "b h w _"]],
   pooled_kernel: Float[Array, "s s p k"],
   kernel: Float[Array, "s s _ k"],
 ) -> Float[Array, "b h w k"]:

@@ -44,7 +44,8 @@ def _publish(path: str) -> str | None:
 
 
 def _detect(shapes: Shapes) -> Detected:
-  multiplier = (first(shapes, r"MobilenetV2/Conv/weights") or 32) / 32
+  # The widest layer, which rounding to multiples of 8 changes least.
+  multiplier = (first(shapes, r"MobilenetV2/expanded_conv_16/project/weights") or 320) / 320
   encoder = dict(output_stride=8, padding="same", folded=True)
   if multiplier != 1.0:
     # TensorFlow rounds channels to multiples of 8 from width 1 on, and not at all below.
