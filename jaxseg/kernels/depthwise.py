@@ -101,12 +101,44 @@ def _weight_gradient(x, dy, kernel, strides, padding, dilation):
   """One reduction over batch, rows and columns for each tap, accumulated in float32."""
   kh, kw, _, c = kernel.shape
   padded = _pad(x, padding)
-  rows = []
-  for i in range(kh):
-    for j in range(kw):
-      tap = _tap(padded, i, j, dy.shape[1:3], strides, dilation)
-      rows.append(jnp.sum((tap * dy).astype(jnp.float32), axis=(0, 1, 2)))
-  return jnp.stack(rows).reshape(kh, kw, 1, c).astype(kernel.dtype)
+
+  def taps(padded, dy):
+    for i in range(kh):
+      for j in range(kw):
+        yield _tap(padded, i, j, dy.shape[1:3], strides, dilation).astype(jnp.float32)
+
+  def reduced(padded, dy):
+    dy = dy.astype(jnp.float32)
+    return jnp.stack([jnp.sum(tap * dy, axis=(0, 1, 2)) for tap in taps(padded, dy)])
+
+  def folded(padded, dy):
+    # XLA:CPU copies each shifted image before it reduces it. Folding batch and rows first, by plain
+    # additions that fuse with the shift, leaves it a small array: 2 to 8 times faster.
+    dy = dy.astype(jnp.float32)
+    images, rows = _folds(dy.shape, kh * kw)
+    parts = [
+      (slice(n, n + images), slice(r, r + rows))
+      for n in range(0, dy.shape[0], images)
+      for r in range(0, dy.shape[1], rows)
+    ]
+    sums = [sum(tap[part] * dy[part] for part in parts) for tap in taps(padded, dy)]
+    return jnp.stack(sums).sum((1, 2, 3))
+
+  gradient = lax.platform_dependent(padded, dy, cpu=folded, default=reduced)
+  return gradient.reshape(kh, kw, 1, c).astype(kernel.dtype)
+
+
+def _folds(shape: Sequence[int], num_taps: int) -> tuple[int, int]:
+  """Images and rows of what is left after folding: at most 8 MB for all taps, from at most 32 parts."""
+  b, h, w, c = shape
+  images = next(n for n in range(1, b + 1) if b % n == 0 and b // n <= 32)
+  parts, rows = b // images, h
+  for divisor in range(1, h + 1):
+    if h % divisor == 0 and parts * divisor <= 32:
+      rows = h // divisor
+      if 4 * num_taps * images * rows * w * c <= 8e6:
+        break
+  return images, rows
 
 
 def _pad(x, padding):

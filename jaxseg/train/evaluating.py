@@ -65,13 +65,15 @@ class Evaluator:
     )
 
   def panel(self, variables: Any) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Image | label | prediction of the split's first images that have the size of the first one.
+    """Image | label | prediction, of images spread over the split that have the size of its first one.
 
     Every process of a job has to call it, since they compute the prediction together.
     """
     source = data.open_split(self._config.data, self._config.data.eval_split)
     count = max(1, self._config.log.panel_images)
-    examples = [source[i] for i in range(len(source)) if i < count and source.size(i) == source.size(0)]
+    # Neighbours are often frames of one film; images of one size share one compiled prediction.
+    spread = dict.fromkeys(int(i) for i in np.linspace(0, len(source) - 1, count))
+    examples = [source[i] for i in spread if source.size(i) == source.size(0)]
     images = np.stack([example["image"] for example in examples])
     labels = np.stack([example["label"] for example in examples]).astype(np.int32)
     if self._predict is None:

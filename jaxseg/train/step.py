@@ -17,10 +17,6 @@ Scalars = dict[str, Array]
 Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Scalars]]
 Prepare = Callable[[Batch, Array], Batch]
 
-# XLA:CPU's default schedule spreads work over threads that the operators fill by themselves, and keeps
-# twice the memory alive for it; touching fresh memory is then the larger part of a step.
-_CPU_OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-
 
 def make_step(
   loss_fn: LossFn,
@@ -98,7 +94,6 @@ def jit_step(step: Step, mesh: Mesh, state: TrainState, *, min_elements: int = M
     in_shardings=(shardings, batch_sharding(mesh), whole),
     out_shardings=(shardings, whole),
     donate_argnums=0,
-    compiler_options=_CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None,
   )
 
   def run(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Scalars]:
