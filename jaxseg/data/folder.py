@@ -4,7 +4,8 @@ Splits, by the first rule that fits:
 1. folders images/SPLIT and masks/SPLIT;
 2. lists SPLIT.txt beside images/, one picture name a line;
 3. neither: a picture is in "val" when the SHA-256 of its name says so (one in ten),
-   else in "train". The rule looks at nothing else, so added pictures move no other.
+   else in "train". The rule looks at nothing else, so added pictures move no other;
+   only where it leaves val empty, the picture with the smallest hash goes there.
 """
 
 import hashlib
@@ -92,12 +93,19 @@ def find_pairs(manual_dir: str) -> dict[str, list[pairs.Pair]]:
   members = {"train": [], "val": []}
   for pair in pairs.list_pairs(root, "images", "masks"):
     members[split_of(pair.id)].append(pair)
+  if not members["val"] and len(members["train"]) > 1:
+    members["val"] = [min(members["train"], key=lambda pair: _hash(pair.id))]
+    members["train"].remove(members["val"][0])
   return members
 
 
 def split_of(name: str) -> str:
   """From a picture's name without suffix, and nothing else: "train" or "val"."""
-  return "val" if int(hashlib.sha256(name.encode()).hexdigest(), 16) % _VAL_SHARE == 0 else "train"
+  return "val" if _hash(name) % _VAL_SHARE == 0 else "train"
+
+
+def _hash(name: str) -> int:
+  return int(hashlib.sha256(name.encode()).hexdigest(), 16)
 
 
 def _listed(root: epath.Path, path: epath.Path) -> list[pairs.Pair]:

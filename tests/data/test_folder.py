@@ -70,6 +70,13 @@ def test_split_by_name_alone(config):
   assert _ids(open_split(config, "train")) == sorted(few[2:])
 
 
+def test_a_handful_of_pictures_still_has_a_val_split(config):
+  names = [n for n in map("p{}".format, range(20)) if split_of(n) == "train"][:5]
+  _write(pathlib.Path(config.manual_dir), names)
+  val = _ids(open_split(config, "val"))
+  assert len(val) == 1 and sorted(val + _ids(open_split(config, "train"))) == sorted(names)
+
+
 def test_label_map_and_mask_kinds(config):
   root = pathlib.Path(config.manual_dir)
   raw = np.array([[0, 7, 300], [300, 7, 9]])
