@@ -121,9 +121,9 @@ def _mmseg_record(num_classes: int | None) -> Record:
 
 def _pattern(prefix: str, depthwise: str) -> str:
   """Names below `prefix`; those of the two depthwise spellings tell the layouts apart."""
-  block = (
-    rf"block[1-4]\.\d+\.(layer_scale_[12]|norm[12]\..+|attn\..+|mlp\.(fc[12]|{depthwise})\.(weight|bias))"
-  )
+  attention = r"attn\.(proj_[12]|spatial_gating_unit\.conv\w+)"
+  modules = rf"(norm[12]|{attention}|mlp\.(fc[12]|{depthwise}))\.(weight|bias|running_\w+)"
+  block = rf"block[1-4]\.\d+\.(layer_scale_[12]|{modules})"
   encoder = rf"{prefix}({block}|patch_embed[1-4]\.(proj|norm)\..+|norm[1-4]\.(weight|bias))"
   head = r"decode_head\.(squeeze|hamburger|align|conv_seg)\..+" if prefix else r"head\.(weight|bias)"
   return f"{encoder}|{head}"
