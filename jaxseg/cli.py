@@ -16,12 +16,14 @@ import numpy as np
 from jaxseg import catalog, data, models
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
+from jaxseg.macs import count_macs
 from jaxseg.pretrained import published_names
 from jaxseg.train import config as config_lib
 from jaxseg.train import runtime, workdir
 from jaxseg.train.optimizer import parameter_groups
 
 _IMAGE = (1, 64, 64, 3)
+_MACS_AT = (512, 512)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,6 +80,7 @@ def model_info(
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros(_IMAGE, np.float32), train=False))
   total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"]))
   lines = [f"{name}: {total:,} parameters" + ("" if name in ENCODERS else f" for {num_classes} classes")]
+  lines.append(f"{count_macs(model, _MACS_AT) / 1e9:.4g} GMACs at {_MACS_AT[0]}x{_MACS_AT[1]}")
   for part, values in fields.items():
     lines.append(f"{part}:")
     lines += [f"  {field} = {value!r}" for field, value in values.items() if field != "num_classes"]

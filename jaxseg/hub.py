@@ -250,10 +250,13 @@ def _unary(variables, image, *, model, preprocess):
 
 def _outputs(variables, image, model, preprocess):
   if preprocess.size is not None and tuple(preprocess.size) != image.shape[:2]:
-    # The published pipelines resize the 8-bit picture, with antialiasing, before all else.
+    # The published pipelines resize the 8-bit picture with Pillow: antialiased, columns first,
+    # and rounded to 8 bits after each axis.
     method = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}[preprocess.resize]
-    resized = jax.image.resize(image.astype(jnp.float32), (*preprocess.size, 3), method)
-    image = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+    rows, columns = preprocess.size
+    for shape in ((image.shape[0], columns, 3), (rows, columns, 3)):
+      resized = jax.image.resize(image.astype(jnp.float32), shape, method)
+      image = jnp.clip(jnp.floor(resized + 0.5), 0, 255).astype(jnp.uint8)
   return model.apply(variables, preprocess(image)[None], train=False)
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxseg.kernels.definition import defined_by
+
 # Below this share of useful taps the products win on a CPU even against the convolution's better locality.
 _WORTH_IT = 0.7
 # Kernels of this size leave the caches, where XLA:CPU's dilated convolution falls behind in any case.
@@ -31,6 +33,7 @@ def atrous_conv_reference(
   )
 
 
+@defined_by(atrous_conv_reference)
 def atrous_conv(
   x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c k"], *, rate: int
 ) -> Float[Array, "b h w k"]:

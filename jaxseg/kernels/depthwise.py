@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxseg.kernels.definition import defined_by
+
 Pair = tuple[int, int]
 
 
@@ -38,6 +40,7 @@ def depthwise_conv_reference(
   )
 
 
+@defined_by(depthwise_conv_reference)
 def depthwise_conv(
   x: Float[Array, "b h w c"],
   kernel: Float[Array, "kh kw 1 c"],

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.kernels.definition import defined_by
 from jaxseg.layers.conv import Initializer, fan_out_normal
 from jaxseg.layers.resize import resize
 
@@ -35,6 +36,7 @@ def concat_conv_reference(
   return jnp.concatenate(levels, -1) @ kernel[0, 0]
 
 
+@defined_by(concat_conv_reference)
 def concat_conv(
   levels: Sequence[Float[Array, "b _ _ _"]],
   kernel: Float[Array, "1 1 c k"],

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxseg.kernels.definition import defined_by
 from jaxseg.layers.atrous import ConvNorm, SeparableConv
 from jaxseg.layers.conv import Initializer, fan_out_normal
 from jaxseg.layers.norm import BatchNorm
@@ -125,6 +126,7 @@ def join_conv_reference(
   return _conv(jnp.concatenate(branches, -1), kernel)
 
 
+@defined_by(join_conv_reference)
 def join_conv(
   pooled: Float[Array, "b _ _ p"] | None,
   branches: list[Float[Array, "b h w _"]],

@@ -11,9 +11,23 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxseg.kernels.definition import defined_by
 from jaxseg.types import AnyArray
 
 
+def resize_reference(
+  x: Float[AnyArray, "*b h w c"], size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Array, "*b ho wo c"]:
+  """The definition: the weighted pair of neighbours, rows first."""
+  x = jnp.asarray(x)
+  for axis in (-3, -2):
+    low, high, weight = _neighbours(size[axis + 3], x.shape[axis], align_corners)
+    weight = jnp.asarray(weight, x.dtype).reshape(-1, *[1] * (-1 - axis))
+    x = jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+  return x
+
+
+@defined_by(resize_reference)
 def resize(
   x: Float[AnyArray, "*b h w c"], size: tuple[int, int], *, align_corners: bool = False
 ) -> Float[Array, "*b ho wo c"]:
@@ -64,18 +78,22 @@ def interpolation_matrix(
 
   `step` is the distance of neighbouring outputs in input pixels, `in_size / out_size` if not given.
   """
-  index = np.arange(out_size, dtype=np.float64)
-  if align_corners:
-    source = index * ((in_size - 1) / (out_size - 1) if out_size > 1 else 0.0)
-  else:
-    source = np.maximum((index + 0.5) * (in_size / out_size if step is None else step) - 0.5, 0.0)
-  low = np.minimum(np.floor(source).astype(int), in_size - 1)
-  high = np.minimum(low + 1, in_size - 1)
-  weight = source - low
+  low, high, weight = _neighbours(out_size, in_size, align_corners)
   matrix = np.zeros((out_size, in_size))
   np.add.at(matrix, (np.arange(out_size), low), 1 - weight)
   np.add.at(matrix, (np.arange(out_size), high), weight)
   return matrix.astype(np.float32)
+
+
+def _neighbours(out_size: int, in_size: int, align_corners: bool):
+  """For each output pixel of an axis: the two input pixels, and the weight of the second."""
+  index = np.arange(out_size, dtype=np.float64)
+  if align_corners:
+    source = index * ((in_size - 1) / (out_size - 1) if out_size > 1 else 0.0)
+  else:
+    source = np.maximum((index + 0.5) * (in_size / out_size) - 0.5, 0.0)
+  low = np.minimum(np.floor(source).astype(int), in_size - 1)
+  return low, np.minimum(low + 1, in_size - 1), source - low
 
 
 def _resize_axis(x, axis: int, out_size: int, align_corners: bool):

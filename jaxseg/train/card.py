@@ -4,17 +4,20 @@ import collections
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxseg.macs import count_macs
 from jaxseg.train.optimizer import parameter_groups
 
 
 def recipe_card(
   config: ml_collections.ConfigDict,
   *,
+  model: nn.Module,
   params: Any,
   mesh: Mesh,
   num_classes: int,
@@ -24,12 +27,13 @@ def recipe_card(
   """The card as text, one fact a line.
 
   Args:
+    model: what is trained.
     params: the model's parameters, or their shapes.
     lengths: split → number of examples.
     start_step: step that the run goes on from.
   """
   rows = {
-    "model": _model(config, params, num_classes),
+    "model": _model(config, model, params, num_classes),
     "data": ", ".join(f"{split} {n}" for split, n in lengths.items()) + f" ({config.data.name})",
     "batch": _batch(config, mesh, lengths[config.data.train_split]),
     "steps": _steps(config, start_step, lengths[config.data.train_split]),
@@ -50,9 +54,13 @@ def recipe_card(
   return "\n".join(f"{name:>{width}}  {text}" for name, text in rows.items())
 
 
-def _model(config: ml_collections.ConfigDict, params: Any, num_classes: int) -> str:
+def _model(config: ml_collections.ConfigDict, model: nn.Module, params: Any, num_classes: int) -> str:
+  height, width = config.data.crop_size
+  macs = count_macs(model, (height, width)) / 1e9
   count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-  return f"{config.model.arch}, {num_classes} classes, {count:,} parameters"
+  return (
+    f"{config.model.arch}, {num_classes} classes, {count:,} parameters, {macs:.3g} GMACs at {height}x{width}"
+  )
 
 
 def _batch(config: ml_collections.ConfigDict, mesh: Mesh, examples: int) -> str:

@@ -36,6 +36,9 @@ from jaxseg.train.state import TrainState, create_state
 from jaxseg.train.step import jit_step, make_step
 from jaxseg.types import Batch, Preprocess
 
+# What a model may draw from in training; Light-Ham's bases are redrawn every step, as published.
+_STREAMS = ("dropout", "drop_path", "nmf")
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -112,6 +115,7 @@ def train(config: ml_collections.ConfigDict, directory: epath.PathLike) -> Repor
     stack.callback(board.close)
     card = recipe_card(
       config,
+      model=run.model,
       params=run.shapes.params,
       mesh=run.mesh,
       num_classes=run.num_classes,
@@ -143,7 +147,9 @@ def _sequence(
 ) -> Report | None:
   """Restore is done; now (evaluate → save → step)*."""
   config, total = run.config, run.config.total_steps
-  step_fn = jit_step(make_step(run.loss_fn, run.tx, prepare=make_prepare(run)), run.mesh, state)
+  step_fn = jit_step(
+    make_step(run.loss_fn, run.tx, prepare=make_prepare(run), streams=_STREAMS), run.mesh, state
+  )
   # Made on the mesh: under the transfer guard a step may not move it there.
   key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(run.mesh))()
   rates = _learning_rates(config)

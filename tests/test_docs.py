@@ -1,0 +1,38 @@
+"""The Python of the guides runs, top to bottom, a page at a time; the README's first example too."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def blocks(page: str) -> str:
+  return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.S))
+
+
+def test_import_a_module():
+  code = blocks("docs/import_a_module.md")
+  assert code.count("assert") >= 6
+  exec(compile(code, "docs/import_a_module.md", "exec"), {"__name__": "page"})
+
+
+def test_readme_model():
+  code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
+  scope = {"__name__": "page"}
+  exec(compile(code, "README.md", "exec"), scope)
+  assert scope["logits"].shape == (1, 97, 129, 19)
+  assert list(scope["features"]) == ["stage1", "stage2", "stage3"]
+
+
+@pytest.mark.parametrize("page", [p.name for p in (ROOT / "docs").glob("*.md")])
+def test_links_and_files_exist(page):
+  for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "docs" / page).read_text()):
+    assert (ROOT / "docs" / target).exists(), target
+
+
+def test_commands_name_files_that_exist():
+  for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for path in re.findall(r"(?:configs|benchmarks)/\w+\.py", page.read_text()):
+      assert (ROOT / path).exists(), f"{page.name}: {path}"
