@@ -8,7 +8,7 @@ import pytest
 import jaxseg
 from jaxseg.kernels.definition import defined_by, plain_definitions
 from jaxseg.layers.conv import Conv, DepthwiseConv
-from jaxseg.layers.resize import resize, resize_reference
+from jaxseg.layers.resize import rescale, rescale_reference, resize, resize_reference
 from jaxseg.macs import count, count_macs
 
 
@@ -29,6 +29,7 @@ def test_by_hand():
   assert count(lambda a, b: a @ b, a, b) == 3 * 4 * 5 * 2
   # A resize interpolates; nobody counts that, in whichever form it is computed.
   assert count(lambda x: resize(x, (9, 31)), jnp.ones((1, 7, 8, 3))) == 0
+  assert count(lambda x: rescale(x, 0.75), jnp.ones((1, 7, 8, 3))) == 0
 
 
 def test_loops_count_every_step():
@@ -56,6 +57,8 @@ def test_the_definition_of_a_resize_is_a_resize():
       np.testing.assert_allclose(
         resize(x, size, align_corners=align), resize_reference(x, size, align_corners=align), atol=2e-6
       )
+  for factor in (0.5, 0.75, 1.3):
+    np.testing.assert_allclose(rescale(x, factor), rescale_reference(x, factor), atol=2e-6)
 
 
 # GMACs: convolutions + attention + NMF, of the papers and official repositories.

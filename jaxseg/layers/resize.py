@@ -21,9 +21,7 @@ def resize_reference(
   """The definition: the weighted pair of neighbours, rows first."""
   x = jnp.asarray(x)
   for axis in (-3, -2):
-    low, high, weight = _neighbours(size[axis + 3], x.shape[axis], align_corners)
-    weight = jnp.asarray(weight, x.dtype).reshape(-1, *[1] * (-1 - axis))
-    x = jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+    x = _interpolate(x, axis, _neighbours(size[axis + 3], x.shape[axis], align_corners=align_corners))
   return x
 
 
@@ -55,6 +53,16 @@ def resize_logits(
   return resize(jnp.asarray(logits).astype(jnp.float32), size, align_corners=align_corners)
 
 
+def rescale_reference(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b ho wo c"]:
+  """The definition: the weighted pair of neighbours, rows first."""
+  x = jnp.asarray(x)
+  for axis in (-3, -2):
+    n = x.shape[axis]
+    x = _interpolate(x, axis, _neighbours(int(n * factor), n, step=1 / factor))
+  return x
+
+
+@defined_by(rescale_reference)
 def rescale(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b ho wo c"]:
   """Bilinear resize of the two axes before the last by `factor`; sizes are rounded down.
 
@@ -78,22 +86,28 @@ def interpolation_matrix(
 
   `step` is the distance of neighbouring outputs in input pixels, `in_size / out_size` if not given.
   """
-  low, high, weight = _neighbours(out_size, in_size, align_corners)
+  low, high, weight = _neighbours(out_size, in_size, align_corners=align_corners, step=step)
   matrix = np.zeros((out_size, in_size))
   np.add.at(matrix, (np.arange(out_size), low), 1 - weight)
   np.add.at(matrix, (np.arange(out_size), high), weight)
   return matrix.astype(np.float32)
 
 
-def _neighbours(out_size: int, in_size: int, align_corners: bool):
+def _neighbours(out_size: int, in_size: int, *, align_corners: bool = False, step: float | None = None):
   """For each output pixel of an axis: the two input pixels, and the weight of the second."""
   index = np.arange(out_size, dtype=np.float64)
   if align_corners:
     source = index * ((in_size - 1) / (out_size - 1) if out_size > 1 else 0.0)
   else:
-    source = np.maximum((index + 0.5) * (in_size / out_size) - 0.5, 0.0)
+    source = np.maximum((index + 0.5) * (in_size / out_size if step is None else step) - 0.5, 0.0)
   low = np.minimum(np.floor(source).astype(int), in_size - 1)
   return low, np.minimum(low + 1, in_size - 1), source - low
+
+
+def _interpolate(x, axis: int, neighbours):
+  low, high, weight = neighbours
+  weight = jnp.asarray(weight, x.dtype).reshape(-1, *[1] * (-1 - axis))
+  return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
 
 
 def _resize_axis(x, axis: int, out_size: int, align_corners: bool):
