@@ -4,7 +4,8 @@ XLA:CPU runs `lax.conv_general_dilated` with one channel a group tens of times
 slower than the same sum written tap by tap; on TPU the tap form moves fewer bytes.
 Its automatic derivative is bad, though: a pad and an add over the whole image for
 each tap. Here the input gradient is the same shifted sum with the kernel turned
-round, and the weight gradient one reduction for each tap.
+round, and the weight gradient one reduction for each tap (on a CPU, of an image
+that plain additions have folded first).
 """
 
 from collections.abc import Sequence

@@ -1,18 +1,15 @@
 """A directory of transformers' `save_pretrained`: `predict` on a picture equals transformers' pipeline."""
 
 import numpy as np
-import pytest
+import torch
+import transformers
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 import jaxseg
 from jaxseg.data.synthetic import draw_scene
 
-torch = pytest.importorskip("torch")
-
 
 def test_predict_equals_the_pipeline(tmp_path):
-  transformers = pytest.importorskip("transformers")
-  from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
-
   torch.manual_seed(0)
   config = transformers.SegformerConfig(
     num_labels=5, id2label={i: f"thing {i}" for i in range(5)}, label2id={f"thing {i}": i for i in range(5)}
