@@ -5,6 +5,7 @@ share; an experiment's file then reads as what is particular to it.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from jaxseg.train.overrides import ConfigError, nearest
 
@@ -49,7 +50,8 @@ def base() -> ml_collections.ConfigDict:
       ignore_label=255,
       label_smoothing=0.0,
       weights=dict(logits=1.0),
-      align_corners=False,  # of the resize from the logits to the labels
+      # Of the resize from the logits to the labels; None takes the decoder's own.
+      align_corners=config_dict.placeholder(bool),
     )
   )
   # 0 means only at the end of the run.

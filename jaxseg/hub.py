@@ -25,7 +25,7 @@ from jaxseg import __version__, catalog, lazy
 from jaxseg.encoders import ENCODERS
 from jaxseg.evaluation.inference import label_map
 from jaxseg.layers.resize import resize_logits
-from jaxseg.models import create_model, list_models
+from jaxseg.models import align_corners_of, create_model, list_models
 from jaxseg.pretrained import LAYOUTS, facts, keymap, layout_of, saved, tree
 from jaxseg.pretrained.keymap import Detected, Differences, Layout, Stored
 from jaxseg.pretrained.source import open_source
@@ -236,15 +236,14 @@ def to_torch(net: Net, *, layout: str | None = None) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess"))
 def _labels(variables, image, *, model, preprocess):
-  # The rule of the decoder's own resizes is that of its logits too, as the originals have it.
-  corners = getattr(model.decoder, "align_corners", False)
+  corners = align_corners_of(model)
   return label_map(_outputs(variables, image, model, preprocess), image.shape[:2], align_corners=corners)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess"))
 def _unary(variables, image, *, model, preprocess):
   logits = _outputs(variables, image, model, preprocess)["logits"]
-  corners = getattr(model.decoder, "align_corners", False)
+  corners = align_corners_of(model)
   return -jax.nn.log_softmax(resize_logits(logits, image.shape[:2], align_corners=corners)[0])
 
 

@@ -215,6 +215,16 @@ def list_models() -> list[str]:
   return sorted(SYSTEMS) + sorted(ENCODERS)
 
 
+def align_corners_of(model: Any, given: bool | None = None) -> bool:
+  """Corner rule of the resize from the model's logits to the image: the one of its decoder's own resizes.
+
+  Args:
+    model: a module, or a function that stands for one.
+    given: what somebody said; None asks the model, and one without such a field has half-pixel centres.
+  """
+  return bool(getattr(getattr(model, "decoder", None), "align_corners", False) if given is None else given)
+
+
 def _encoder_alone(name, num_classes, fields, other) -> nn.Module:
   if other:
     raise ValueError(f"{name} is an encoder alone: it takes encoder= and num_classes=, no decoder fields")

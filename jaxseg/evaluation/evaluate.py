@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxseg.evaluation.inference import PredictFn, forward, label_map
 from jaxseg.evaluation.report import Report
 from jaxseg.metrics import confusion_matrix
+from jaxseg.models import align_corners_of
 from jaxseg.sharding import batch_sharding, replicated, state_sharding, to_global
 from jaxseg.types import IGNORE_LABEL, Batch, Preprocess
 
@@ -26,21 +27,21 @@ def make_eval_step(
   preprocess: Preprocess,
   mesh: Mesh | None = None,
   ignore_label: int = IGNORE_LABEL,
-  align_corners: bool = False,
+  align_corners: bool | None = None,
 ) -> EvalStep:
   """(variables, {"image" uint8, "label"}) → confusion matrix int32 [truth, prediction], compiled.
 
   Labels keep their own resolution, to which the logits are brought. Under a mesh the batch
-  is spread over it and the matrix is the sum over all of it.
+  is spread over it and the matrix is the sum over all of it. `align_corners` as in `evaluate`.
   """
-  apply = forward(model)
+  apply, corners = forward(model), align_corners_of(model, align_corners)
 
   def count(variables, batch):
     labels = jnp.asarray(batch["label"])
     pred = label_map(
       apply(variables, preprocess(jnp.asarray(batch["image"]))),
       labels.shape[1:3],
-      align_corners=align_corners,
+      align_corners=corners,
     )
     return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
 
@@ -66,7 +67,7 @@ def evaluate(
   preprocess: Preprocess,
   mesh: Mesh | None = None,
   ignore_label: int = IGNORE_LABEL,
-  align_corners: bool = False,
+  align_corners: bool | None = None,
   progress: Callable[[int], None] | None = None,
 ) -> Report:
   """Scores over all of `batches`, from integer counts: no batch is dropped, no image counted twice.
@@ -80,7 +81,7 @@ def evaluate(
     preprocess: from uint8 to the model's input, applied on the device.
     mesh: where to run; None for the default device.
     ignore_label: pixels with this label are not counted.
-    align_corners: of the resize from the decoder's resolution to the label's.
+    align_corners: of the resize from the decoder's resolution to the label's; None takes the decoder's own.
     progress: called with the number of images so far (of this process, fillers not counted).
 
   Raises:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg.macs import count_macs
+from jaxseg.models import align_corners_of
 from jaxseg.train.optimizer import parameter_groups
 
 
@@ -41,7 +42,7 @@ def recipe_card(
     "input": _input(config.preprocess),
     "labels": f"nearest neighbour; {config.loss.ignore_label} is ignored before loss and metrics",
     "logits": "bilinear to the label's size, no antialiasing, "
-    + ("corners aligned" if config.loss.align_corners else "half-pixel centres"),
+    + ("corners aligned" if align_corners_of(model, config.loss.align_corners) else "half-pixel centres"),
     "loss": _loss(config.loss),
     "optimizer": _optimizer(config.optimizer),
     "schedule": _schedule(config.optimizer),

@@ -21,6 +21,7 @@ from jaxseg import data, sharding
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data.source import DatasetInfo
 from jaxseg.evaluation.report import Report
+from jaxseg.models import align_corners_of
 from jaxseg.train import config as config_lib
 from jaxseg.train import validate, workdir
 from jaxseg.train.card import recipe_card
@@ -70,7 +71,7 @@ def plan(config: ml_collections.ConfigDict) -> Run:
   splits = dict.fromkeys((config.data.train_split, config.data.eval_split))
   lengths = {split: len(data.open_split(config.data, split)) for split in splits}
   model = config_lib.build_model(config, num_classes)
-  loss_fn = make_loss(config.loss)
+  loss_fn = make_loss(config.loss, align_corners=align_corners_of(model))
   shapes = jax.eval_shape(lambda: _init(model, config))
   tx = make_optimizer(config.optimizer, shapes["params"])
   return Run(

@@ -18,15 +18,20 @@ _KEYS = (
 )  # fmt: skip
 
 
-def make_loss(loss: Settings) -> LossFn:
+def make_loss(loss: Settings, *, align_corners: bool = False) -> LossFn:
   """(outputs, labels) → (scalar, {map: its unweighted loss}), from `config.loss`.
 
   Keys: name ("cross_entropy"); normalize_by, class_weights, ignore_label, label_smoothing, as
   that loss takes them; weights (map → its share of the sum, {"logits": 1.0} by default);
-  align_corners (of the bilinear resize from the decoder's resolution to the label's).
+  align_corners (of the bilinear resize from the decoder's resolution to the label's; None or absent
+  takes the argument).
 
   The function checks, when it is traced, that every map of the outputs has a weight and every
   weight a map: a decoder that nobody supervises is an error, not a silence.
+
+  Args:
+    loss: the settings.
+    align_corners: the rule where the settings say nothing: `models.align_corners_of(model)`.
 
   Raises:
     ValueError: unknown key or loss.
@@ -45,7 +50,7 @@ def make_loss(loss: Settings) -> LossFn:
     label_smoothing=float(loss.get("label_smoothing") or 0.0),
   )
   weights = {"logits": 1.0, **dict(loss.get("weights") or {})}
-  align_corners = bool(loss.get("align_corners") or False)
+  align_corners = bool(_or(loss.get("align_corners"), align_corners))
 
   def loss_fn(outputs: Outputs, labels: Label) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     maps = _supervised(outputs)
