@@ -12,10 +12,10 @@ quickstart: .venv/train.stamp  ## train and evaluate CGNet on drawn scenes, 4 mi
 test: .venv/dev.stamp  ## everything that CI checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 test-fast: .venv/dev.stamp  ## without the full-size checks
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m "not slow"
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
