@@ -8,10 +8,11 @@ A. Kendall, R. Cipolla, "SegNet", PAMI 2017. Research use only (CC BY-NC): bring
 import os
 from typing import Any
 
-import tensorflow_datasets as tfds
+import numpy as np
 from etils import epath
+from jaxtyping import Int
 
-from jaxseg.data import images, pairs
+from jaxseg.data import images, pairs, preparing
 from jaxseg.data.source import DatasetInfo, make_info
 from jaxseg.types import IGNORE_LABEL
 
@@ -34,7 +35,6 @@ class CamVid(pairs.PairBuilder, skip_registration=True):
   """TFDS builder; see the module's header."""
 
   name = "camvid"
-  VERSION = tfds.core.Version("1.0.0")
 
 
 def info(config_data: Any) -> DatasetInfo:
@@ -47,9 +47,23 @@ def open_split(config_data: Any, split: str) -> pairs.PairSource:
 
   Reads `manual_dir` (the source; "" = only what is prepared) and `data_dir`.
   """
-  table = images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="camvid")
-  found = find_pairs(config_data.manual_dir) if config_data.manual_dir else None
-  return pairs.open_pairs(CamVid, split, data_dir=config_data.data_dir, pairs=found, table=table)
+  return pairs.open_pairs(original(config_data), split, data_dir=config_data.data_dir, table=_table())
+
+
+def original(config_data: Any) -> preparing.Original:
+  """What lies below `manual_dir`."""
+  folders = [f"{split}{kind}" for split in ("train", "val", "test") for kind in ("", "annot", ".txt")]
+  return pairs.original(
+    CamVid,
+    pairs.inside(config_data.manual_dir),
+    find=lambda: find_pairs(config_data.manual_dir),
+    watch=folders,
+    table=_table(),
+  )
+
+
+def _table() -> Int[np.ndarray, "65536"]:
+  return images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="camvid")
 
 
 def find_pairs(manual_dir: str) -> dict[str, list[pairs.Pair]]:
@@ -74,5 +88,4 @@ def _order(path: epath.Path) -> list[str] | None:
   """File names without suffix, from the first column; its folders are those of somebody else's disk."""
   if not path.exists():
     return None
-  lines = [line.split() for line in path.read_text().splitlines()]
-  return [os.path.splitext(os.path.basename(columns[0]))[0] for columns in lines if columns]
+  return [os.path.splitext(os.path.basename(name))[0] for name in pairs.read_names(path)]

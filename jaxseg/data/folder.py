@@ -13,11 +13,10 @@ import os
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from etils import epath
 from jaxtyping import Int
 
-from jaxseg.data import images, pairs
+from jaxseg.data import images, pairs, preparing
 from jaxseg.data.source import DataError, DatasetInfo, color_map, make_info
 from jaxseg.types import IGNORE_LABEL
 
@@ -31,7 +30,6 @@ class Folder(pairs.PairBuilder, skip_registration=True):
   """TFDS builder; see the module's header."""
 
   name = "folder"
-  VERSION = tfds.core.Version("1.0.0")
 
 
 def info(config_data: Any) -> DatasetInfo:
@@ -46,13 +44,25 @@ def open_split(config_data: Any, split: str) -> pairs.PairSource:
   Raises:
     DataError: no `manual_dir`, another layout, or bad files.
   """
+  return pairs.open_pairs(
+    original(config_data), split, data_dir=config_data.data_dir, table=mapping(config_data)
+  )
+
+
+def original(config_data: Any) -> preparing.Original:
+  """What lies below `manual_dir`.
+
+  Raises:
+    DataError: no `manual_dir`, or a label map that does not fit.
+  """
   if not config_data.manual_dir:
     raise DataError(f"folder: data.manual_dir is empty; set it to a folder with\n{LAYOUT}")
-  return pairs.open_pairs(
+  root = epath.Path(config_data.manual_dir).expanduser()
+  return pairs.original(
     Folder,
-    split,
-    data_dir=config_data.data_dir,
-    pairs=find_pairs(config_data.manual_dir),
+    root,
+    find=lambda: find_pairs(config_data.manual_dir),
+    watch=("images", "masks", *sorted(path.name for path in root.glob("*.txt"))),
     table=mapping(config_data),
   )
 
@@ -109,9 +119,8 @@ def _hash(name: str) -> int:
 
 
 def _listed(root: epath.Path, path: epath.Path) -> list[pairs.Pair]:
-  names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
   stems = []
-  for name in map(os.path.basename, names):
+  for name in map(os.path.basename, pairs.read_names(path)):
     stem, suffix = os.path.splitext(name)
     # "a.b" is a name with a dot in it, "a.png" one with its suffix.
     stems.append(stem if suffix.lower() in pairs.IMAGE_SUFFIXES else name)

@@ -1,6 +1,7 @@
 """Encoded pictures and masks → arrays, and the checks a pair has to pass before it is stored."""
 
 import io
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -61,14 +62,82 @@ def encoded_size(data: bytes) -> tuple[int, int]:
     return picture.height, picture.width
 
 
-def _load(data: bytes, path: str, kind: str) -> PillowImage.Image:
+def encode_mask(ids: Integer[np.ndarray, "h w"]) -> bytes:
+  """Class ids 0 to 65535 as a grey PNG, 8-bit where that suffices."""
+  kind = np.uint8 if ids.size == 0 or int(ids.max()) < 2**8 else np.uint16
+  return _encode(ids.astype(kind))
+
+
+def encode_image(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+  """An RGB picture as a PNG."""
+  return _encode(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+
+def _encode(array: np.ndarray) -> bytes:
+  return cv2.imencode(".png", array)[1].tobytes()
+
+
+def index_mask(data: bytes, colors: Mapping[tuple[int, int, int], int], *, path: str) -> bytes:
+  """A mask that may be drawn in colours, as one that holds ids; any other mask comes back as it is.
+
+  Args:
+    data: the mask's file.
+    colors: RGB → raw id.
+    path: for the error message.
+
+  Raises:
+    DataError: a truncated file, or a colour that is no class.
+  """
+  picture = load(data, path, "mask")
+  if picture.mode not in ("RGB", "RGBA"):
+    return data
+  rgb = np.asarray(picture.convert("RGB")).astype(np.int32)
+  packed = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+  # Sorted, so that a pixel's colour is found by bisection and not by a pass for each class.
+  known = np.array(sorted((r << 16) | (g << 8) | b for r, g, b in colors), np.int32)
+  ids = np.array([colors[(c >> 16, (c >> 8) & 255, c & 255)] for c in known.tolist()])
+  place = np.minimum(np.searchsorted(known, packed), len(known) - 1)
+  wrong = known[place] != packed
+  if wrong.any():
+    y, x = np.argwhere(wrong)[0]
+    raise DataError(
+      f"mask {path} has the colour {tuple(rgb[y, x].tolist())} at row {y}, column {x}, which is no class"
+      f" ({int(wrong.sum())} pixels have such colours); correct the mask"
+    )
+  return encode_mask(ids[place])
+
+
+def load(data: bytes, path: str, kind: str, *, reduced: bool = False) -> PillowImage.Image:
+  """The picture, read to its last byte.
+
+  Args:
+    data: the file.
+    path: for the error message.
+    kind: "image" or "mask", likewise.
+    reduced: decode a JPEG at an eighth of its size; every byte is still read.
+
+  Raises:
+    DataError: a file that is cut off or no picture.
+  """
   # cv2 and libjpeg fill a cut-off file with grey and only print to stderr; Pillow raises.
   try:
     picture = PillowImage.open(io.BytesIO(data))
+    if reduced:
+      picture.draft(None, (max(picture.width // 8, 1), max(picture.height // 8, 1)))
     picture.load()
   except (OSError, SyntaxError, ValueError, EOFError) as error:
     raise DataError(f"{kind} {path} is truncated or not a picture ({error}); replace the file") from error
   return picture
+
+
+def check_image(data: bytes, *, path: str) -> tuple[int, int]:
+  """Reads the whole file; its (height, width).
+
+  Raises:
+    DataError: truncated, or not a picture.
+  """
+  load(data, path, "image", reduced=True)
+  return encoded_size(data)
 
 
 def check_pair(
@@ -80,15 +149,15 @@ def check_pair(
     DataError: truncated file, mask with several channels, sizes that differ, or an id
       that `table` (see `label_table`) does not know; the message names the file.
   """
-  picture = _load(image, image_path, "image")
-  pillow_mask = _load(mask, mask_path, "mask")
+  ih, iw = check_image(image, path=image_path)
+  pillow_mask = load(mask, mask_path, "mask")
   if pillow_mask.mode not in _MASK_MODES:
     raise DataError(
       f"mask {mask_path} is {pillow_mask.mode}; expected one class id a pixel"
       " (8-bit or 16-bit grey, or a palette PNG)"
     )
-  if picture.size != pillow_mask.size:
-    (iw, ih), (mw, mh) = picture.size, pillow_mask.size
+  mw, mh = pillow_mask.size
+  if (ih, iw) != (mh, mw):
     raise DataError(
       f"image {image_path} is {ih}x{iw} (height x width), but its mask {mask_path} is {mh}x{mw};"
       " they must be equal"

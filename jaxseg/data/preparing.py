@@ -1,0 +1,279 @@
+"""From a folder as its authors distribute it to ArrayRecord files that open at any index, through TFDS.
+
+A data set says where its files lie (`Original`); everything else is here: a prepared copy
+that stands for exactly one state of the folder, written in shards of bounded size, once,
+whole or not at all. Neither direction needs TensorFlow.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from jaxseg import lazy
+from jaxseg.data import files
+from jaxseg.data.progress import Progress
+from jaxseg.data.source import DataError
+
+# Where prepared data goes when `data_dir` is "".
+DATA_DIR_VARIABLE = "JAXSEG_DATA_DIR"
+DEFAULT_DATA_DIR = "~/.cache/jaxseg/datasets"
+
+_SHARD_BYTES = 128 * 2**20  # TFDS holds a shard in memory while it is written
+_SAMPLE = 32  # items whose size is measured, to choose the number of shards
+
+# An item is what a data set lists for each example, or for each group of examples; its
+# `paths` are the files that it is read from.
+Load = Callable[[Any], list[dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Original:
+  """A data set as its authors distribute it.
+
+  `find()` lists split → items and raises DataError where the layout is another one;
+  `load(item)` reads and checks one item and gives its records. Both work without a
+  prepared copy. `watch` are the files and folders whose state decides whether there
+  is a prepared copy of it: with `edits=False` a folder counts by its own time alone
+  (files added, removed, renamed), which is all that a million files can be asked.
+  """
+
+  builder: "type[FileBuilder]"
+  root: str  # "": nothing but what is prepared
+  find: Callable[[], dict[str, list[Any]]]
+  load: Load
+  watch: tuple[str, ...]
+  salt: bytes = b""  # settings that decide what is prepared, too
+  edits: bool = True
+  absent: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split → why nobody can have it
+
+
+class FileBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+  """TFDS builder over files; a data set sets `name`, `VERSION` and `features`.
+
+  Written shard by shard rather than by `GeneratorBasedBuilder`, whose shuffler keeps a
+  split in memory and needs TensorFlow from 1 GB on.
+  """
+
+  VERSION = tfds.core.Version("1.0.0")
+  # Nothing is downloaded, so TFDS has no checksum file to look for beside the code
+  # (and its search imports a package that TFDS does not install).
+  code_path = None
+  unit = "pairs"  # of what, in the line that announces the preparation
+
+  def __init__(self, *, data_dir: epath.PathLike, splits: Mapping[str, Sequence[Callable]] | None = None):
+    self.splits = splits or {}
+    super().__init__(data_dir=data_dir, file_format="array_record")
+
+  def features(self) -> tfds.features.FeaturesDict:
+    """What a record holds."""
+    return pair_features()
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(builder=self, features=self.features(), disable_shuffling=True)
+
+  def _shard_iterators_per_split(self, dl_manager: Any) -> Mapping[str, Sequence[Callable]]:
+    return self.splits
+
+
+def pair_features() -> tfds.features.FeaturesDict:
+  """A picture, its mask and a name."""
+  return tfds.features.FeaturesDict(
+    {
+      "image": tfds.features.Image(shape=(None, None, 3)),
+      "label": tfds.features.Image(shape=(None, None, 1)),
+      "id": tfds.features.Text(),
+    }
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+  """The records of some items; a Beam worker receives it pickled, then without `progress`."""
+
+  load: Load
+  items: Sequence[Any]
+  progress: Progress | None = None
+
+  def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Pillow decodes outside Python's lock, so that threads check pictures side by side.
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+      key = 0
+      for records in _ahead(pool, self.load, self.items):
+        for record in records:
+          yield key, record
+          key += 1
+        if self.progress is not None:
+          self.progress.advance()
+
+
+def _ahead(
+  pool: concurrent.futures.ThreadPoolExecutor, function: Load, items: Iterable[Any]
+) -> Iterator[list[dict[str, Any]]]:
+  """Results in order, a few more than there are threads under way."""
+  waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+  try:
+    for item in items:
+      waiting.append(pool.submit(function, item))
+      if len(waiting) > 2 * pool._max_workers:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+  finally:
+    for future in waiting:
+      future.cancel()
+
+
+def data_root(data_dir: str) -> epath.Path:
+  """`data_dir`, else $JAXSEG_DATA_DIR, else ~/.cache/jaxseg/datasets; gs:// paths work."""
+  return epath.Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR).expanduser()
+
+
+def fingerprint(original: Original) -> str:
+  """16 hex digits that change with the name, size or time of any watched file, and with `salt`."""
+  return files.state(original.watch, salt=original.salt, edits=original.edits)
+
+
+def open_records(original: Original, split: str, *, data_dir: str) -> tuple[Any, FileBuilder]:
+  """The undecoded records of a split, prepared first if they are not yet, and their builder.
+
+  Prepared data lies in DATA_DIR/NAME-FINGERPRINT/NAME/VERSION, so that it never stands
+  in for another source folder, or for another state of this one. Without a source
+  folder the only prepared copy below `data_dir` is read (DATA_DIR/NAME/VERSION,
+  TFDS's own layout, counts too).
+
+  Raises:
+    DataError: no such split, bad files, or nothing prepared and no source folder.
+  """
+  name = original.builder.name
+  if split in original.absent:
+    raise DataError(f"{name} has no split {split!r}: {original.absent[split]}")
+  if original.root:
+    builder = prepare(original, data_dir=data_dir, split=split)
+  else:
+    builder = original.builder(data_dir=_find_prepared(original.builder, data_root(data_dir)))
+  _check_split(split, builder.info.splits, name, builder.data_path)
+  pictures = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
+  decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
+  records = builder.as_data_source(split=split, decoders=decoders)
+  if not len(records):
+    raise DataError(f"split {split!r} in {builder.data_path} has no records; delete it and prepare it again")
+  return records, builder
+
+
+def prepare(
+  original: Original,
+  *,
+  data_dir: str,
+  split: str = "",
+  beam_runner: str = "",
+  beam_options: Sequence[str] = (),
+) -> FileBuilder:
+  """Writes the data set unless it is there; an unfinished one lies under another name and is removed.
+
+  Args:
+    original: the data set.
+    data_dir: see `data_root`.
+    split: one that the caller is going to read; its absence is said before anything is written.
+    beam_runner: "" writes in this process, shard after shard; "DirectRunner", "DataflowRunner" and
+      whatever else Apache Beam knows writes the shards in parallel.
+    beam_options: Beam's own flags, as ("--direct_num_workers=4", ...).
+
+  Raises:
+    DataError: another layout, an empty split, bad files, `beam_runner` without Beam.
+  """
+  folder = data_root(data_dir) / f"{original.builder.name}-{fingerprint(original)}"
+  make = functools.partial(original.builder, data_dir=folder)
+  builder = make()
+  if _is_prepared(builder.data_path):
+    return builder
+  items = original.find()
+  _check_items(original, items, split)
+  beam = lazy.load("jaxseg.data.beam") if beam_runner else None
+  parent = builder.data_path.parent
+  with _lock(parent):
+    if not _is_prepared(builder.data_path):  # else another process did it while this one waited
+      for leftover in parent.glob("incomplete.*"):
+        leftover.rmtree()
+      counts = ", ".join(f"{len(members):,} {known}" for known, members in items.items())
+      print(f"preparing {builder.name} ({counts} {builder.unit}) in {builder.data_path}", flush=True)
+      settings = tfds.download.DownloadConfig(
+        try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
+      )
+      progress = None if beam else Progress(sum(map(len, items.values())))
+      if beam:
+        settings = beam.configure(settings, beam_runner, beam_options)
+      splits = {known: _shards(original.load, members, progress) for known, members in items.items()}
+      tfds.disable_progress_bar()
+      with contextlib.ExitStack() as stack:
+        # TFDS announces a download that does not happen.
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        if beam:
+          stack.enter_context(beam.plain_errors())
+        if progress:
+          stack.enter_context(progress)
+        make(splits=splits).download_and_prepare(download_config=settings)
+  return make()  # anew: a builder reads the facts of its data when it is made
+
+
+def _shards(load: Load, items: Sequence[Any], progress: Progress | None) -> list[_Shard]:
+  some = items[:: max(len(items) // _SAMPLE, 1)]
+  mean = sum(files.size(path) for item in some for path in item.paths) / len(some)
+  size = max(int(_SHARD_BYTES // max(mean, 1)), 1)
+  return [_Shard(load, items[i : i + size], progress) for i in range(0, len(items), size)]
+
+
+def _check_items(original: Original, items: Mapping[str, Sequence[Any]], split: str) -> None:
+  name = original.builder.name
+  for known, members in items.items():
+    if not members:
+      raise DataError(f"{name}: split {known!r} is empty; put at least one picture and its label there")
+  if split:
+    _check_split(split, items, name, original.root)
+
+
+def _check_split(split: str, splits: Iterable[str], name: str, where: epath.PathLike) -> None:
+  if split not in splits:
+    raise DataError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))} (in {where})")
+
+
+def _is_prepared(folder: epath.Path) -> bool:
+  # TFDS renames a finished folder into place; this file is in every finished one.
+  return (folder / "dataset_info.json").exists()
+
+
+def _find_prepared(builder: type[FileBuilder], root: epath.Path) -> epath.Path:
+  name, version = builder.name, str(builder.VERSION)
+  candidates = [root, *sorted(root.glob(f"{name}-*"))]
+  found = [path for path in candidates if _is_prepared(path / name / version)]
+  if len(found) != 1:
+    state = f"{len(found)} prepared copies of {name}" if found else f"no prepared {name}"
+    raise DataError(f"{root} holds {state}; set data.manual_dir to the folder of the original files")
+  return found[0]
+
+
+@contextlib.contextmanager
+def _lock(folder: epath.Path) -> Iterator[None]:
+  """Holds the folder against other processes of this machine.
+
+  Object stores have no locks. There each writer fills its own temporary folder, and
+  one of the finished ones takes the final name.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  path = os.fspath(folder / ".lock")
+  if "://" in path:
+    yield
+    return
+  import fcntl  # POSIX only, like the TPU hosts; not needed for reading
+
+  with open(path, "w") as handle:
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    yield
