@@ -25,15 +25,26 @@ def arguments(arg: str, *known: str) -> set[str]:
   return words
 
 
+def one_of(words: set[str], *known: str) -> str:
+  """The one of `known` that is among a config's arguments; the first of `known` where none is."""
+  chosen = [word for word in known if word in words]
+  if len(chosen) > 1:
+    raise ConfigError(f"this config takes one of :{', :'.join(chosen)}, not all of them")
+  return chosen[0] if chosen else known[0]
+
+
 def base() -> ml_collections.ConfigDict:
   """Every key, with its usual value."""
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.total_steps = 1000
-  config.batch_size = 8  # images a step, over all devices
+  config.batch_size = 8  # images a step, over all devices and micro-batches
+  config.accumulate = 1  # micro-batches that a step takes one after the other, for their mean gradient
+  config.ema_decay = 0.0  # of a moving average of the parameters, which is then evaluated and kept; 0 for none
   config.dtype = "float32"  # of the computation; parameters, losses and statistics are float32
   config.init_from = ""  # weights to start from: anything that jaxseg.load_pretrained reads
   config.init_keep = ("decoder/classifier/.*",)  # what keeps its fresh values then
+  config.frozen = ()  # regexes of parameters that stay, and of BatchNorms that keep their statistics
 
   config.data = data()
   config.preprocess = ml_collections.ConfigDict(
@@ -44,18 +55,43 @@ def base() -> ml_collections.ConfigDict:
   config.optimizer.schedule.total_steps = config.get_oneway_ref("total_steps")
   config.loss = ml_collections.ConfigDict(
     dict(
-      name="cross_entropy",
+      name="cross_entropy",  # or "ohem_cross_entropy", "dice", "focal", "lovasz", or a sum: "cross_entropy+dice"
+      factors=(),  # one for each loss of a sum; () is 1 each
       normalize_by="valid",  # or "all", "weights"
       class_weights=(),
       ignore_label=255,
       label_smoothing=0.0,
+      thresh=0.7,  # ohem_cross_entropy, like the next
+      min_kept=100_000,
+      smooth=1.0,  # dice, like the next two
+      exponent=2.0,
+      per_class=True,
+      gamma=2.0,  # focal, like the next two
+      alpha=0.5,
+      activation="sigmoid",  # or "softmax"
+      classes="present",  # lovasz, like the next; or "all"
+      per_image=False,
       weights=dict(logits=1.0),
       # Of the resize from the logits to the labels; None takes the decoder's own.
       align_corners=config_dict.placeholder(bool),
+      label_resize="logits_up",  # or "labels_nearest": labels shrink to the logits instead
     )
   )
-  # 0 means only at the end of the run.
-  config.eval = ml_collections.ConfigDict(dict(every_steps=0, batch_size=8))
+  # every_steps=0 means only at the end of the run; the rest is how a picture reaches the network.
+  config.eval = ml_collections.ConfigDict(
+    dict(
+      every_steps=0,
+      batch_size=8,
+      mode="whole",  # or "slide": windows of crop_size (height, width), every stride pixels
+      crop_size=(0, 0),
+      stride=(0, 0),
+      resize=(),  # or (long, short): the picture is scaled to fit both, keeping its aspect
+      multiple=0,  # or what the sides of the network's input must divide by, such as 32
+      multiple_rule="pad",  # zeros below and right; or "resize"
+      scales=(1.0,),  # several are averaged
+      flip=False,  # adds the mirrored picture
+    )
+  )
   config.checkpoint = ml_collections.ConfigDict(dict(every_steps=1000, keep_last=3))
   # panel_every_steps=0 draws none; otherwise one at the end too.
   config.log = ml_collections.ConfigDict(dict(every_steps=10, panel_every_steps=0, panel_images=4))
@@ -74,9 +110,12 @@ def data() -> ml_collections.ConfigDict:
       train_split="train",
       eval_split="val",
       crop_size=(256, 256),  # height, width
-      scale_range=(0.5, 2.0),
+      resize=(),  # or (long, short): the picture is scaled to fit both, keeping its aspect
+      scale_range=(0.5, 2.0),  # random factor, of `resize` where that is set
       scale_step=0.0,  # 0 draws any scale
+      cat_max_ratio=1.0,  # largest share of a crop's labelled pixels that one class may have; 1 allows any
       flip=0.5,
+      pad="after_flip",  # or "before_flip": the padding is mirrored with the crop
       color="none",  # or "photometric"
       workers=2,  # reading threads
       classes=(),  # folder, synthetic: names of the classes, in the order of their ids
@@ -98,7 +137,8 @@ def optimizer() -> ml_collections.ConfigDict:
       b1=0.9,
       b2=0.999,
       eps=1e-8,
-      momentum=0.9,  # sgd
+      momentum=0.9,  # sgd, like the next
+      nesterov=False,
       grad_clip=0.0,  # largest global norm; 0 does not clip
       names="jaxseg",  # whose parameter names the groups match: ours, or a published layout's
       groups=(),  # (regular expression, learning-rate factor, weight-decay factor); first match wins
@@ -109,7 +149,8 @@ def optimizer() -> ml_collections.ConfigDict:
         total_steps=1,
         boundaries=(),
         factor=0.1,
-        warmup="mmcv",
+        every=1,  # steps between changes of the rate
+        warmup="mmcv",  # or "mmengine", "timm"
         warmup_steps=0,
         warmup_ratio=0.0,
       ),

@@ -14,7 +14,6 @@ import ml_collections
 import numpy as np
 
 from jaxseg import catalog, data, models
-from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
 from jaxseg.macs import count_macs
 from jaxseg.pretrained import published_names
@@ -76,13 +75,15 @@ def model_info(
     name = config.model.arch
   else:
     model = models.create_model(name, num_classes=None if name in ENCODERS else num_classes)
-    fields = {part: catalog.defaults(entry) | published for part, entry, published in _parts(name)}
+    parts = [("encoder", ENCODERS[name], {})] if name in ENCODERS else config_lib.parts_of(name)
+    fields = {part: catalog.defaults(entry) | dict(published) for part, entry, published in parts}
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros(_IMAGE, np.float32), train=False))
   total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"]))
   lines = [f"{name}: {total:,} parameters" + ("" if name in ENCODERS else f" for {num_classes} classes")]
   lines.append(f"{count_macs(model, _MACS_AT) / 1e9:.4g} GMACs at {_MACS_AT[0]}x{_MACS_AT[1]}")
   for part, values in fields.items():
-    lines.append(f"{part}:")
+    offered = part == "aux_decoder" and getattr(model, part, None) is None
+    lines.append(f"{part}{' (offered, off)' if offered else ''}:")
     lines += [f"  {field} = {value!r}" for field, value in values.items() if field != "num_classes"]
   return lines + (_parameters(shapes["params"], config, layout) if params else [])
 
@@ -111,19 +112,6 @@ def _parameters(params: Any, config: ml_collections.ConfigDict | None, layout: s
     "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
     for row in rows
   ]
-
-
-def _parts(name: str):
-  if name in ENCODERS:
-    return [("encoder", ENCODERS[name], {})]
-  system = models.SYSTEMS[name]
-  parts = [
-    ("encoder", ENCODERS[system.encoder], dict(system.encoder_fields)),
-    ("decoder", DECODERS[system.decoder], dict(system.decoder_fields)),
-  ]
-  if system.aux_decoder is not None:
-    parts.append(("aux_decoder", DECODERS[system.aux_decoder], dict(system.aux_decoder_fields)))
-  return parts
 
 
 if __name__ == "__main__":

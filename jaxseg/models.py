@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxseg import catalog
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
+from jaxseg.layers.atrous import OUTPUT_STRIDES, check_output_stride
 from jaxseg.layers.resize import rescale, resize
 from jaxseg.types import Features, Image, Outputs
 
@@ -53,7 +54,7 @@ class SegmentationModel(nn.Module):
     size = outputs["logits"].shape[1:3]
     for logits in list(maps.values())[1:]:
       outputs["logits"] = jnp.maximum(outputs["logits"], resize(logits, size))
-    own = {f"scale{round(scale * 100):03d}_logits": logits for scale, logits in maps.items()}
+    own = {scale_map(scale): logits for scale, logits in maps.items()}
     return outputs | (own if train else {})
 
   def features(self, image: Image, *, train: bool) -> Features:
@@ -97,8 +98,14 @@ class Classifier(nn.Module):
 class System:
   """A published system: names in the catalogs, and the fields in which it differs from their defaults.
 
-  `aux_offered` is an auxiliary decoder that some publications of the system have: it is there
-  when `create_model` is given fields for it.
+  Attributes:
+    encoder, decoder, aux_decoder: names in the catalogs.
+    encoder_fields, decoder_fields, aux_decoder_fields: where they differ from the catalog's defaults.
+    aux_offered: an auxiliary decoder that some publications of the system have: it is there
+      when `create_model` is given fields for it.
+    rates_at: output stride of the encoder that the decoder's rates belong to; at another one they keep
+      their reach in the image. None where the rates are the same at any.
+    scales: of the input.
   """
 
   encoder: str
@@ -108,14 +115,18 @@ class System:
   aux_decoder: str | None = None
   aux_decoder_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   aux_offered: str | None = None
+  rates_at: int | None = None
   scales: tuple[float, ...] = (1.0,)
 
 
-# mmsegmentation's and torchvision's auxiliary head: on the stage before the last.
-_DEEPLAB_AUX = dict(
-  aux_offered="fcn", aux_decoder_fields=dict(stage="stage3", num_convs=1, channels=256, dropout_rate=0.1)
+# The papers' rates at output stride 16; mmsegmentation's and torchvision's auxiliary head, on the stage
+# before the last.
+_DEEPLAB_V3 = dict(
+  aux_offered="fcn",
+  aux_decoder_fields=dict(stage="stage3", num_convs=1, channels=256, dropout_rate=0.1),
+  rates_at=16,
 )
-# Output stride 16 as the papers train; at 8 (`output_stride=8`) the decoder's rates double.
+# As the papers train; they evaluate at 8, too.
 _RESNET_OS16 = dict(output_stride=16, multi_grid=(1, 2, 4))
 _VGG_SIDES = ("stage0", "stage1", "stage2", "stage3", "stage4")
 
@@ -140,18 +151,18 @@ SYSTEMS = {
   "deeplabv1_msc_vgg16": System("vgg16", "large_fov", dict(with_image=True), dict(side_stages=_VGG_SIDES)),
   "deeplabv2_vgg16": System("vgg16", "large_fov", decoder_fields=dict(rates=(6, 12, 18, 24))),
   "deeplabv2_resnet101": System("resnet101", "summed_aspp", dict(stem="v1", output_stride=8)),
-  "deeplabv3_resnet50": System("resnet50", "deeplabv3", _RESNET_OS16, **_DEEPLAB_AUX),
-  "deeplabv3_resnet101": System("resnet101", "deeplabv3", _RESNET_OS16, **_DEEPLAB_AUX),
+  "deeplabv3_resnet50": System("resnet50", "deeplabv3", _RESNET_OS16, **_DEEPLAB_V3),
+  "deeplabv3_resnet101": System("resnet101", "deeplabv3", _RESNET_OS16, **_DEEPLAB_V3),
   "deeplabv3_mobilenetv2": System(
-    "mobilenetv2", "deeplabv3", dict(output_stride=16), dict(rates=()), **_DEEPLAB_AUX
+    "mobilenetv2", "deeplabv3", dict(output_stride=16), dict(rates=()), **_DEEPLAB_V3
   ),
-  "deeplabv3plus_resnet50": System("resnet50", "deeplabv3plus", _RESNET_OS16, **_DEEPLAB_AUX),
-  "deeplabv3plus_resnet101": System("resnet101", "deeplabv3plus", _RESNET_OS16, **_DEEPLAB_AUX),
+  "deeplabv3plus_resnet50": System("resnet50", "deeplabv3plus", _RESNET_OS16, **_DEEPLAB_V3),
+  "deeplabv3plus_resnet101": System("resnet101", "deeplabv3plus", _RESNET_OS16, **_DEEPLAB_V3),
   "deeplabv3plus_xception65": System(
-    "xception65", "deeplabv3plus", decoder_fields=dict(separable=True), **_DEEPLAB_AUX
+    "xception65", "deeplabv3plus", decoder_fields=dict(separable=True), **_DEEPLAB_V3
   ),
   "deeplabv3plus_mobilenetv2": System(
-    "mobilenetv2", "deeplabv3plus", dict(output_stride=16), dict(separable=True), **_DEEPLAB_AUX
+    "mobilenetv2", "deeplabv3plus", dict(output_stride=16), dict(separable=True), **_DEEPLAB_V3
   ),
 }
 
@@ -172,7 +183,8 @@ def create_model(
     num_classes: classes of the segmentation head. None leaves the decoder without its
       classifier; for an encoder alone, a number makes it an image classifier.
     encoder: fields of the encoder to change, `dict(drop_path_rate=0.0)`.
-    decoder: fields of the decoder to change.
+    decoder: fields of the decoder to change. Where `rates` is not among them, those of DeepLab v3 and v3+
+      follow the encoder's output stride: 12, 24, 36 at 8.
     aux_decoder: fields of the auxiliary decoder to change, where the system has one; where it only
       offers one (DeepLab v3 and v3+), any fields switch it on: `dict(stage="stage3")`.
     scales: input scales fused by their maximum; None keeps the system's.
@@ -194,16 +206,20 @@ def create_model(
     if fields and "num_classes" in fields:
       raise ValueError(f"give num_classes to create_model itself, not inside {part}=")
   classes = {"num_classes": num_classes}
+  encoder_fields = {**system.encoder_fields, **(encoder or {})}
+  _check_stride(system.encoder, encoder_fields)
+  following = decoder_rates(name, encoder_fields.get("output_stride"))
   aux = None
   if aux_name is not None:
     overrides = {**system.aux_decoder_fields, **classes, **(aux_decoder or {})}
     aux = catalog.build(DECODERS, aux_name, overrides, kind="decoder")
   return SegmentationModel(
-    encoder=catalog.build(
-      ENCODERS, system.encoder, {**system.encoder_fields, **(encoder or {})}, kind="encoder"
-    ),
+    encoder=catalog.build(ENCODERS, system.encoder, encoder_fields, kind="encoder"),
     decoder=catalog.build(
-      DECODERS, system.decoder, {**system.decoder_fields, **classes, **(decoder or {})}, kind="decoder"
+      DECODERS,
+      system.decoder,
+      {**system.decoder_fields, **following, **classes, **(decoder or {})},
+      kind="decoder",
     ),
     aux_decoder=aux,
     scales=tuple(system.scales if scales is None else scales),
@@ -213,6 +229,31 @@ def create_model(
 def list_models() -> list[str]:
   """Names `create_model` knows: the published systems, then the encoders alone."""
   return sorted(SYSTEMS) + sorted(ENCODERS)
+
+
+def decoder_rates(name: str, output_stride: int | None = None) -> dict[str, tuple[int, ...]]:
+  """The decoder's field `rates` at an output stride of the encoder, {} where a system's do not follow it.
+
+  The papers' rule is 6, 12, 18 at 16 and twice that at 8: rate times stride stays.
+
+  Args:
+    name: a published system.
+    output_stride: None takes the system's own.
+  """
+  system = SYSTEMS[name]
+  if system.rates_at is None:
+    return {}
+  usual = catalog.defaults(ENCODERS[system.encoder]) | dict(system.encoder_fields)
+  stride = usual["output_stride"] if output_stride is None else output_stride
+  if stride not in OUTPUT_STRIDES:
+    return {}  # the encoder refuses it in its own words
+  rates = (catalog.defaults(DECODERS[system.decoder]) | dict(system.decoder_fields))["rates"]
+  return {"rates": tuple(rate * system.rates_at // stride for rate in rates)}
+
+
+def scale_map(scale: float) -> str:
+  """Name of the output that holds one input scale's own logits: "scale075_logits"."""
+  return f"scale{round(scale * 100):03d}_logits"
 
 
 def align_corners_of(model: Any, given: bool | None = None) -> bool:
@@ -228,8 +269,14 @@ def align_corners_of(model: Any, given: bool | None = None) -> bool:
 def _encoder_alone(name, num_classes, fields, other) -> nn.Module:
   if other:
     raise ValueError(f"{name} is an encoder alone: it takes encoder= and num_classes=, no decoder fields")
+  _check_stride(name, fields or {})
   module = catalog.build(ENCODERS, name, fields, kind="encoder")
   return module if num_classes is None else Classifier(encoder=module, num_classes=num_classes)
+
+
+def _check_stride(encoder: str, fields: Mapping[str, Any]) -> None:
+  if "output_stride" in fields and "output_stride" in catalog.fields(ENCODERS[encoder]):
+    check_output_stride(encoder, fields["output_stride"])
 
 
 def check_image(image) -> None:

@@ -44,24 +44,19 @@ class SummedASPP(nn.Module):
     return sum(branch(x) for branch in branches)
 
 
-class DeepLabV3(nn.Module):
-  """v3: ASPP, dropout, classifier on one stage.
+class PyramidHead(nn.Module):
+  """What the heads of v3 and v3+ share: their fields, the pyramid, dropout, the classifier.
 
   Attributes:
     num_classes: None returns the map before the classifier.
-    stage: feature to read; None takes the coarsest.
-    channels: of the pyramid's branches: 256, or 512 (mmsegmentation).
+    channels: of the pyramid's branches, and of what follows it: 256, or 512 (mmsegmentation).
     rates, separable, image_pooling, pool_window, concat_order, fuse_kernel: see `layers.pyramid.ASPP`.
-    extra_conv: a further 3×3 convolution, BatchNorm and ReLU before the classifier (torchvision).
     dropout: drop whole channels (mmsegmentation), or single elements.
-    dropout_rate: after the pyramid.
     align_corners: corner rule of resizes, also that of the logits to the image (TensorFlow).
-    folded: convolutions have biases and there is no BatchNorm, as in weights exported for inference.
     norm_epsilon, norm_momentum: of the BatchNorms; the momentum is the weight of the new statistic.
   """
 
   num_classes: int | None = None
-  stage: str | None = None
   channels: int = 256
   rates: tuple[int, ...] = (6, 12, 18)
   separable: bool = False
@@ -69,19 +64,15 @@ class DeepLabV3(nn.Module):
   pool_window: tuple[int, ...] = ()
   concat_order: Order = "pool_first"
   fuse_kernel: int = 1
-  extra_conv: bool = False
   dropout: Literal["channels", "elements"] = "elements"
-  dropout_rate: float = 0.1
   align_corners: bool = False
-  folded: bool = False
   norm_epsilon: float = 1e-5
   norm_momentum: float = 0.1
   dtype: Any = None
 
-  @nn.compact
-  def __call__(self, features: Features, *, train: bool) -> Float[Array, "b h w k"]:
-    norm = dict(dtype=self.dtype, folded=self.folded)
-    x = ASPP(
+  def pyramid(self, x: Array, *, train: bool, folded: bool = False) -> Array:
+    """The pyramid on one feature."""
+    aspp = ASPP(
       self.channels,
       self.rates,
       self.separable,
@@ -90,19 +81,51 @@ class DeepLabV3(nn.Module):
       self.concat_order,
       self.fuse_kernel,
       self.align_corners,
-      norm_epsilon=self.norm_epsilon,
-      norm_momentum=self.norm_momentum,
-      **norm,
+      folded,
+      self.norm_epsilon,
+      self.norm_momentum,
+      self.dtype,
       name="aspp",
-    )(jnp.asarray(features[self.stage or max(features)]), train=train)
+    )
+    return aspp(x, train=train)
+
+  def norm_fields(self) -> dict[str, Any]:
+    """Fields that every `ConvNorm` and `SeparableConv` of the head gets."""
+    return dict(epsilon=self.norm_epsilon, momentum=self.norm_momentum, dtype=self.dtype)
+
+  def drop(self, x: Array, rate: float, *, train: bool) -> Array:
+    """Dropout of channels or elements."""
     axes = (1, 2) if self.dropout == "channels" else ()
-    x = nn.Dropout(self.dropout_rate, broadcast_dims=axes, deterministic=not train)(x)
-    if self.extra_conv:
-      extra = ConvNorm(
-        self.channels, 3, epsilon=self.norm_epsilon, momentum=self.norm_momentum, **norm, name="extra"
-      )
-      x = extra(x, train=train)
+    return nn.Dropout(rate, broadcast_dims=axes, deterministic=not train)(x)
+
+  def classify(self, x: Array) -> Array:
+    """The 1×1 to the classes, where there are any."""
     if self.num_classes is None:
       return x
     init = nn.initializers.normal(0.01)
     return Conv(self.num_classes, kernel_init=init, dtype=self.dtype, name="classifier")(x)
+
+
+class DeepLabV3(PyramidHead):
+  """v3: ASPP, dropout, classifier on one stage. The fields not named here are `PyramidHead`'s.
+
+  Attributes:
+    stage: feature to read; None takes the coarsest.
+    extra_conv: a further 3×3 convolution, BatchNorm and ReLU before the classifier (torchvision).
+    dropout_rate: after the pyramid.
+    folded: convolutions have biases and there is no BatchNorm, as in weights exported for inference.
+  """
+
+  stage: str | None = None
+  extra_conv: bool = False
+  dropout_rate: float = 0.1
+  folded: bool = False
+
+  @nn.compact
+  def __call__(self, features: Features, *, train: bool) -> Float[Array, "b h w k"]:
+    x = jnp.asarray(features[self.stage or max(features)])
+    x = self.drop(self.pyramid(x, train=train, folded=self.folded), self.dropout_rate, train=train)
+    if self.extra_conv:
+      extra = ConvNorm(self.channels, 3, folded=self.folded, **self.norm_fields(), name="extra")
+      x = extra(x, train=train)
+    return self.classify(x)

@@ -29,6 +29,8 @@ class LargeFOV(nn.Module):
       The paper takes the image ("stage0", with the encoder's `with_image`) and four poolings.
     side_width: of the side branches.
     dropout_rate: of single elements after fc6 and fc7, and in the side branches.
+    align_corners: corner rule of resizes, also that of the logits to the image: the poolings keep the
+      corners.
   """
 
   num_classes: int | None = None
@@ -38,6 +40,7 @@ class LargeFOV(nn.Module):
   side_stages: tuple[str, ...] = ()
   side_width: int = 128
   dropout_rate: float = 0.5
+  align_corners: bool = True
   dtype: Any = None
 
   @nn.compact
@@ -73,7 +76,7 @@ class LargeFOV(nn.Module):
     conv = partial(Conv, self.side_width, kernel_init=fan_out_normal(), dtype=self.dtype)
     x = drop(nn.relu(conv(3, strides, name=f"side_{stage}_conv0")(x)))
     x = drop(nn.relu(conv(name=f"side_{stage}_conv1")(x)))
-    return resize(x, size)
+    return resize(x, size, align_corners=self.align_corners)
 
   def _check(self, features: Features) -> None:
     missing = [s for s in self.side_stages if s not in features]

@@ -84,7 +84,7 @@ class MobileNetV2(nn.Module):
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:
-    check_output_stride("MobileNetV2", self.output_stride, (8, 16, 32))
+    check_output_stride("MobileNetV2", self.output_stride)
     train = train and not self.frozen_norm
     fields = dict(padding=self.padding, folded=self.folded, dtype=self.dtype)
     norm = dict(epsilon=self.norm_epsilon, momentum=self.norm_momentum)

@@ -39,7 +39,6 @@ STEMS = {
   "v1c": Stem((32, 32, 64)),
   "beta": Stem((64, 64, 128), last_unit=True),
 }
-_STRIDES = (8, 16, 32)
 
 
 class Unit(NamedTuple):
@@ -155,7 +154,7 @@ class ResNet(nn.Module):
   def _check(self) -> None:
     if self.stem not in STEMS:
       raise ValueError(f"stem is {self.stem!r}; choose one of {', '.join(STEMS)}")
-    check_output_stride("ResNet", self.output_stride, _STRIDES)
+    check_output_stride("ResNet", self.output_stride)
     if 0 < len(self.multi_grid) < self.stage_sizes[-1]:
       raise ValueError(
         f"multi_grid={self.multi_grid} is shorter than the last stage's {self.stage_sizes[-1]} units;"

@@ -44,7 +44,7 @@ class VGG(nn.Module):
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:
     del train  # nothing here behaves differently
-    check_output_stride("VGG", self.output_stride, (8, 16, 32))
+    check_output_stride("VGG", self.output_stride)
     if self.pool_size not in (2, 3):
       raise ValueError(f"pool_size is {self.pool_size}; choose 3 (DeepLab) or 2 (ImageNet)")
     x = jnp.asarray(image, self.dtype)

@@ -83,7 +83,7 @@ class Xception(nn.Module):
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:
-    check_output_stride("Xception", self.output_stride, (8, 16, 32))
+    check_output_stride("Xception", self.output_stride)
     train = train and not self.frozen_norm
     fields = dict(norm_epsilon=self.norm_epsilon, norm_momentum=self.norm_momentum, dtype=self.dtype)
     conv = partial(ConvNorm, epsilon=self.norm_epsilon, momentum=self.norm_momentum, dtype=self.dtype)

@@ -14,6 +14,7 @@ Activation = Literal["relu", "relu6", "none"]
 # Zeros before a strided convolution: (k - 1) / 2 on both sides, or TensorFlow's "SAME",
 # which depends on the size and puts the odd one after.
 Padding = Literal["centred", "same"]
+OUTPUT_STRIDES = (8, 16, 32)
 
 
 class AtrousConv(nn.Module):
@@ -107,13 +108,11 @@ class SeparableConv(nn.Module):
     return ConvNorm(self.features, **fields, name="pointwise")(x, train=train)
 
 
-def check_output_stride(what: str, output_stride: int, allowed: tuple[int, ...]) -> None:
-  """Raises a ValueError that names the strides an encoder can give."""
-  if output_stride not in allowed:
-    raise ValueError(
-      f"output_stride is {output_stride}, but {what} gives {', '.join(map(str, allowed[:-1]))} or"
-      f" {allowed[-1]}; choose one of them"
-    )
+def check_output_stride(what: str, output_stride: Any) -> None:
+  """Raises a ValueError that names the strides that dilated encoders can give."""
+  if output_stride not in OUTPUT_STRIDES:
+    known = f"{', '.join(map(str, OUTPUT_STRIDES[:-1]))} or {OUTPUT_STRIDES[-1]}"
+    raise ValueError(f"output_stride is {output_stride}, but {what} gives {known}; choose one of them")
 
 
 def _pad_same(x: Float[Array, "b h w c"], kernel_size: int, strides: int, dilation: int):

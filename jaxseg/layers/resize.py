@@ -9,7 +9,7 @@ cheap derivative.
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxseg.kernels.definition import defined_by
 from jaxseg.types import AnyArray
@@ -51,6 +51,26 @@ def resize_logits(
 ) -> Float[Array, "*b ho wo k"]:
   """Logits at the decoder's resolution brought to an image's (rows, columns), bilinear, in float32."""
   return resize(jnp.asarray(logits).astype(jnp.float32), size, align_corners=align_corners)
+
+
+def resize_labels(
+  labels: Int[AnyArray, "*b h w"], size: tuple[int, int], *, align_corners: bool = False
+) -> Int[Array, "*b ho wo"]:
+  """Nearest-neighbour resize of label maps to `size` (rows, columns).
+
+  By the pixels' centres, ties to the later one, as Pillow does; with `align_corners` pixels lie
+  (n − 1) / (m − 1) apart from the first to the last: 321 to 41 takes every eighth (Caffe's DeepLab).
+  """
+  labels = jnp.asarray(labels)
+  for axis in (-2, -1):
+    n, m = labels.shape[axis], size[axis]
+    index = np.arange(m)
+    if align_corners:
+      source = np.floor(index * ((n - 1) / max(m - 1, 1)) + 0.5)
+    else:
+      source = np.floor((index + 0.5) * (n / m))
+    labels = jnp.take(labels, np.minimum(source.astype(int), n - 1), axis)
+  return labels
 
 
 def rescale_reference(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b ho wo c"]:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import pathlib
+import re
 import sys
 import types
 import typing
@@ -22,11 +23,15 @@ from ml_collections import config_dict
 from jaxseg import catalog, models
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
+from jaxseg.layers.atrous import check_output_stride
 from jaxseg.train import overrides as overrides_lib
 from jaxseg.train.overrides import ConfigError
 from jaxseg.types import Preprocess
 
 DTYPES = ("float32", "bfloat16")
+# Weight in the loss of a map that a model gives beside "logits": what was published for it.
+_AUX_WEIGHT = 0.4
+_SCALE_WEIGHT = 1.0
 
 # Fields of encoders that say how many blocks each stage has; `:smoke` sets every entry to one.
 _DEPTH_FIELDS = ("num_blocks", "depths", "stage_sizes")
@@ -43,10 +48,14 @@ def model_config(
 ) -> ml_collections.ConfigDict:
   """The model's part of a config: every Linen field of its encoder and decoders is a key.
 
+  A system that only offers an auxiliary decoder has the key `auxiliary`, which switches it on.
+
   Args:
     arch: a published system (`jaxseg.list_models()`).
     num_classes: 0 takes the data set's.
-    encoder: fields that differ from the system's; likewise `decoder` and `aux_decoder`.
+    encoder: fields that differ from the system's.
+    decoder: likewise; `rates` that follow the encoder's output stride do so here, too.
+    aux_decoder: likewise; any fields switch an offered one on.
 
   Raises:
     ConfigError: unknown system or field, a tuple of the wrong length.
@@ -55,8 +64,12 @@ def model_config(
     raise ConfigError(f"there is no model called {arch!r}; {catalog.suggestion(arch, models.SYSTEMS)}")
   system = models.SYSTEMS[arch]
   config = ml_collections.ConfigDict({"arch": arch, "num_classes": num_classes, "scales": system.scales})
-  given = {"encoder": encoder or {}, "decoder": decoder or {}, "aux_decoder": aux_decoder or {}}
-  for part, entry, published in _parts(arch):
+  if system.aux_offered is not None:
+    config.auxiliary = bool(aux_decoder)
+  following = models.decoder_rates(arch, (encoder or {}).get("output_stride"))
+  given = {"encoder": encoder or {}, "decoder": following | dict(decoder or {})}
+  given["aux_decoder"] = aux_decoder or {}
+  for part, entry, published in parts_of(arch):
     config[part] = _fields_config(entry, {**published, **given.pop(part)}, kind=f"{part} of {arch}")
   for part, fields in given.items():
     if fields:
@@ -76,7 +89,10 @@ def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Modul
 def model_fields(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
   """{"encoder": fields, "decoder": fields, ...} as `create_model` takes them, dtypes as strings."""
   parts = {}
-  for part, _, _ in _parts(config.model.arch):
+  for part, _, _ in parts_of(config.model.arch):
+    # A workdir or an overridden arch may lack what the system offers.
+    if part == "aux_decoder" and not config.model.get("auxiliary", part in config.model):
+      continue
     parts[part] = dict(config.model[part])
     if "dtype" in parts[part]:
       parts[part]["dtype"] = parts[part]["dtype"] or config.dtype
@@ -89,21 +105,27 @@ def check_fields(model: ml_collections.ConfigDict) -> None:
   Raises:
     ConfigError: naming the key, the value and what is allowed.
   """
-  for part, entry, _ in _parts(model.arch):
+  for part, entry, _ in parts_of(model.arch):
     for name, field in catalog.fields(entry).items():
-      if name in model[part]:
+      if name in model.get(part, ()):
         _check_field(f"config.model.{part}.{name}", model[part][name], field.type)
+  if "output_stride" in model.encoder:
+    try:
+      check_output_stride(models.SYSTEMS[model.arch].encoder, model.encoder.output_stride)
+    except ValueError as error:
+      raise ConfigError(f"config.model.encoder.{error}") from None
 
 
-def _parts(arch: str) -> list[tuple[str, Any, Mapping[str, Any]]]:
-  """(key in the config, catalog entry, the system's own fields) of each part of a system."""
+def parts_of(arch: str) -> list[tuple[str, Any, Mapping[str, Any]]]:
+  """(key in the config, catalog entry, the system's own fields) of a system's parts, offered ones too."""
   system = models.SYSTEMS[arch]
   parts = [
     ("encoder", ENCODERS[system.encoder], system.encoder_fields),
     ("decoder", DECODERS[system.decoder], system.decoder_fields),
   ]
-  if system.aux_decoder is not None:
-    parts.append(("aux_decoder", DECODERS[system.aux_decoder], system.aux_decoder_fields))
+  aux = system.aux_decoder or system.aux_offered
+  if aux is not None:
+    parts.append(("aux_decoder", DECODERS[aux], system.aux_decoder_fields))
   return parts
 
 
@@ -176,6 +198,7 @@ def load(spec: str, *, overrides: Sequence[tuple[str, str]] = ()) -> ml_collecti
   """The config of `path/to/file.py:arg,arg`, with `overrides` (dotted key, text) applied.
 
   `smoke` among the arguments shrinks any config (see `shrink`); the file sees the others.
+  Overrides of the model come first, and what hangs on it follows: see `follow`.
 
   Raises:
     ConfigError: no such file or argument, unknown key, wrong type.
@@ -186,8 +209,45 @@ def load(spec: str, *, overrides: Sequence[tuple[str, str]] = ()) -> ml_collecti
   if "smoke" in args:
     shrink(config)
   config.lock()
-  overrides_lib.apply(config, overrides)
+  model = [change for change in overrides if change[0].startswith("model.")]
+  before = config.model.encoder.get("output_stride")
+  overrides_lib.apply(config, model)
+  follow(config, before=None if "model.decoder.rates" in dict(model) else before)
+  if "loss.weights.aux_logits" in dict(overrides) and config.model.get("auxiliary") is False:
+    raise ConfigError(
+      "config.loss.weights.aux_logits weighs the auxiliary head, which is off;"
+      " set --config.model.auxiliary=true"
+    )
+  overrides_lib.apply(config, [change for change in overrides if change not in model])
   return config
+
+
+def follow(config: ml_collections.ConfigDict, *, before: int | None = None) -> None:
+  """Brings what hangs on the model up to date with it, in place; `load` calls it.
+
+  - `loss.weights`: a map of the model that has no weight gets the published one (0.4 for "aux_logits", 1
+    for each scale's own), and an auxiliary or scale map that the model does not give loses its.
+  - `model.decoder.rates`: when they were the published ones at the output stride `before`, they become
+    those at the present one.
+
+  Args:
+    config: of an experiment.
+    before: output stride before it was changed; None leaves the rates alone.
+  """
+  model = config.model
+  if model.arch not in models.SYSTEMS:
+    return  # `validate` has the sentence
+  if before is not None and {"rates": model.decoder.get("rates")} == models.decoder_rates(model.arch, before):
+    model.decoder.update(models.decoder_rates(model.arch, model.encoder.output_stride))
+  maps = {"aux_logits": _AUX_WEIGHT} if "aux_decoder" in model_fields(config) else {}
+  if len(model.scales) > 1:
+    maps |= {models.scale_map(scale): _SCALE_WEIGHT for scale in model.scales}
+  weights = config.loss.weights
+  with config.unlocked():
+    for key in [key for key in weights if re.fullmatch(r"(aux|scale\d+)_logits", key)]:
+      if key not in maps:
+        del weights[key]
+    weights.update({key: value for key, value in maps.items() if key not in weights})
 
 
 def shrink(config: ml_collections.ConfigDict) -> None:
@@ -225,6 +285,10 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     )
     config.optimizer.schedule.warmup_steps = min(config.optimizer.schedule.warmup_steps, 1)
     config.eval.update(every_steps=1, batch_size=2)
+    if config.eval.resize:
+      config.eval.resize = (_SMOKE_SIZE, _SMOKE_SIZE)
+    if config.eval.mode == "slide":
+      config.eval.update(crop_size=(_SMOKE_SIZE * 3 // 4,) * 2, stride=(_SMOKE_SIZE // 2,) * 2)
     config.checkpoint.every_steps = 1
     config.log.update(every_steps=1, panel_every_steps=0, panel_images=2)
     config.mesh.update(data=-1, fsdp=1, spatial=1, devices=1)

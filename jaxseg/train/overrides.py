@@ -16,7 +16,10 @@ _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 
 # Tuples that hold as many values as the experiment has classes, groups, ...; every other tuple keeps
 # the length that it has in the config, so that a forgotten second value is noticed.
-FREE_LENGTH = ("classes", "label_map", "class_weights", "groups", "boundaries", "init_keep", "palette")
+FREE_LENGTH = (
+  "classes", "label_map", "class_weights", "groups", "boundaries", "init_keep", "palette", "resize",
+  "frozen", "factors", "multi_grid", "rates", "scales",
+)  # fmt: skip
 
 
 class ConfigError(ValueError):

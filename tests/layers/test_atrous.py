@@ -61,4 +61,4 @@ def test_separable_is_depthwise_then_pointwise():
 
 def test_output_stride_sentence():
   with pytest.raises(ValueError, match="output_stride is 4, but ResNet gives 8, 16 or 32; choose one"):
-    check_output_stride("ResNet", 4, (8, 16, 32))
+    check_output_stride("ResNet", 4)
