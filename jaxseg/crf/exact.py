@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.crf.inputs import Kernel, features
+from jaxseg.crf.inputs import Kernel, features, pixel_grid
 
 # A tile of the matrix is ROWS×COLUMNS: 4 MB, near the caches of a CPU and far below any accelerator's memory.
 ROWS, COLUMNS = 512, 2048
@@ -28,7 +28,9 @@ def exact_filter(
   """The function v → K v for one kernel, not normalised, self term (1 on the diagonal) included."""
   height, width, _ = image.shape
   if kernel.srgb is not None:
-    return partial(gaussian_matmul, features(image, kernel.sxy, kernel.srgb))
+    place = pixel_grid(height, width, image.dtype)
+    colour = image.reshape(height * width, 3)
+    return partial(gaussian_matmul, features(place, colour, kernel.sxy, kernel.srgb))
 
   def axis(length, sigma):
     place = jnp.arange(length, dtype=image.dtype) / sigma

@@ -102,13 +102,17 @@ def is_concrete(value: Any) -> bool:
   return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
-def features(
-  image: Float[AnyArray, "h w 3"], sxy: Float[Array, "2"], srgb: Float[Array, "3"] | None
-) -> Float[Array, "n d"]:
-  """Each pixel's place (x, y) or (x, y, r, g, b), in standard deviations; pixels in row-major order."""
-  height, width, _ = image.shape
+def pixel_grid(height: int, width: int, dtype: Any) -> Float[Array, "n 2"]:
+  """(x, y) of each pixel, in row-major order."""
   y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
-  place = jnp.stack([x, y], axis=-1).astype(image.dtype) / sxy
-  if srgb is not None:
-    place = jnp.concatenate([place, image / srgb], axis=-1)
-  return place.reshape(height * width, -1)
+  return jnp.stack([x, y], axis=-1).astype(dtype).reshape(height * width, 2)
+
+
+def features(
+  place: Float[Array, "n 2"],
+  colour: Float[Array, "n 3"],
+  sxy: Float[Array, "2"],
+  srgb: Float[Array, "3"] | None,
+) -> Float[Array, "n d"]:
+  """(x, y) or (x, y, r, g, b) of each pixel, in standard deviations."""
+  return place / sxy if srgb is None else jnp.concatenate([place / sxy, colour / srgb], axis=-1)

@@ -17,9 +17,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.crf.exact import exact_filter
-from jaxseg.crf.inputs import check_arrays, check_range, features, is_concrete, parse_kernels
+from jaxseg.crf.inputs import check_arrays, check_range, features, is_concrete, parse_kernels, pixel_grid
 from jaxseg.crf.lattice import lattice_filter, scaled
 from jaxseg.crf.permutohedral import build, corners
+from jaxseg.crf.rooms import Rooms, counted, static_capacities
 from jaxseg.types import AnyArray
 
 METHODS = ("exact", "lattice")
@@ -74,10 +75,12 @@ def run(
   capacity: int | Sequence[int] | None,
   energies: bool,
   start: Float[AnyArray, "*b h w k"] | None = None,
+  rooms: Rooms | None = None,
 ) -> tuple[Float[Array, "*b h w k"], Float[Array, "*b s"]]:
   """`mean_field` before its last softmax, and the free energy by step (s is 0 unless `energies`).
 
-  `start` replaces −U as the logits of the first Q.
+  `start` replaces −U as the logits of the first Q. `rooms` chooses the static sizes of the
+  lattice method where they are not traced; its results do not depend on them.
   """
   if method not in METHODS:
     raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
@@ -89,34 +92,69 @@ def run(
   start = -unary if start is None else jnp.asarray(start, unary.dtype)
   if not batched:
     unary, image, start = unary[None], image[None], start[None]
+  shape, rooms = unary.shape, rooms or Rooms()
+  pixels = shape[1] * shape[2]
   if method == "lattice":
-    placed = _corners(image, kernels)
-    capacities = _capacities(placed, capacity)
+    if is_concrete((unary, image, start, kernels)):
+      pixels = rooms.pixels(pixels)
+    placed = _corners(*_flat_image(image, pixels=pixels), kernels)
+    capacities = static_capacities(placed, capacity, rooms)
+    image = None
   else:
     placed, capacities = None, None
-  logits, trace = _mean_field(unary, image, start, kernels, placed, int(steps), capacities, energies)
+  flat = _flat(unary, pixels=pixels), _flat(start, pixels=pixels)
+  count = jnp.asarray(shape[1] * shape[2])
+  logits, trace = _mean_field(*flat, count, image, kernels, placed, int(steps), capacities, energies)
+  logits = _unflat(logits, shape=shape)
   return (logits, trace) if batched else (logits[0], trace[0])
 
 
+@partial(jax.jit, static_argnames="pixels")
+def _flat(values, pixels):
+  values = values.reshape(values.shape[0], -1, values.shape[-1])
+  return jnp.pad(values, ((0, 0), (0, pixels - values.shape[1]), (0, 0)))
+
+
+@partial(jax.jit, static_argnames="pixels")
+def _flat_image(image, pixels):
+  """Place and colour of each pixel, and which are the image's: the others copy its first, without a weight.
+
+  A copy touches the first pixel's vertices, so that the lattice is the image's own.
+  """
+  batch, height, width, _ = image.shape
+  n = height * width
+  place = jnp.pad(pixel_grid(height, width, image.dtype), ((0, pixels - n), (0, 0)))
+  colour = image.reshape(batch, n, 3)
+  copies = jnp.broadcast_to(colour[:, :1], (batch, pixels - n, 3))
+  return place, jnp.concatenate([colour, copies], axis=1), jnp.arange(pixels) < n
+
+
+@partial(jax.jit, static_argnames="shape")
+def _unflat(values, shape):
+  return values[:, : shape[1] * shape[2]].reshape(shape)
+
+
 @partial(jax.jit, static_argnames=("steps", "capacities", "energies"))
-def _mean_field(unary, image, start, kernels, placed, steps, capacities, energies):
+def _mean_field(unary, start, count, image, kernels, placed, steps, capacities, energies):
+  n = unary.shape[1]
+  real = jnp.arange(n)[:, None] < count
+
   def one(inputs):
-    unary, image, start, placed = inputs
-    size = image.shape[0] * image.shape[1], image.dtype
+    unary, start, image, placed = inputs
+    size = n, unary.dtype
     if capacities is None:
       filters, valid = [_normalised(exact_filter(image, kernel), *size) for kernel in kernels], True
     else:
       lattices = [build(c, room) for c, room in zip(placed, capacities, strict=True)]
       filters = [_normalised_lattice(lattice, *size) for lattice in lattices]
       valid = jnp.all(jnp.stack([lattice.valid for lattice in lattices]))
-    flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
-    logits, trace = _iterate(flat(unary), flat(start), kernels, filters, steps, energies)
-    return jnp.where(valid, logits.reshape(unary.shape), jnp.nan), jnp.where(valid, trace, jnp.nan)
+    logits, trace = _iterate(unary, start, real, kernels, filters, steps, energies)
+    return jnp.where(valid, logits, jnp.nan), jnp.where(valid, trace, jnp.nan)
 
-  return lax.map(one, (unary, image, start, placed))
+  return lax.map(one, (unary, start, image, placed))
 
 
-def _iterate(unary, start, kernels, filters, steps, energies):
+def _iterate(unary, start, real, kernels, filters, steps, energies):
   """The updates of one image. Logits are the carry, lest XLA repeat the filters inside the softmax."""
 
   def message(logits):
@@ -131,7 +169,8 @@ def _iterate(unary, start, kernels, filters, steps, energies):
     return q, total
 
   def energy(logits, q, total):
-    return jnp.sum(q * (unary + jax.nn.log_softmax(logits, axis=-1) - 0.5 * total))
+    each = q * (unary + jax.nn.log_softmax(logits, axis=-1) - 0.5 * total)
+    return jnp.sum(jnp.where(real, each, 0))
 
   def step(logits, _):
     q, total = message(logits)
@@ -156,9 +195,14 @@ def _normalised_lattice(lattice, n, dtype):
 
 
 @jax.jit
-def _corners(image, kernels):
+def _corners(place, colour, real, kernels):
   """The lattices' vertices, before anything needs a capacity."""
-  return lax.map(lambda one: [corners(features(one, k.sxy, k.srgb)) for k in kernels], image)
+
+  def one(colour):
+    placed = [corners(features(place, colour, kernel.sxy, kernel.srgb)) for kernel in kernels]
+    return [c._replace(weight=jnp.where(real, c.weight, 0)) for c in placed]
+
+  return lax.map(one, colour)
 
 
 def lattice_sizes(image: AnyArray, kernels: Any) -> tuple[int, ...]:
@@ -171,50 +215,12 @@ def lattice_sizes(image: AnyArray, kernels: Any) -> tuple[int, ...]:
     ValueError: as `mean_field`.
   """
   check_range(image)
-  image = jnp.asarray(image, jnp.float32)
-  placed = _corners(image.reshape(-1, *image.shape[-3:]), parse_kernels(kernels, None, image.dtype))
-  return tuple(_counts(placed))
-
-
-def _counts(placed):
-  """Vertices of each kernel's lattice, or None when they are traced.
-
-  Raises:
-    ValueError: a kernel so narrow that its lattice has no integer coordinates.
-  """
-  # The derivative's tracers hold a value, which int arrays do not need a derivative for.
-  if not is_concrete([(c.count, c.packs) for c in placed]):
-    return None
-  for number, one in enumerate(placed):
-    if not bool(jnp.all(one.packs)):
-      raise ValueError(
-        f"kernel {number} is too narrow for the lattice, whose coordinates would not fit 64 bits;"
-        ' use wider sxy and srgb, or method="exact"'
-      )
-  return [int(jnp.max(one.count)) for one in placed]
-
-
-def _capacities(placed, capacity):
-  """A static capacity for each lattice: what was asked for if it suffices, else what was counted."""
-  most = [c.pixel.shape[-1] * c.pixel.shape[-2] for c in placed]
-  counts = _counts(placed)
-  if capacity is None:
-    return tuple(most) if counts is None else tuple(map(_roomy, counts, most))
-  asked = [capacity] * len(most) if isinstance(capacity, int | np.integer) else list(capacity)
-  if len(asked) != len(most) or min(asked) < 1:
-    raise ValueError(
-      f"capacity is {capacity}; expected a positive number, or one for each of {len(most)} kernels"
-    )
-  for number, (size, count) in enumerate(zip(asked, counts or asked, strict=True)):
-    if size < count:
-      raise ValueError(
-        f"capacity {size} does not suffice for kernel {number}: its lattice has {count} vertices;"
-        f" pass capacity={count} or more, or None to have them counted"
-      )
-  return tuple(min(int(size), bound) for size, bound in zip(asked, most, strict=True))
-
-
-def _roomy(count, most):
-  """Rounded up to an eighth of a power of two, so that images alike share one compilation."""
-  grain = max(256, 2 ** (count.bit_length() - 4))
-  return min(-(-count // grain) * grain, most)
+  if np.ndim(image) not in (3, 4) or np.shape(image)[-1] != 3:
+    raise ValueError(f"image has shape {np.shape(image)}; expected h w 3, or b h w 3 for a batch")
+  image = jnp.asarray(image, jnp.float32).reshape(-1, *np.shape(image)[-3:])
+  pixels = image.shape[1] * image.shape[2]
+  kernels = parse_kernels(kernels, None, image.dtype)
+  counts = counted(_corners(*_flat_image(image, pixels=pixels), kernels))
+  if counts is None:
+    raise ValueError("lattice_sizes counts, which cannot be traced; call it outside jit, grad and vmap")
+  return tuple(counts)
