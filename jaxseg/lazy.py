@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 # Import name → the extra of pyproject.toml that brings it.
-_EXTRAS = {"huggingface_hub": "hub", "gcsfs": "tpu"}
+_EXTRAS = {"huggingface_hub": "hub", "gcsfs": "tpu", "apache_beam": "beam"}
 
 
 def load(module: str) -> ModuleType:

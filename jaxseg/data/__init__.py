@@ -5,6 +5,7 @@ its line in `DATASETS` is all it takes to be known everywhere. Modules are impor
 first use: `import jaxseg.data` loads neither TFDS, Grain nor OpenCV.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxseg import lazy
@@ -13,9 +14,18 @@ from jaxseg.data.joined import JoinedSource
 from jaxseg.data.source import DataError, DatasetInfo, Source
 
 DATASETS = {
+  "ade20k": "jaxseg.data.ade20k",
   "camvid": "jaxseg.data.camvid",
+  "cityscapes": "jaxseg.data.cityscapes",
+  "coco_stuff_10k": "jaxseg.data.coco_stuff",
+  "coco_stuff_164k": "jaxseg.data.coco_stuff",
   "folder": "jaxseg.data.folder",
+  "imagenet": "jaxseg.data.imagenet",
+  "isaid": "jaxseg.data.isaid",
+  "pascal_context_59": "jaxseg.data.pascal_context",
+  "pascal_context_60": "jaxseg.data.pascal_context",
   "synthetic": "jaxseg.data.synthetic",
+  "voc": "jaxseg.data.voc",
 }
 
 # Public name → the module that defines it (PEP 562).
@@ -24,10 +34,12 @@ _LAZY = {
   "distort": "jaxseg.data.color",
   "eval_batches": "jaxseg.data.pipeline",
   "label_histogram": "jaxseg.data.statistics",
+  "replay": "jaxseg.data.draws",
   "train_batches": "jaxseg.data.pipeline",
+  "zero_padding": "jaxseg.data.color",
 }
 
-__all__ = ["DATASETS", "DataError", "DatasetInfo", "Source", "dataset_info", "open_split", *_LAZY]
+__all__ = ["DATASETS", "DataError", "DatasetInfo", "Source", "dataset_info", "open_split", "prepare", *_LAZY]
 
 
 def dataset_info(config_data: Any) -> DatasetInfo:
@@ -48,6 +60,29 @@ def open_split(config_data: Any, split: str) -> Source:
   module = _module(config_data.name)
   sources = tuple(module.open_split(config_data, name) for name in split.split("+"))
   return sources[0] if len(sources) == 1 else JoinedSource(sources)
+
+
+def prepare(config_data: Any, *, beam_runner: str = "", beam_options: Sequence[str] = ()) -> None:
+  """Writes a dataset's files into `data_dir`, unless they are there; `open_split` does it by itself too.
+
+  Args:
+    config_data: reads name, manual_dir, data_dir, and what the dataset reads.
+    beam_runner: "" writes in this process; "DirectRunner", "DataflowRunner", ... writes the
+      parts in parallel through Apache Beam, which the `beam` extra brings.
+    beam_options: Beam's own flags, as ("--direct_num_workers=4", ...).
+
+  Raises:
+    DataError: unknown dataset, or files that are missing or wrong.
+  """
+  module = _module(config_data.name)
+  if not hasattr(module, "original"):
+    return  # drawn on the fly
+  lazy.load("jaxseg.data.preparing").prepare(
+    module.original(config_data),
+    data_dir=config_data.data_dir,
+    beam_runner=beam_runner,
+    beam_options=beam_options,
+  )
 
 
 def _module(name: str):

@@ -35,6 +35,11 @@ def names(folder: str) -> list[str]:
   return sorted(os.listdir(folder))
 
 
+def folders(path: epath.Path) -> list[str]:
+  """Names of the folders in a folder, sorted."""
+  return sorted(member.name for member in path.iterdir() if member.is_dir())
+
+
 def state(paths: Iterable[str], *, salt: bytes, edits: bool) -> str:
   """16 hex digits over the names, sizes and times of files, folders taken with all below them.
 

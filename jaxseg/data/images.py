@@ -1,13 +1,15 @@
 """Encoded pictures and masks → arrays, and the checks a pair has to pass before it is stored."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+import scipy.io
 from jaxtyping import Int, Integer, UInt8
 from PIL import Image as PillowImage
 
+from jaxseg.data import files
 from jaxseg.data.source import DataError
 from jaxseg.types import IGNORE_LABEL
 
@@ -105,6 +107,31 @@ def index_mask(data: bytes, colors: Mapping[tuple[int, int, int], int], *, path:
       f" ({int(wrong.sum())} pixels have such colours); correct the mask"
     )
   return encode_mask(ids[place])
+
+
+def mat_mask(path: str, fields: Sequence[str]) -> bytes:
+  """The map of ids in a MATLAB file, as a PNG.
+
+  Args:
+    path: the file.
+    fields: the variable, and the names inside it when it is a structure.
+
+  Raises:
+    DataError: truncated, no MATLAB file, or without that variable.
+  """
+  try:
+    value = scipy.io.loadmat(io.BytesIO(files.read_bytes(path)), variable_names=fields[:1])[fields[0]]
+    for field in fields[1:]:
+      value = value[field][0, 0]
+    ids = np.asarray(value, np.int64)
+    if ids.ndim != 2 or ids.size == 0 or ids.min() < 0 or ids.max() >= 2**16:
+      raise ValueError(f"{'.'.join(fields)} is no map of class ids")
+  # Which error a damaged file gives depends on where it is damaged.
+  except Exception as error:
+    raise DataError(
+      f"mask {path} is truncated or no MATLAB file with {'.'.join(fields)} ({error}); replace the file"
+    ) from error
+  return encode_mask(ids)
 
 
 def load(data: bytes, path: str, kind: str, *, reduced: bool = False) -> PillowImage.Image:

@@ -159,12 +159,17 @@ def require(root: epath.Path, paths: Iterable[str], *, name: str, layout: str) -
 
 
 def find_splits(
-  root: epath.Path, splits: Mapping[str, tuple[str, str]], *, name: str, layout: str
+  root: epath.Path,
+  splits: Mapping[str, tuple[str, str]],
+  *,
+  name: str,
+  layout: str,
+  listed: Callable[[epath.Path, str, str], list[Pair]] | None = None,
 ) -> dict[str, list[Pair]]:
   """Split → pairs, where each split is a folder of pictures and one of masks.
 
   A split neither of whose folders is there is left out; one of them alone is an error,
-  and so is a `root` without any split.
+  and so is a `root` without any split. `listed` replaces `list_pairs`.
   """
   present = {
     split: folders for split, folders in splits.items() if any((root / folder).exists() for folder in folders)
@@ -172,7 +177,7 @@ def find_splits(
   require(
     root, [path for folders in (present or splits).values() for path in folders], name=name, layout=layout
   )
-  return {split: list_pairs(root, *folders) for split, folders in present.items()}
+  return {split: (listed or list_pairs)(root, *folders) for split, folders in present.items()}
 
 
 def list_pairs(

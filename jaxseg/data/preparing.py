@@ -188,13 +188,16 @@ def prepare(
     beam_options: Beam's own flags, as ("--direct_num_workers=4", ...).
 
   Raises:
-    DataError: another layout, an empty split, bad files, `beam_runner` without Beam.
+    DataError: another layout, an empty split, bad files, or a runner that Beam does not know.
+    ModuleNotFoundError: `beam_runner` without Beam; the message has the command to install it.
   """
   folder = data_root(data_dir) / f"{original.builder.name}-{fingerprint(original)}"
   make = functools.partial(original.builder, data_dir=folder)
   builder = make()
   if _is_prepared(builder.data_path):
     return builder
+  if not original.root:
+    raise DataError(f"{builder.name}: data.manual_dir is empty; set it to the folder of the original files")
   items = original.find()
   _check_items(original, items, split)
   beam = lazy.load("jaxseg.data.beam") if beam_runner else None
