@@ -1,10 +1,22 @@
-"""Losses: `(logits, labels, *, ignore_label, ...) -> scalar`, one function a file, float32."""
+"""Losses: `(logits, labels, *, ignore_label, ...) -> scalar`, one function a file, float32.
+
+All take class weights, leave ignored pixels out of every sum, and are 0 with a zero gradient
+when no pixel is labelled.
+"""
 
 from jaxseg.losses.cross_entropy import cross_entropy
+from jaxseg.losses.dice import dice
+from jaxseg.losses.focal import focal
+from jaxseg.losses.lovasz import lovasz
+from jaxseg.losses.ohem import ohem_cross_entropy
 
 # Name in a config → function.
 LOSSES = {
   "cross_entropy": cross_entropy,
+  "dice": dice,
+  "focal": focal,
+  "lovasz": lovasz,
+  "ohem_cross_entropy": ohem_cross_entropy,
 }
 
-__all__ = ["LOSSES", "cross_entropy"]
+__all__ = ["LOSSES", "cross_entropy", "dice", "focal", "lovasz", "ohem_cross_entropy"]

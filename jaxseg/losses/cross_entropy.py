@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from jaxseg.losses.pixels import Pixels, count, divide, prepare, weights_array
 from jaxseg.types import IGNORE_LABEL, AnyArray
+
+AVERAGES = ("valid", "all", "weights")
 
 
 def cross_entropy(
@@ -40,19 +43,31 @@ def cross_entropy(
   Raises:
     ValueError: unknown `normalize_by`, wrong number of class weights, smoothing out of range.
   """
-  num_classes = logits.shape[-1]
-  if normalize_by not in ("valid", "all", "weights"):
+  if normalize_by not in AVERAGES:
     raise ValueError(f"normalize_by is {normalize_by!r}, expected 'valid', 'all' or 'weights'")
+  pixels = prepare(logits, labels, ignore_label=ignore_label)
+  loss, weight = pixel_cross_entropy(pixels, class_weights=class_weights, label_smoothing=label_smoothing)
+  if normalize_by == "all":
+    return jnp.sum(loss) / max(pixels.labels.size, 1)
+  return divide(jnp.sum(loss), count(pixels.valid) if normalize_by == "valid" else jnp.sum(weight))
+
+
+def pixel_cross_entropy(
+  pixels: Pixels,
+  *,
+  class_weights: Float[AnyArray, "_"] | Sequence[float] | None,
+  label_smoothing: float,
+) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+  """(weighted loss, class weight) of every pixel, both 0 where it is ignored, NaN loss for an unknown id.
+
+  Raises:
+    ValueError: wrong number of class weights, smoothing out of range.
+  """
+  logits, labels, valid, target = pixels
+  num_classes = logits.shape[-1]
   if not 0.0 <= label_smoothing < 1.0:
     raise ValueError(f"label_smoothing is {label_smoothing}, expected a share in [0, 1)")
-  logits = jnp.asarray(logits).astype(jnp.float32)
-  labels = jnp.asarray(labels).astype(jnp.int32)
-  weights = _weights(class_weights, num_classes)
-
-  valid = labels != ignore_label
-  # A comparison instead of a gather: its derivative is a subtraction, not a scatter, which is
-  # slow on XLA:CPU and TPU alike; an ignored label matches no class.
-  target = labels[..., None] == jnp.arange(num_classes)
+  weights = weights_array(class_weights, num_classes)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   nll = log_z - jnp.sum(jnp.where(target, logits, 0.0), axis=-1)
   pixel_weight = jnp.ones_like(nll) if weights is None else jnp.sum(jnp.where(target, weights, 0.0), axis=-1)
@@ -61,25 +76,6 @@ def cross_entropy(
     class_share = jnp.full((num_classes,), 1.0 / num_classes) if weights is None else weights / num_classes
     uniform = jnp.sum(class_share * (log_z[..., None] - logits), axis=-1)
     loss = (1.0 - label_smoothing) * loss + label_smoothing * uniform
-
   known = (labels >= 0) & (labels < num_classes)
   loss = jnp.where(valid, jnp.where(known, loss, jnp.nan), 0.0)
-  match normalize_by:
-    case "all":
-      return jnp.sum(loss) / max(labels.size, 1)
-    case "valid":
-      # Exact up to 2^24 pixels in float32, so the count is an integer one.
-      count = jnp.sum(valid, dtype=jnp.int32)
-    case "weights":
-      count = jnp.sum(jnp.where(valid, pixel_weight, 0.0))
-  return jnp.sum(loss) / jnp.where(count > 0, count, 1)
-
-
-def _weights(class_weights, num_classes: int) -> Array | None:
-  if class_weights is None or len(class_weights) == 0:
-    return None
-  if len(class_weights) != num_classes:
-    raise ValueError(
-      f"there are {len(class_weights)} class weights for {num_classes} classes; give one a class, or none"
-    )
-  return jnp.asarray(class_weights, jnp.float32)
+  return loss, jnp.where(valid, pixel_weight, 0.0)
