@@ -4,9 +4,12 @@
 share; an experiment's file then reads as what is particular to it.
 """
 
+import dataclasses
+
 import ml_collections
 from ml_collections import config_dict
 
+from jaxseg.crf import Settings
 from jaxseg.train.overrides import ConfigError, nearest
 
 # Mean colour and contrast of ImageNet, RGB in 0..255: what published encoders were trained with.
@@ -40,7 +43,9 @@ def base() -> ml_collections.ConfigDict:
   config.total_steps = 1000
   config.batch_size = 8  # images a step, over all devices and micro-batches
   config.accumulate = 1  # micro-batches that a step takes one after the other, for their mean gradient
-  config.ema_decay = 0.0  # of a moving average of the parameters, which is then evaluated and kept; 0 for none
+  config.ema_decay = (
+    0.0  # of a moving average of the parameters, which is then evaluated and kept; 0 for none
+  )
   config.dtype = "float32"  # of the computation; parameters, losses and statistics are float32
   config.init_from = ""  # weights to start from: anything that jaxseg.load_pretrained reads
   config.init_keep = ("decoder/classifier/.*",)  # what keeps its fresh values then
@@ -55,7 +60,8 @@ def base() -> ml_collections.ConfigDict:
   config.optimizer.schedule.total_steps = config.get_oneway_ref("total_steps")
   config.loss = ml_collections.ConfigDict(
     dict(
-      name="cross_entropy",  # or "ohem_cross_entropy", "dice", "focal", "lovasz", or a sum: "cross_entropy+dice"
+      # Or "ohem_cross_entropy", "dice", "focal", "lovasz", or a sum: "cross_entropy+dice".
+      name="cross_entropy",
       factors=(),  # one for each loss of a sum; () is 1 each
       normalize_by="valid",  # or "all", "weights"
       class_weights=(),
@@ -90,6 +96,8 @@ def base() -> ml_collections.ConfigDict:
       multiple_rule="pad",  # zeros below and right; or "resize"
       scales=(1.0,),  # several are averaged
       flip=False,  # adds the mirrored picture
+      # Behind the network where eval.py is given --crf: w1, sxy, srgb; w2, smooth; steps, method.
+      crf=dataclasses.asdict(Settings()),
     )
   )
   config.checkpoint = ml_collections.ConfigDict(dict(every_steps=1000, keep_last=3))

@@ -11,8 +11,8 @@ Expected mIoU on val, without / with the CRF: LargeFOV 62.25 / 67.64, MSc-LargeF
 
 The file of init_from is torchvision's `VGG16_Weights.IMAGENET1K_FEATURES`, Caffe's convolutions for which the
 mean colour below is meant; the paper also cuts fc6 and fc7 out of VGG's, which start afresh here.
-Batch and steps are the released solver's; the paper's text says 20 images. The CRF of LargeFOV has w 4,
-121 pixels, 5 grey values beside w 3, 3 pixels; that of MSc-LargeFOV 4, 83, 5.
+Batch and steps are the released solver's; the paper's text says 20 images. The CRF (`eval.py --crf`) is the
+one that the authors searched for each of the two.
 """
 
 from configs import common
@@ -50,5 +50,6 @@ def get_config(arg: str = ""):
   config.loss.label_resize = "labels_nearest"
 
   config.eval.every_steps = 2000
+  config.eval.crf.update(w1=4.0, sxy=83.0 if msc else 121.0, srgb=5.0)
   config.log.panel_every_steps = 2000
   return config
