@@ -11,13 +11,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg.evaluation.inference import PredictFn, forward, label_map
+from jaxseg.evaluation.predictor import Predictor
 from jaxseg.evaluation.report import Report
+from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.metrics import confusion_matrix
 from jaxseg.models import align_corners_of
 from jaxseg.sharding import batch_sharding, replicated, state_sharding, to_global
 from jaxseg.types import IGNORE_LABEL, Batch, Preprocess
 
 EvalStep = Callable[[Mapping[str, Any], Batch], jax.Array]
+
+# One pass over the picture as it is.
+_AS_IS = InferenceRule()
 
 
 def make_eval_step(
@@ -28,12 +33,16 @@ def make_eval_step(
   mesh: Mesh | None = None,
   ignore_label: int = IGNORE_LABEL,
   align_corners: bool | None = None,
+  rule: InferenceRule = _AS_IS,
 ) -> EvalStep:
   """(variables, {"image" uint8, "label"}) → confusion matrix int32 [truth, prediction], compiled.
 
   Labels keep their own resolution, to which the logits are brought. Under a mesh the batch
-  is spread over it and the matrix is the sum over all of it. `align_corners` as in `evaluate`.
+  is spread over it and the matrix is the sum over all of it. The rest is as in `evaluate`.
   """
+  if not rule.plain:
+    predictor = Predictor(model, rule=rule, preprocess=preprocess, mesh=mesh, align_corners=align_corners)
+    return functools.partial(predictor.count, num_classes=num_classes, ignore_label=ignore_label)
   apply, corners = forward(model), align_corners_of(model, align_corners)
 
   def count(variables, batch):
@@ -68,6 +77,7 @@ def evaluate(
   mesh: Mesh | None = None,
   ignore_label: int = IGNORE_LABEL,
   align_corners: bool | None = None,
+  rule: InferenceRule = _AS_IS,
   progress: Callable[[int], None] | None = None,
 ) -> Report:
   """Scores over all of `batches`, from integer counts: no batch is dropped, no image counted twice.
@@ -76,12 +86,14 @@ def evaluate(
     model: a Linen module, or a function (variables, normalised image) → logits or label map.
     variables: the model's.
     batches: {"image": uint8 b h w 3, "label": b h w, "id"}; a batch is filled up with images
-      whose label is all `ignore_label`. With several processes, each gives its own rows.
+      whose label is all `ignore_label`. With several processes, each gives its own rows. Or
+      batches that `Grouping(rule)` made, in which pictures may differ in size.
     num_classes: classes of the matrix.
     preprocess: from uint8 to the model's input, applied on the device.
     mesh: where to run; None for the default device.
     ignore_label: pixels with this label are not counted.
     align_corners: of the resize from the decoder's resolution to the label's; None takes the decoder's own.
+    rule: how a picture reaches the network and comes back.
     progress: called with the number of images so far (of this process, fillers not counted).
 
   Raises:
@@ -95,6 +107,7 @@ def evaluate(
     mesh=mesh,
     ignore_label=ignore_label,
     align_corners=align_corners,
+    rule=rule,
   )
   if mesh is not None:
     variables = jax.device_put(variables, state_sharding(variables, mesh))

@@ -1,16 +1,14 @@
-"""Whole-image inference: a batch of pictures → their label maps, at their own size."""
+"""A model as a function, and its outputs as label maps."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
 from jaxseg.layers.resize import resize_logits
-from jaxseg.models import align_corners_of
-from jaxseg.types import AnyArray, Image, Outputs, Preprocess
+from jaxseg.types import AnyArray, Image, Outputs
 
 # (variables, normalised image) → outputs of a model, or logits alone, or a label map of the image's size.
 PredictFn = Callable[[Mapping[str, Any], Image], Any]
@@ -42,19 +40,3 @@ def forward(model: nn.Module | PredictFn) -> PredictFn:
   if not isinstance(model, nn.Module):
     return model
   return lambda variables, image: model.apply(variables, image, train=False)
-
-
-def make_predict(
-  model: nn.Module | PredictFn, *, preprocess: Preprocess, align_corners: bool | None = None
-) -> Callable[[Mapping[str, Any], AnyArray], Array]:
-  """(variables, uint8 image b h w 3) → int32 label map b h w, compiled once for each image size.
-
-  `align_corners` of the resize from the decoder's resolution to the image's; None takes the decoder's own.
-  """
-  apply, corners = forward(model), align_corners_of(model, align_corners)
-
-  def predict(variables, image):
-    image = jnp.asarray(image)
-    return label_map(apply(variables, preprocess(image)), image.shape[1:3], align_corners=corners)
-
-  return jax.jit(predict)

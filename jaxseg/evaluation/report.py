@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.metrics import accuracy_per_class, iou_per_class, mean_accuracy, mean_iou, pixel_accuracy
+from jaxseg.metrics import (
+  accuracy_per_class,
+  dice_per_class,
+  iou_per_class,
+  mean_accuracy,
+  mean_dice,
+  mean_iou,
+  pixel_accuracy,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,6 +32,11 @@ class Report:
   def miou(self) -> float:
     """Mean IoU over the classes that occur in truth or prediction."""
     return mean_iou(self.matrix)
+
+  @property
+  def mdice(self) -> float:
+    """Mean Dice coefficient, or F1 score, over the same classes."""
+    return mean_dice(self.matrix)
 
   @property
   def macc(self) -> float:
@@ -48,17 +61,21 @@ class Report:
     for row in zip(classes, iou_per_class(self.matrix), accuracy_per_class(self.matrix), share, strict=True):
       lines.append(f"{row[0]:<{width}}  {_score(row[1])}  {_score(row[2])}  {row[3]:6.2%}")
     lines.append(f"{'mean':<{width}}  {_score(self.miou)}  {_score(self.macc)}")
-    lines.append(f"mIoU {self.miou:.4f}  mAcc {self.macc:.4f}  aAcc {self.aacc:.4f}")
+    lines.append(f"mIoU {self.miou:.4f}  mAcc {self.macc:.4f}  aAcc {self.aacc:.4f}  mDice {self.mdice:.4f}")
     return "\n".join(lines)
 
   def to_dict(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
     """Plain values for JSON; a score that is not defined is None."""
     classes = self._names(classes)
-    per_class = zip(classes, iou_per_class(self.matrix), accuracy_per_class(self.matrix), strict=True)
+    scores = (iou_per_class(self.matrix), accuracy_per_class(self.matrix), dice_per_class(self.matrix))
     return {
       **{name: _plain(value) for name, value in self.scalars().items()},
+      "mDice": _plain(self.mdice),
       "pixels": int(self.matrix.sum()),
-      "classes": [{"name": name, "IoU": _plain(iou), "Acc": _plain(acc)} for name, iou, acc in per_class],
+      "classes": [
+        {"name": name, "IoU": _plain(iou), "Acc": _plain(acc), "Dice": _plain(dice)}
+        for name, iou, acc, dice in zip(classes, *scores, strict=True)
+      ],
       "matrix": self.matrix.tolist(),
     }
 

@@ -22,9 +22,23 @@ def accuracy_per_class(matrix: Real[AnyArray, "k k"]) -> Float[np.ndarray, "k"]:
   return _divide(np.diag(matrix), matrix.sum(1))
 
 
+def dice_per_class(matrix: Real[AnyArray, "k k"]) -> Float[np.ndarray, "k"]:
+  """Dice coefficient of every class, which is its F1 score, in [0, 1]; NaN as in `iou_per_class`.
+
+  Twice the intersection over the sum of truth and prediction.
+  """
+  matrix = _counts(matrix)
+  return _divide(2 * np.diag(matrix), matrix.sum(0) + matrix.sum(1))
+
+
 def mean_iou(matrix: Real[AnyArray, "k k"]) -> float:
   """Mean IoU over the classes that occur in truth or prediction, in [0, 1]; NaN when nothing was counted."""
   return _mean(iou_per_class(matrix))
+
+
+def mean_dice(matrix: Real[AnyArray, "k k"]) -> float:
+  """Mean Dice coefficient (F1) over the classes that occur in truth or prediction, in [0, 1]."""
+  return _mean(dice_per_class(matrix))
 
 
 def mean_accuracy(matrix: Real[AnyArray, "k k"]) -> float:

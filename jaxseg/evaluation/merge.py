@@ -1,0 +1,98 @@
+"""Views' logits → one result at the pictures' own size, a few rows at a time.
+
+At full size, 150 classes of a large picture are gigabytes: rows are brought to that size in
+turn, and only the class is kept.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxseg.types import AnyArray
+
+# {"rows": b Y i, "columns": b X j}, of `views.ways_back`.
+Way = Mapping[str, Float[AnyArray, "b _ _"]]
+
+# Values that one device holds at full size at once.
+_HELD = 1 << 25
+
+
+def merge_labels(
+  logits: Sequence[Float[AnyArray, "b _ _ k"]],
+  ways: Sequence[Way | None],
+  size: tuple[int, int],
+  *,
+  images: int,
+) -> Int[Array, "b {size[0]} {size[1]}"]:
+  """The class of every pixel; of several views, that of the largest mean softmax.
+
+  Args:
+    logits: of each view, as `ways` takes them.
+    ways: what brings them to the pictures' size, None where they have it already.
+    size: of the result.
+    images: how many of them a device holds.
+  """
+
+  def classes(scores):
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+  return _by_rows(logits, ways, size, images, lambda maps: classes(_mean(maps)))
+
+
+def merge_scores(
+  logits: Sequence[Float[AnyArray, "b _ _ k"]],
+  ways: Sequence[Way | None],
+  size: tuple[int, int],
+  *,
+  images: int,
+) -> Float[Array, "b {size[0]} {size[1]} k"]:
+  """Log-probabilities of every pixel: the log softmax, or the logarithm of the views' mean softmax."""
+
+  def scores(maps):
+    if len(maps) == 1:
+      return jax.nn.log_softmax(maps[0])
+    return jnp.log(jnp.maximum(_mean(maps), jnp.finfo(jnp.float32).tiny))
+
+  return _by_rows(logits, ways, size, images, scores)
+
+
+def _mean(maps):
+  """One map as it is: its largest logit is its largest softmax."""
+  if len(maps) == 1:
+    return maps[0]
+  return sum(jax.nn.softmax(logits) for logits in maps) / len(maps)
+
+
+def _by_rows(logits, ways, size, images, finish):
+  height, width = size
+  values = images * width * logits[0].shape[-1]
+  fits = (n for n in range(1, height) if height % n == 0 and height // n * values <= _HELD)
+  rounds = next(fits, height)
+  rows = height // rounds
+  fitted = [_fit(x, size) if way is None else x for x, way in zip(logits, ways, strict=True)]
+
+  def some_rows(start):
+    maps = []
+    for x, way in zip(fitted, ways, strict=True):
+      if way is None:
+        maps.append(lax.dynamic_slice_in_dim(x, start, rows, axis=1))
+        continue
+      here = lax.dynamic_slice_in_dim(way["rows"], start, rows, axis=1)
+      x = jnp.einsum("byi,bijk->byjk", here, x, precision=lax.Precision.HIGHEST)
+      maps.append(jnp.einsum("bxj,byjk->byxk", way["columns"], x, precision=lax.Precision.HIGHEST))
+    return finish(maps)
+
+  if rounds == 1:
+    return some_rows(0)
+  parts = lax.map(some_rows, jnp.arange(rounds) * rows)  # n b rows ...
+  parts = jnp.moveaxis(parts, 0, 1)
+  return parts.reshape(parts.shape[0], height, *parts.shape[3:])
+
+
+def _fit(x, size):
+  """Cut off or filled up with zeros, below and right."""
+  x = x[:, : size[0], : size[1]]
+  return jnp.pad(x, [(0, 0), (0, size[0] - x.shape[1]), (0, size[1] - x.shape[2]), (0, 0)])

@@ -1,0 +1,204 @@
+"""A model under a test-time rule: batches of pictures → label maps or scores at their own size."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from jaxseg.evaluation import merge, views
+from jaxseg.evaluation.inference import PredictFn, forward, label_map
+from jaxseg.evaluation.rule import InferenceRule
+from jaxseg.evaluation.windows import mirrored, slide_logits
+from jaxseg.metrics import confusion_matrix
+from jaxseg.models import align_corners_of
+from jaxseg.sharding import BATCH_AXES, batch_sharding, replicated, to_global
+from jaxseg.types import IGNORE_LABEL, AnyArray, Batch, Preprocess
+
+# Windows that go through the network at once on one device.
+_WINDOWS = 8
+
+
+class Predictor:
+  """The network compiled once for each canvas, what follows once for each canvas and label size.
+
+  Batches are those of `views.collate`, or of pictures of one size ({"image": uint8 b h w 3,
+  and perhaps "label"}), which are brought into that form.
+
+  Args:
+    model: a Linen module, or a function (variables, normalised image) → outputs or logits.
+    rule: how a picture reaches the network.
+    preprocess: from uint8 to the model's input.
+    mesh: where to run; None for the default device.
+    spread: under a mesh, whether a batch is spread over it; otherwise every device does all of it.
+    align_corners: of every resize of logits; None takes the decoder's own.
+  """
+
+  def __init__(
+    self,
+    model: nn.Module | PredictFn,
+    *,
+    rule: InferenceRule,
+    preprocess: Preprocess,
+    mesh: Mesh | None = None,
+    spread: bool = True,
+    align_corners: bool | None = None,
+  ):
+    self._apply, self._rule, self._preprocess = forward(model), rule, preprocess
+    self._mesh, self._spread = mesh, mesh is not None and spread
+    self._align_corners = align_corners_of(model, align_corners)
+    self._shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES])) if self._spread else 1
+    self._view = self._jit(self._view_logits)
+    self._labels = self._jit(merge.merge_labels, static=("size", "images"))
+    self._scores = self._jit(merge.merge_scores, static=("size", "images"))
+    self._count = self._jit(self._counts, static=("images", "num_classes", "ignore_label"), whole=True)
+
+  def count(
+    self, variables: Mapping[str, Any], batch: Batch, *, num_classes: int, ignore_label: int = IGNORE_LABEL
+  ) -> Int[Array, "{num_classes} {num_classes}"]:
+    """Confusion matrix int32 [truth, prediction] over the batch of all processes."""
+    batch = self._prepared(batch)
+    parts, shape = self._parts(variables, batch)
+    labels = self._place({"label": batch["label"]})["label"]
+    with self._on_mesh():
+      return self._count(*parts, labels, num_classes=num_classes, ignore_label=ignore_label, images=shape[0])
+
+  def labels(self, variables: Mapping[str, Any], batch: Batch) -> Int[Array, "b _ _"]:
+    """The class of every pixel; each row's own part is the first rows and columns, as many as its size."""
+    return self._full_size(self._labels, variables, batch)
+
+  def scores(self, variables: Mapping[str, Any], batch: Batch) -> Float[Array, "b _ _ k"]:
+    """Log-probabilities of every pixel, placed as in `labels`."""
+    return self._full_size(self._scores, variables, batch)
+
+  def _full_size(self, function, variables, batch):
+    parts, (images, *size) = self._parts(variables, self._prepared(batch))
+    with self._on_mesh():
+      return function(*parts, size=tuple(size), images=images)
+
+  def _prepared(self, batch: Batch) -> Batch:
+    return batch if "view0" in batch else views.collate_batch(self._rule, batch)
+
+  def _parts(self, variables, batch):
+    """(logits of each view, their ways back), and the images a device holds with the result's size."""
+    logits, ways = [], []
+    for i in range(len(self._rule.scales)):
+      view = self._place({"image": batch[f"view{i}"], "size": batch[f"view{i}_size"]})
+      for flipped in (False, True)[: 1 + self._rule.flip]:
+        flags = self._place({"flipped": np.full(len(batch["size"]), flipped)})
+        with self._on_mesh():
+          logits.append(self._view(variables, view | flags))
+        # Made while the device computes.
+        way = views.ways_back(
+          self._rule,
+          batch,
+          i,
+          tuple(logits[-1].shape[1:3]),
+          flipped=flipped,
+          align_corners=self._align_corners,
+        )
+        ways.append(None if way is None else self._place(way))
+    images = -(-logits[0].shape[0] // self._shards)
+    return (tuple(logits), tuple(ways)), (images, *batch["label"].shape[1:])
+
+  def _view_logits(self, variables, view):
+    """Logits of one view: the decoder's map of the whole canvas, or every pixel's by sliding windows."""
+    rule, size = self._rule, view["size"]
+    image = self._preprocess(jnp.asarray(view["image"]))
+    row, column = (jnp.arange(side) for side in image.shape[1:3])
+    inside = (row < size[:, :1])[:, :, None] & (column < size[:, 1:])[:, None, :]
+    image = jnp.where(inside[..., None], image, 0.0)
+    if rule.flip:
+      image = jnp.where(view["flipped"][:, None, None, None], mirrored(image, size[:, 1]), image)
+    network = lambda image: _logits(self._apply(variables, image))  # noqa: E731
+    if rule.mode == "whole":
+      return network(image)
+    multiple = rule.multiple if rule.multiple_rule == "pad" else 0
+    logits = slide_logits(
+      network,
+      image,
+      -(-size // multiple) * multiple if multiple else size,
+      crop_size=rule.crop_size,
+      stride=rule.stride,
+      windows=max(1, _WINDOWS * self._shards // len(image)),
+      align_corners=self._align_corners,
+    )
+    if rule.flip:
+      logits = jnp.where(view["flipped"][:, None, None, None], mirrored(logits, size[:, 1]), logits)
+    return logits
+
+  def _counts(self, logits, ways, labels, *, images, num_classes, ignore_label):
+    pred = merge.merge_labels(logits, ways, labels.shape[1:], images=images)
+    return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
+
+  def _jit(self, function, *, static: tuple[str, ...] = (), whole: bool = False):
+    if self._mesh is None:
+      return jax.jit(function, static_argnames=static)
+    # Everything comes as it is laid out already.
+    out = replicated(self._mesh) if whole or not self._spread else batch_sharding(self._mesh)
+    return jax.jit(function, static_argnames=static, out_shardings=out)
+
+  def _place(self, arrays: dict[str, AnyArray]) -> dict[str, AnyArray]:
+    return to_global(arrays, self._mesh) if self._spread else arrays
+
+  def _on_mesh(self):
+    return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
+
+
+def make_predict(
+  model: nn.Module | PredictFn,
+  *,
+  preprocess: Preprocess,
+  rule: InferenceRule = InferenceRule(),  # noqa: B008
+  mesh: Mesh | None = None,
+  align_corners: bool | None = None,
+) -> Callable[[Mapping[str, Any], AnyArray], Array]:
+  """(variables, uint8 image b h w 3) → int32 label map b h w, compiled once for each image size.
+
+  Args:
+    model: a Linen module, or a function (variables, normalised image) → outputs or logits.
+    preprocess: from uint8 to the model's input.
+    rule: how a picture reaches the network; by default as it is.
+    mesh: every device of it computes all of the batch; None for the default device.
+    align_corners: of the resizes of logits; None takes the decoder's own.
+  """
+  if not rule.plain:
+    predictor = Predictor(
+      model, rule=rule, preprocess=preprocess, mesh=mesh, spread=False, align_corners=align_corners
+    )
+
+    def predict_by_rule(variables, image):
+      image = np.asarray(image)
+      return predictor.labels(variables, {"image": image})[:, : image.shape[1], : image.shape[2]]
+
+    return predict_by_rule
+  apply, corners = forward(model), align_corners_of(model, align_corners)
+
+  def predict(variables, image):
+    image = jnp.asarray(image)
+    return label_map(apply(variables, preprocess(image)), image.shape[1:3], align_corners=corners)
+
+  if mesh is None:
+    return jax.jit(predict)
+  compiled = jax.jit(predict, out_shardings=replicated(mesh))
+
+  def predict_on_mesh(variables, image):
+    with jax.set_mesh(mesh):
+      return compiled(variables, image)
+
+  return predict_on_mesh
+
+
+def _logits(outputs: Any) -> Array:
+  logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
+  if logits.ndim != 4:
+    raise ValueError(
+      f"the model gives a label map of shape {tuple(logits.shape)}, but windows, resizes, scales and flips"
+      " need logits b h w k; return logits, or leave the test-time rule at its defaults"
+    )
+  return jnp.asarray(logits).astype(jnp.float32)

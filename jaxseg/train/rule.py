@@ -1,0 +1,23 @@
+"""The test-time rule that a config's `eval` part describes."""
+
+import dataclasses
+
+import ml_collections
+
+from jaxseg.evaluation.rule import InferenceRule
+from jaxseg.train.overrides import ConfigError
+
+
+def make_inference_rule(config_eval: ml_collections.ConfigDict) -> InferenceRule:
+  """From the keys mode, crop_size, stride, resize, multiple, multiple_rule, scales and flip.
+
+  A key that the config of an older run lacks has its default.
+
+  Raises:
+    ConfigError: a value, or a combination, that makes no sense.
+  """
+  names = [field.name for field in dataclasses.fields(InferenceRule)]
+  try:
+    return InferenceRule(**{name: config_eval[name] for name in names if name in config_eval})
+  except ValueError as error:
+    raise ConfigError(f"config.eval: {error}") from None
