@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxseg.pretrained import classes
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
-from jaxseg.pretrained.records import MMSEG_CGNET_CITYSCAPES, MMSEG_LICENCE, Record
+from jaxseg.pretrained.records import MMSEG_CGNET_CITYSCAPES, MMSEG_LICENCE, MMSEG_SOURCE, Record
 from jaxseg.pretrained.shapes import count, first, vote
 from jaxseg.types import Preprocess
 
@@ -182,8 +182,7 @@ def _official_record(num_classes: int | None) -> Record:
 
 
 def _mmseg_record(num_classes: int | None) -> Record:
-  source = "https://github.com/open-mmlab/mmsegmentation"
-  return Record(MMSEG_CGNET_CITYSCAPES, classes.by_count(num_classes), MMSEG_LICENCE, source)
+  return Record(MMSEG_CGNET_CITYSCAPES, classes.by_count(num_classes), MMSEG_LICENCE, MMSEG_SOURCE)
 
 
 def _add_bias(tensors: dict[str, np.ndarray]) -> None:

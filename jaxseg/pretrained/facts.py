@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxseg.pretrained import classes as datasets
-from jaxseg.pretrained import records
+from jaxseg.pretrained import published, records
 from jaxseg.pretrained.keymap import Detected, Layout
 from jaxseg.pretrained.weights import Weights, preprocess_of
 from jaxseg.types import Preprocess
@@ -41,7 +41,7 @@ def gather(
   Raises:
     ValueError: `preprocess` has unknown fields.
   """
-  record = records.find(weights.path) if layout is not None else None
+  record = published.find(weights.path) if layout is not None else None
   default = layout.record(num_classes) if layout is not None else records.Record(Preprocess(), None, "", "")
   where = f"the default of {layout.family}/{layout.name}" if layout is not None else "the library's default"
   meta, assumed = weights.meta, {}
@@ -58,15 +58,15 @@ def gather(
 
   names = meta.classes if meta.classes and len(meta.classes) == num_classes else None
   palette = meta.palette if meta.palette is not None and len(meta.palette) == num_classes else None
-  dataset = (record or default).dataset
+  # A published file's name on a model of other classes (trained further by somebody) names none.
+  sure = record is not None and record.dataset is not None and _count(record.dataset) == num_classes
+  dataset = record.dataset if sure else default.dataset
+  known = datasets.dataset(dataset) if dataset else None
   if names is None:
-    names = (
-      datasets.dataset(dataset).names if dataset else tuple(f"class {i}" for i in range(num_classes or 0))
-    )
-    if num_classes and record is None:
+    names = known.names if known else tuple(f"class {i}" for i in range(num_classes or 0))
+    if num_classes and not sure:
       assumed["classes"] = f"{num_classes} classes: " + (dataset or "numbered, nothing names them")
   if palette is None:
-    known = datasets.dataset(dataset) if dataset else None
     palette = known.palette if known and known.names == names else datasets.colour_map(len(names))
   # What was assumed when the file was made of another is no surer now.
   before = dict(meta.assumed or {})
@@ -74,6 +74,10 @@ def gather(
     before.pop("preprocess", None)
   assumed = before | assumed
   return Facts(chosen, names, palette, licence, assumed)
+
+
+def _count(dataset: str) -> int:
+  return len(datasets.dataset(dataset).names)
 
 
 def assumed_fields(

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jaxseg.pretrained import classes
+from jaxseg.pretrained import classes, records
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Part, Shapes
-from jaxseg.pretrained.records import MMSEG_LICENCE, Record
+from jaxseg.pretrained.records import Record
 from jaxseg.pretrained.shapes import count, first, vote
 from jaxseg.types import Preprocess
 
@@ -120,7 +120,11 @@ _VARIANTS = {
 }
 _WIDTHS = {"b0": 256, "b1": 256} | dict.fromkeys(("b2", "b3", "b4", "b5"), 768)
 _DIMS = {32: (32, 64, 160, 256), 64: (64, 128, 320, 512)}
-_NVIDIA = "NVIDIA Source Code License for SegFormer: non-commercial use only (research or evaluation)"
+NVIDIA_LICENCE = "NVIDIA Source Code License for SegFormer: non-commercial use only (research or evaluation)"
+NVIDIA_SOURCE = "https://github.com/NVlabs/SegFormer"
+MMSEG_LICENCE = (
+  f"{records.MMSEG_LICENCE}; trained from NVIDIA's encoder weights, whose licence is: {NVIDIA_LICENCE}"
+)
 
 
 def _publisher(
@@ -210,8 +214,12 @@ def _detector(
     # Anything else is the nearest in width, with its own fields.
     encoder = dict(encoder_fields) | ({} if variant else {"depths": depths})
     variant = variant or ("b0" if dims[0] <= 32 else "b2")
+    assumed = ()
     if dims != _DIMS[32 if variant == "b0" else 64]:
       encoder["dims"] = dims
+      # No tensor shows the heads: in every published model they are as wide as the first stage.
+      if dims[0] and not any(dim % dims[0] for dim in dims):
+        encoder["num_heads"], assumed = tuple(dim // dims[0] for dim in dims), ("encoder.num_heads",)
     ratios = tuple(vote(shapes, stage(i, "ffn/fc1"), 4 * dims[i]) // max(dims[i], 1) for i in range(4))
     if ratios != (4, 4, 4, 4):
       encoder["ffn_ratios"] = ratios
@@ -219,32 +227,30 @@ def _detector(
     if strides != (8, 4, 2, 1):
       encoder["reductions"] = strides
     if not any(name.startswith("decode_head.") for name in shapes):
-      return Detected(f"mit_{variant}", first(shapes, re.escape(head["head"]) + r"\.weight"), encoder=encoder)
+      num_classes = first(shapes, re.escape(head["head"]) + r"\.weight")
+      return Detected(f"mit_{variant}", num_classes, encoder=encoder, assumed=assumed)
     decoder = dict(decoder_fields)
     width = vote(shapes, re.escape(head["decoder/fuse_norm"]) + r"\..*", _WIDTHS[variant])
     if width != _WIDTHS[variant]:
       decoder["width"] = width
     num_classes = first(shapes, re.escape(head["decoder/classifier"]) + r"\.weight")
-    return Detected(f"segformer_{variant}", num_classes, encoder=encoder, decoder=decoder)
+    return Detected(f"segformer_{variant}", num_classes, encoder=encoder, decoder=decoder, assumed=assumed)
 
   return detect
 
 
 def _nvidia_record(num_classes: int | None) -> Record:
-  source = "https://github.com/NVlabs/SegFormer"
-  return Record(Preprocess(), classes.by_count(num_classes), _NVIDIA, source)
+  return Record(Preprocess(), classes.by_count(num_classes), NVIDIA_LICENCE, NVIDIA_SOURCE)
 
 
 def _mmseg_record(num_classes: int | None) -> Record:
-  source = "https://github.com/open-mmlab/mmsegmentation"
-  licence = f"{MMSEG_LICENCE}; trained from NVIDIA's encoder weights, whose licence is: {_NVIDIA}"
-  return Record(Preprocess(), classes.by_count(num_classes), licence, source)
+  return Record(Preprocess(), classes.by_count(num_classes), MMSEG_LICENCE, records.MMSEG_SOURCE)
 
 
 def _hf_record(num_classes: int | None) -> Record:
   # The processor's default: a fixed square, the aspect ratio not kept.
   preprocess = Preprocess(size=(512, 512))
-  return Record(preprocess, classes.by_count(num_classes), _NVIDIA, "https://huggingface.co/nvidia")
+  return Record(preprocess, classes.by_count(num_classes), NVIDIA_LICENCE, "https://huggingface.co/nvidia")
 
 
 def _add_conv_seg(tensors: dict[str, np.ndarray]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from jaxseg.pretrained import classes
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
-from jaxseg.pretrained.records import MMSEG_LICENCE, Record
+from jaxseg.pretrained.records import MMSEG_LICENCE, MMSEG_SOURCE, Record
 from jaxseg.pretrained.shapes import count, first, vote
 from jaxseg.types import Preprocess
 
@@ -56,8 +56,9 @@ _VARIANTS = {
 }
 _DIMS = {"tiny": (32, 64, 160, 256)} | dict.fromkeys(("small", "base", "large"), (64, 128, 320, 512))
 _HAM = {"tiny": 256, "small": 256, "base": 512, "large": 1024}
-_SOURCE = "https://github.com/Visual-Attention-Network/SegNeXt"
-_LICENCE = "Apache-2.0 (SegNeXt's repository, whose authors ask to be contacted before commercial use)"
+_RANK = {"tiny": 16, "small": 16, "base": 64, "large": 64}
+SOURCE = "https://github.com/Visual-Attention-Network/SegNeXt"
+LICENCE = "Apache-2.0 (SegNeXt's repository, whose authors ask to be contacted before commercial use)"
 
 
 def _publisher(prefix: str, depthwise: str) -> Callable[[str], str | None]:
@@ -98,12 +99,21 @@ def _detector(prefix: str) -> Callable[[Shapes], Detected]:
     variant = variant or ("tiny" if dims[3] <= 256 else "base")
     if dims != _DIMS[variant]:
       encoder["dims"] = dims
+    hidden = [vote(shapes, rf"{prefix}block{i}\.\d+\.mlp\.fc1\.weight", 0) for i in stages]
+    ratios = tuple(width // max(dim, 1) for width, dim in zip(hidden, dims, strict=True))
+    if all(ratios) and ratios != (8, 8, 4, 4):
+      encoder["ffn_ratios"] = ratios
     if not any(name.startswith("decode_head.") for name in shapes):
       return Detected(f"mscan_{variant}", first(shapes, r"head\.weight"), encoder=encoder)
     inner = vote(shapes, r"decode_head\.(squeeze\.gn|hamburger\.ham_out\.gn)\.(weight|bias)", _HAM[variant])
     outer = vote(shapes, r"decode_head\.align\.gn\.(weight|bias)", inner)
     widths = {"ham_channels": inner, "channels": outer}
     decoder = {} if set(widths.values()) == {_HAM[variant]} else widths
+    if bases := shapes.get("decode_head.hamburger.ham.bases"):
+      if len(bases) == 3 and bases[2] != _RANK[variant]:
+        decoder["rank"] = bases[2]
+      if len(bases) == 3 and bases[0] != 1:
+        decoder["heads"] = bases[0]
     num_classes = first(shapes, r"decode_head\.conv_seg\.weight")
     return Detected(f"segnext_{variant}", num_classes, encoder=encoder, decoder=decoder)
 
@@ -111,12 +121,11 @@ def _detector(prefix: str) -> Callable[[Shapes], Detected]:
 
 
 def _official_record(num_classes: int | None) -> Record:
-  return Record(Preprocess(), classes.by_count(num_classes), _LICENCE, _SOURCE)
+  return Record(Preprocess(), classes.by_count(num_classes), LICENCE, SOURCE)
 
 
 def _mmseg_record(num_classes: int | None) -> Record:
-  source = "https://github.com/open-mmlab/mmsegmentation"
-  return Record(Preprocess(), classes.by_count(num_classes), MMSEG_LICENCE, source)
+  return Record(Preprocess(), classes.by_count(num_classes), MMSEG_LICENCE, MMSEG_SOURCE)
 
 
 def _pattern(prefix: str, depthwise: str) -> str:

@@ -15,6 +15,14 @@ from jaxseg.types import Preprocess
 _CONFIG = "config.json"
 _CHECKPOINTS = "checkpoints"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# What a transformers config of SegFormer may state and our encoder has no field for.
+_MIT = {
+  "hidden_act": "gelu",
+  "num_channels": 3,
+  "num_encoder_blocks": 4,
+  "patch_sizes": (7, 3, 3, 3),
+  "strides": (4, 2, 2, 2),
+}
 # PIL's codes, which transformers' processors store.
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
@@ -77,7 +85,24 @@ def _meta(path: pathlib.Path) -> Meta:
   classes = tuple(labels[key] for key in sorted(labels, key=int)) or None
   if classes and all(re.fullmatch(r"LABEL_\d+", name) for name in classes):
     classes = None  # transformers' own filler
-  return Meta(classes=classes, preprocess=_processor(_json(path / "preprocessor_config.json")))
+  encoder = _mit_fields(config, path / _CONFIG) if config.get("model_type") == "segformer" else None
+  processor = _processor(_json(path / "preprocessor_config.json"))
+  return Meta(classes=classes, preprocess=processor, encoder=encoder)
+
+
+def _mit_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
+  """What a transformers config says of MiT and no tensor shows.
+
+  Raises:
+    ValueError: something that our MiT does not have.
+  """
+  for key, ours in _MIT.items():
+    value = config.get(key, ours)
+    value = tuple(value) if isinstance(value, list) else value
+    if value != ours:
+      raise ValueError(f"{path} has {key} = {value!r}; MiT here has {ours!r}, as every published SegFormer")
+  heads = config.get("num_attention_heads")
+  return {"num_heads": tuple(heads)} if heads else {}
 
 
 def _processor(config: Mapping[str, Any]) -> Preprocess | None:

@@ -23,10 +23,12 @@ class Meta:
 
   Attributes:
     model: arch, num_classes, encoder and decoder fields, as our own config.json holds them.
+    encoder: fields of the encoder that a published config beside the tensors states.
     palette: (k, 3) uint8 RGB.
   """
 
   model: Mapping[str, Any] | None = None
+  encoder: Mapping[str, Any] | None = None
   classes: tuple[str, ...] | None = None
   palette: np.ndarray | None = None
   preprocess: Preprocess | None = None

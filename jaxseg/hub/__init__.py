@@ -1,0 +1,143 @@
+"""Published and own weights: `from_pretrained` → `Net`, transfer, and the way back to PyTorch.
+
+A weight file is data: it is read without the framework that wrote it, and nothing in it runs.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxseg import catalog
+from jaxseg.hub import loading
+from jaxseg.hub.net import OURS, Net
+from jaxseg.models import create_model, list_models
+from jaxseg.pretrained import facts, keymap, layout_of, tree
+from jaxseg.pretrained.keymap import Stored
+from jaxseg.types import Preprocess
+
+__all__ = ["Net", "from_pretrained", "load_pretrained", "to_torch"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def from_pretrained(
+  source: str | os.PathLike,
+  *,
+  arch: str | None = None,
+  num_classes: int | None = None,
+  encoder: Mapping[str, Any] | None = None,
+  decoder: Mapping[str, Any] | None = None,
+  preprocess: Preprocess | Mapping[str, Any] | None = None,
+) -> Net:
+  """A published or own model, ready to use.
+
+  Names and shapes tell family, variant, layout and class count. What they cannot tell comes
+  from the arguments, else the file's own metadata, else a record of that published file, else
+  the layout's default, which `net.assumed` then lists.
+
+  Args:
+    source: .safetensors, .npz, .pth, .pt or .bin; a directory that `save_pretrained` (ours or
+      transformers') or train.py wrote (its best checkpoint is taken); or "org/name" on the
+      Hugging Face hub.
+    arch: a name of `list_models()`, where the file does not tell the variant.
+    num_classes: what the file must have.
+    encoder: fields of the encoder that the file cannot tell.
+    decoder: fields of the decoder that the file cannot tell.
+    preprocess: the image statistics, or their fields.
+
+  Raises:
+    ValueError: the source, its format or its family is not known, or it disagrees with the
+      model (missing, unexpected and differently shaped tensors are listed together).
+  """
+  found = loading.open_weights(source)
+  if arch is not None and arch not in list_models():
+    raise ValueError(f"there is no model called {arch!r}; {catalog.suggestion(arch, list_models())}")
+  layout = loading.recognise(found, arch)
+  told = loading.told_by_config(found, arch) if layout is None else loading.told_by_shapes(found, layout)
+  loading.check_classes(found, told, arch, num_classes)
+  arch = arch or told.arch
+  fields = loading.model_fields(told, arch, num_classes, encoder, decoder)
+  model = create_model(arch, **fields)
+  shapes = {path: leaf.shape for path, leaf in tree.flat(loading.abstract_variables(model)).items()}
+  values, differences, unused = tree.fill(found, layout, shapes)
+  if differences.unexpected:
+    extra = tree.spare(loading.whole_model(found, layout, told), tree.canonical(shapes).values())
+    differences.unexpected = [name for name in differences.unexpected if name not in extra]
+  if differences:
+    raise ValueError(loading.disagreement(found, differences, arch, loading.keep_hint(told, arch)))
+  known = facts.gather(found, layout, fields.get("num_classes"), preprocess)
+  if "non-commercial" in (known.licence or "").lower():
+    _LOG.warning("%s: the licence of these weights is %s", found.path, known.licence)
+  stored = {name: Stored(value.shape, value.dtype) for name, value in found.tensors.items()}
+  return Net(
+    model=model,
+    variables=traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in values.items()}, sep="/"),
+    preprocess=known.preprocess,
+    classes=known.classes,
+    palette=known.palette,
+    arch=arch,
+    fields=fields,
+    layout=layout.name if layout else found.meta.layout or OURS,
+    licence=known.licence,
+    unused=unused,
+    assumed=known.assumed
+    | facts.assumed_fields(model, layout, told, {"encoder": encoder, "decoder": decoder}),
+    stored=stored if layout else {},
+  )
+
+
+def load_pretrained(
+  source: str | os.PathLike, variables: Mapping[str, Any], *, keep: Sequence[str] = ()
+) -> dict[str, Any]:
+  """`variables` with the weights of `source` in place of their values: the start of a transfer.
+
+  Args:
+    source: as in `from_pretrained`.
+    variables: of the model to fill, as `model.init` gives them. A lone encoder's take the
+      encoder of a whole model's file.
+    keep: regexes that fullmatch paths below the collection ("decoder/classifier/.*"); what they
+      match keeps its current value, whatever the file has there.
+
+  Raises:
+    ValueError: tensors are missing, unexpected or of another shape (all listed together), a
+      pattern matches nothing, or the source cannot be read.
+  """
+  found = loading.open_weights(source)
+  leaves = tree.flat(variables)
+  kept = loading.kept_paths(leaves, keep)
+  layout = loading.recognise(found, None)
+  wanted = {path: leaf.shape for path, leaf in leaves.items() if path not in kept}
+  values, differences, _ = tree.fill(found, layout, wanted)
+  if differences.unexpected:
+    told = loading.told_by_config(found, None) if layout is None else loading.told_by_shapes(found, layout)
+    extra = tree.spare(loading.whole_model(found, layout, told), tree.canonical(leaves).values(), keep)
+    differences.unexpected = [name for name in differences.unexpected if name not in extra]
+  if differences:
+    hint = "head/.*" if any(path.startswith("params/head/") for path in leaves) else "decoder/classifier/.*"
+    raise ValueError(loading.disagreement(found, differences, "the given variables", hint))
+  filled = {path: loading.like(value, leaves[path]) for path, value in values.items()}
+  return traverse_util.unflatten_dict(leaves | filled, sep="/")
+
+
+def to_torch(net: Net, *, layout: str | None = None) -> dict[str, np.ndarray]:
+  """The weights under a published layout's names, shapes and axis orders; PyTorch is not needed.
+
+  What the net's own layout carries and the model does not use is written as zeros of the
+  stored shape, so that the original loads strictly; tensors keep the file's element types.
+
+  Args:
+    net: what `from_pretrained` gave.
+    layout: "mmseg", "official", ...; None takes the one the weights came in.
+
+  Raises:
+    ValueError: the family has no such layout, or it has no place for a parameter.
+  """
+  chosen = layout_of(net.arch, layout or net.layout)
+  leaves = tree.flat(net.variables)
+  leaves = {below: np.asarray(leaves[path]) for path, below in tree.canonical(leaves).items()}
+  return keymap.write_leaves(chosen, leaves, net.stored if chosen.name == net.layout else {})

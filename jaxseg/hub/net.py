@@ -1,0 +1,150 @@
+"""`Net`: a model with its weights and everything needed to use it."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from jaxseg import __version__, catalog
+from jaxseg.evaluation.inference import label_map
+from jaxseg.layers.resize import resize_logits
+from jaxseg.models import align_corners_of
+from jaxseg.pretrained import saved, tree
+from jaxseg.pretrained.keymap import Stored
+from jaxseg.types import AnyArray, Preprocess
+
+# The layout of our own files.
+OURS = "jaxseg"
+_MODES = ("whole",)
+_CRF = ("kernels", "steps", "method")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Net:
+  """A model with its weights and everything needed to use it.
+
+  Attributes:
+    model: the Linen module.
+    variables: its collections, float32 arrays.
+    preprocess: how it wants its image.
+    classes: names in the order of the logits; () for a model without classes.
+    palette: (k, 3) uint8 RGB.
+    arch: the name `create_model` knows.
+    fields: what was passed to it besides: num_classes, encoder, decoder, ...
+    layout: the form the weights came in: "official", "mmseg", ..., "jaxseg" for our own.
+    licence: of the weights, as far as it is known.
+    unused: what the file carried and the model has no use for, name → (shape, dtype).
+    assumed: what neither arguments nor file nor record told, name → the assumption in words.
+    stored: name → (shape, dtype) of every tensor of the file.
+  """
+
+  model: nn.Module
+  variables: Mapping[str, Any] = dataclasses.field(repr=False)
+  preprocess: Preprocess
+  classes: tuple[str, ...]
+  palette: np.ndarray = dataclasses.field(repr=False)
+  arch: str
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  layout: str = OURS
+  licence: str | None = None
+  unused: Mapping[str, Stored] = dataclasses.field(default_factory=dict, repr=False)
+  assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  stored: Mapping[str, Stored] = dataclasses.field(default_factory=dict, repr=False)
+
+  def predict(
+    self, image: AnyArray, *, mode: str = "whole", crf: Mapping[str, Any] | None = None
+  ) -> Int[np.ndarray, "h w"]:
+    """The class of every pixel, at the image's own size.
+
+    Args:
+      image: uint8 RGB, h w 3.
+      mode: "whole" runs the network once over the whole image.
+      crf: refine the result by a fully-connected CRF: `dict(kernels=..., steps=..., method=...)`
+        as `jaxseg.crf.mean_field` takes them.
+
+    Raises:
+      ValueError: an image of another kind, an unknown mode, or a model without classes.
+    """
+    _check_picture(image)
+    if mode not in _MODES:
+      raise ValueError(f"mode is {mode!r}; {catalog.suggestion(mode, _MODES)}")
+    if not self.classes or not hasattr(self.model, "decoder"):
+      raise ValueError(f"{self.arch} without a segmentation head gives no label map; use model.apply")
+    if crf is None:
+      return np.asarray(_labels(self.variables, image, model=self.model, preprocess=self.preprocess))
+    if set(crf) - set(_CRF) or "kernels" not in crf:
+      raise ValueError(f"crf has the keys {sorted(crf)}, expected kernels and perhaps {', '.join(_CRF[1:])}")
+    from jaxseg.crf import mean_field
+
+    unary = _unary(self.variables, image, model=self.model, preprocess=self.preprocess)
+    refined = mean_field(unary, image, **crf)
+    return np.asarray(jnp.argmax(refined, -1).astype(jnp.int32))
+
+  def save_pretrained(self, directory: str | os.PathLike) -> None:
+    """Writes model.safetensors, config.json and a model card; `from_pretrained(directory)` reads them."""
+    tensors = {path: np.asarray(leaf) for path, leaf in tree.flat(self.variables).items()}
+    config = {
+      "jaxseg_version": __version__,
+      "model": {"arch": self.arch, **self.fields},
+      "classes": list(self.classes),
+      "palette": np.asarray(self.palette).tolist(),
+      "preprocess": dataclasses.asdict(self.preprocess),
+      "licence": self.licence,
+      "layout": self.layout,
+      "assumed": dict(self.assumed),
+    }
+    saved.write(pathlib.Path(directory), tensors, json.loads(json.dumps(config, default=_plain)))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "preprocess"))
+def _labels(variables, image, *, model, preprocess):
+  corners = align_corners_of(model)
+  return label_map(_outputs(variables, image, model, preprocess), image.shape[:2], align_corners=corners)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "preprocess"))
+def _unary(variables, image, *, model, preprocess):
+  logits = _outputs(variables, image, model, preprocess)["logits"]
+  corners = align_corners_of(model)
+  return -jax.nn.log_softmax(resize_logits(logits, image.shape[:2], align_corners=corners)[0])
+
+
+def _outputs(variables, image, model, preprocess):
+  if preprocess.size is not None and tuple(preprocess.size) != image.shape[:2]:
+    # The published pipelines resize the 8-bit picture with Pillow: antialiased, columns first,
+    # and rounded to 8 bits after each axis.
+    method = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}[preprocess.resize]
+    rows, columns = preprocess.size
+    for shape in ((image.shape[0], columns, 3), (rows, columns, 3)):
+      resized = jax.image.resize(image.astype(jnp.float32), shape, method)
+      image = jnp.clip(jnp.floor(resized + 0.5), 0, 255).astype(jnp.uint8)
+  return model.apply(variables, preprocess(image)[None], train=False)
+
+
+def _check_picture(image: AnyArray) -> None:
+  shape = tuple(image.shape)
+  if image.ndim == 2 or (image.ndim == 3 and shape[-1] == 1):
+    raise ValueError(f"image has shape {shape}, a grey picture; repeat it to three channels: h w 3")
+  if image.ndim == 4:
+    raise ValueError(f"image has shape {shape}, a batch; predict takes one picture h w 3: image[0]")
+  if image.ndim != 3 or shape[-1] != 3:
+    raise ValueError(f"image has shape {shape}, expected RGB as height, width, 3")
+  if image.dtype != np.uint8:
+    raise ValueError(
+      f"image is {image.dtype}, expected uint8 RGB in 0..255; predict normalises it by itself"
+      " (a float picture in 0..1 becomes one by `(image * 255).round().astype('uint8')`)"
+    )
+
+
+def _plain(value: Any) -> Any:
+  """What JSON does not know of a module's fields: element types."""
+  return np.dtype(value).name
