@@ -3,7 +3,7 @@
 brightness → [contrast] → saturation → hue → [contrast]; each step with probability 1/2,
 contrast at the first or the second place by a coin of its own. Every step ends in
 uint8, and saturation and hue work in OpenCV's 8-bit HSV (hue 0 to 179), so results are
-those of the OpenCV pipelines up to the last bit of one rounding.
+those of the OpenCV pipelines.
 """
 
 from typing import NamedTuple
@@ -89,6 +89,21 @@ def apply(
   return rgb.astype(jnp.uint8)
 
 
+def zero_padding(image: Float[AnyArray, "b h w 3"], box: Int[AnyArray, "b 4"]) -> Float[Array, "b h w 3"]:
+  """0 outside of each image's (top, left, bottom, right), as when padding follows normalisation."""
+  return jnp.where(inside_boxes(box, image.shape[1:3]), image, 0)
+
+
+def inside_boxes(
+  box: Int[AnyArray, "b 4"], shape: tuple[int, int]
+) -> Bool[Array, "b {shape[0]} {shape[1]} 1"]:
+  """Whether each pixel of `shape` (h, w) lies in its image's (top, left, bottom, right)."""
+  top, left, bottom, right = (jnp.asarray(box)[:, i, None] for i in range(4))
+  y, x = jnp.arange(shape[0]), jnp.arange(shape[1])
+  rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
+  return (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
 def rgb_to_hsv(
   rgb: Float[Array, "*b h w 3"],
 ) -> tuple[Float[Array, "*b h w"], Float[Array, "*b h w"], Float[Array, "*b h w"]]:
@@ -114,17 +129,29 @@ def hsv_to_rgb(
   hue: Float[Array, "*b h w"], saturation: Float[Array, "*b h w"], value: Float[Array, "*b h w"]
 ) -> Float[Array, "*b h w 3"]:
   """OpenCV's 8-bit HSV → RGB; whole numbers 0..255."""
-  # OpenCV scales to 0..1 and back and then truncates: kept, since the order of the
-  # roundings decides between two neighbouring grey levels.
-  h, s, v = hue * np.float32(6 / 180), saturation * np.float32(1 / 255), value * np.float32(1 / 255)
+  # OpenCV scales to 0..1 and back and then truncates, so the order of the roundings decides between
+  # two neighbouring grey levels; one level can move an 8-bit hue by two degrees in the next step.
+  h, s, v = _scaled(hue, 6 / 180), _scaled(saturation, 1 / 255), _scaled(value, 1 / 255)
   sector = jnp.floor(h)
   f = h - sector
-  p, q, t = v * (1 - s), v * (1 - s * f), v * (1 - s * (1 - f))
+  p, q, t = v * (1 - s), v * _one_minus_product(s, f), v * _one_minus_product(s, 1 - f)
   pick = sector.astype(jnp.int32)[..., None]
   rgb = jnp.stack((v, p, q), axis=-1)  # sector 5
   for index, channels in enumerate(((v, t, p), (q, v, p), (p, v, t), (p, q, v), (t, p, v))):
     rgb = jnp.where(pick == index, jnp.stack(channels, axis=-1), rgb)
   return jnp.floor(rgb * 255.0)
+
+
+def _scaled(x: Float[Array, "*n"], factor: float) -> Float[Array, "*n"]:
+  """The product with float32(factor), rounded once also where a compiler fuses; x is whole, up to 255."""
+  high = np.float32(np.round(factor * 2**16) / 2**16)  # at most 12 bits, so that both products are exact
+  return x * high + x * (np.float32(factor) - high)
+
+
+def _one_minus_product(x: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, "*n"]:
+  """1 - x · y, rounded once as OpenCV's fused multiply-add has it; 0 to 1."""
+  x_high, y_high = jnp.floor(x * 2048) / 2048, jnp.floor(y * 2048) / 2048
+  return (1 - x_high * y_high) - (x_high * (y - y_high) + (x - x_high) * y)
 
 
 def _to_byte(x: Float[Array, "*n"]) -> Float[Array, "*n"]:

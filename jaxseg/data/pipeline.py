@@ -9,18 +9,39 @@ and resuming is starting to count at another step.
 
 import dataclasses
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
 from jaxseg.data import open_split
 from jaxseg.data.source import DataError, Source
-from jaxseg.data.transforms import MEAN_FILL, GeometryRule, apply_geometry, draw_geometry, make_rule
+from jaxseg.data.transforms import (
+  MEAN_FILL,
+  GeometryRule,
+  apply_geometry,
+  draw_geometry,
+  filled_box,
+  make_rule,
+)
 from jaxseg.types import IGNORE_LABEL, Batch
 
 _SHUFFLE_STREAM = 1  # keeps the shuffle's seed apart from the examples'
+
+
+@runtime_checkable
+class Grouping(Protocol):
+  """Which images of a split share a batch, and how they become one.
+
+  Those of equal `key` (of their (rows, columns)) do. `collate` gets the examples of one
+  process, the `sizes` of the whole batch's, and the `count` of rows to make.
+  """
+
+  def key(self, size: tuple[int, int]) -> Hashable: ...
+  def collate(
+    self, examples: Sequence[dict[str, Any]], *, sizes: Sequence[tuple[int, int]], count: int
+  ) -> Batch: ...
 
 
 def train_batches(
@@ -36,8 +57,8 @@ def train_batches(
   """Endless augmented batches from `start_step` on: this process's rows of each global batch.
 
   Args:
-    config_data: reads name, train_split, crop_size, scale_range, scale_step, flip,
-      workers, and what the dataset reads.
+    config_data: reads name, train_split, crop_size, resize, scale_range, scale_step,
+      cat_max_ratio, flip, pad, workers, and what the dataset reads.
     batch_size: of all processes together; must be a multiple of `process_count`.
     seed: at least 0; with the step it determines the batch.
     start_step: global step of the first batch; costs the same for any value.
@@ -47,7 +68,8 @@ def train_batches(
       colour gives the published "0 after normalisation".
 
   Yields:
-    {"image": uint8 b h w 3, "label": int32 b h w, "id": str array b}.
+    {"image": uint8 b h w 3, "label": int32 b h w, "id": str array b, "box": int32 b 4},
+    where `box` is (top, left, bottom, right) of what is not padding.
 
   Raises:
     DataError: sizes, ranges or places that do not fit.
@@ -60,6 +82,9 @@ def train_batches(
     scale_range=config_data.scale_range,
     scale_step=config_data.scale_step,
     flip=config_data.flip,
+    resize=config_data.resize,
+    cat_max_ratio=config_data.cat_max_ratio,
+    pad=config_data.pad,
   )
   examples = _examples(open_split(config_data, config_data.train_split), rule, seed=seed, fill=fill)
   mine = _Rows(examples, batch_size=batch_size, start_step=start_step, first=rows.start, count=len(rows))
@@ -74,20 +99,21 @@ def eval_batches(
   batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
+  grouping: Grouping | None = None,
 ) -> Iterator[Batch]:
   """Every example of a split once, unchanged: this process's rows of each global batch.
 
-  Consecutive images of one size share a batch. The last batch of each such run is
-  filled up with black images whose labels are all 255 and whose id is "".
+  Images of one size share a batch, wherever they stand in the split. The last batch of each
+  size is filled up with black images whose labels are all 255 and whose id is "".
 
-  Args and yields are those of `train_batches`.
+  Args and yields are those of `train_batches`, but for `box`; `grouping` decides otherwise what
+  shares a batch and what a batch holds.
   """
   rows = _rows_of_process(batch_size, process_index, process_count)
   source = open_split(config_data, split)
-  plan = _plan(source, batch_size)
-  load = _LoadRows(
-    source, [members[rows.start : rows.stop] for members, _ in plan], [s for _, s in plan], len(rows)
-  )
+  grouping = grouping or _SameSize()
+  plan = _plan(source, batch_size, grouping)
+  load = _LoadRows(source, grouping, plan, rows)
   options = _read_options(config_data.workers, ahead=2)
   return iter(grain.MapDataset.range(len(plan)).map(load).to_iter_dataset(options))
 
@@ -131,9 +157,11 @@ class _Augment(grain.transforms.MapWithIndex):
     # Our own generator: Grain's per-index one may change between its versions.
     rng = np.random.default_rng((self.seed, 0, index))
     image, label = element["image"], element["label"]
-    geometry = draw_geometry(rng, label.shape, self.rule)
-    image, label = apply_geometry(image, label, geometry, crop_size=self.rule.crop_size, fill=self.fill)
-    return {"image": image, "label": label, "id": element["id"]}
+    geometry = draw_geometry(rng, label.shape, self.rule, label=label)
+    place = dict(crop_size=self.rule.crop_size, pad=self.rule.pad)
+    image, label = apply_geometry(image, label, geometry, fill=self.fill, **place)
+    box = np.array(filled_box(geometry, **place), np.int32)
+    return {"image": image, "label": label, "id": element["id"], "box": box}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,39 +183,56 @@ class _Rows:
 
 
 def _stack(examples: list[dict[str, Any]]) -> Batch:
+  kinds = {"label": np.int32}
   return {
-    "image": np.stack([e["image"] for e in examples]),
-    "label": np.stack([e["label"] for e in examples], dtype=np.int32),
-    "id": np.array([e["id"] for e in examples]),
+    name: np.stack([np.asarray(e[name]) for e in examples], dtype=kinds.get(name)) for name in examples[0]
   }
 
 
-def _plan(source: Source, batch_size: int) -> list[tuple[list[int], tuple[int, int]]]:
-  """Batches of consecutive indices with one image size; every process makes the same plan."""
-  plan: list[tuple[list[int], tuple[int, int]]] = []
+class _SameSize:
+  """Images of one size, as they are."""
+
+  def key(self, size: tuple[int, int]) -> Hashable:
+    return size
+
+  def collate(
+    self, examples: Sequence[dict[str, Any]], *, sizes: Sequence[tuple[int, int]], count: int
+  ) -> Batch:
+    blank = {
+      "image": np.zeros((*sizes[0], 3), np.uint8),
+      "label": np.full(sizes[0], IGNORE_LABEL, np.uint8),
+      "id": "",
+    }
+    return _stack([*examples, *[blank] * (count - len(examples))])
+
+
+def _plan(source: Source, batch_size: int, grouping: Grouping) -> list[list[tuple[int, tuple[int, int]]]]:
+  """(index, size) of the members of each batch; every process makes the same plan.
+
+  Groups come in the order of their first image; images of one size are neighbours in a group.
+  """
+  groups: dict[Hashable, list[tuple[int, tuple[int, int]]]] = {}
   for index in range(len(source)):
-    size = source.size(index)
-    if not plan or plan[-1][1] != size or len(plan[-1][0]) == batch_size:
-      plan.append(([], size))
-    plan[-1][0].append(index)
+    size = tuple(source.size(index))
+    groups.setdefault(grouping.key(size), []).append((index, size))
+  plan = []
+  for group in groups.values():
+    group.sort(key=lambda member: (member[1], member[0]))
+    plan += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
   return plan
 
 
 @dataclasses.dataclass(frozen=True)
 class _LoadRows(grain.transforms.Map):
-  """Number of a batch → this process's rows of it, filled up to `count`."""
+  """Number of a batch → this process's rows of it, filled up to their number."""
 
   source: Source
-  members: list[list[int]]
-  sizes: list[tuple[int, int]]
-  count: int
+  grouping: Grouping
+  plan: list[list[tuple[int, tuple[int, int]]]]
+  rows: range
 
   def map(self, element: int) -> Batch:
-    examples = [self.source[i] for i in self.members[element]]
-    shape = self.sizes[element]
-    blank = {
-      "image": np.zeros((*shape, 3), np.uint8),
-      "label": np.full(shape, IGNORE_LABEL, np.uint8),
-      "id": "",
-    }
-    return _stack(examples + [blank] * (self.count - len(examples)))
+    members = self.plan[element]
+    mine = members[self.rows.start : self.rows.stop]
+    examples = [self.source[index] for index, _ in mine]
+    return self.grouping.collate(examples, sizes=[size for _, size in members], count=len(self.rows))

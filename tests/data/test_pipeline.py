@@ -29,6 +29,7 @@ def test_shapes_and_types():
   assert batch["image"].shape == (4, 32, 48, 3) and batch["image"].dtype == np.uint8
   assert batch["label"].shape == (4, 32, 48) and batch["label"].dtype == np.int32
   assert batch["id"].shape == (4,) and batch["id"][0].startswith("train-")
+  assert batch["box"].shape == (4, 4) and batch["box"].dtype == np.int32
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -84,6 +85,46 @@ def test_fill_reaches_the_picture():
   assert image[-1, -1].tolist() == [9, 8, 7]
 
 
+@pytest.mark.parametrize("pad", ["after_flip", "before_flip"])
+def test_keep_ratio_and_class_ratio(pad):
+  # 48x64 pictures fit (64, 24) as 24x32; a crop of 32 leaves 8 rows of padding.
+  config = miniature.settings(
+    "synthetic",
+    crop_size=(32, 24),
+    resize=(64, 24),
+    scale_range=(1.0, 1.0),
+    cat_max_ratio=0.4,
+    pad=pad,
+  )
+  shares = []
+  for ratio in (1.0, config.cat_max_ratio):
+    config.cat_max_ratio = ratio
+    of_crops = []
+    for batch in _train(config, steps=10):
+      assert batch["box"].tolist() == [[0, 0, 24, 24]] * 4
+      assert (batch["label"][:, 24:] == 255).all()
+      for label in batch["label"]:
+        counts = np.bincount(label.ravel(), minlength=256)[:255]
+        of_crops.append(counts.max() / counts.sum() < 0.4)
+    shares.append(np.mean(of_crops))
+  assert shares[1] > shares[0] + 0.05
+
+
+def test_box_is_what_is_not_padding():
+  # Shrunken pictures, mirrored or not: the fill shows outside of the box and not inside.
+  config = miniature.settings("synthetic", crop_size=(80, 80), scale_range=(0.5, 1.2), pad="before_flip")
+  batches = train_batches(config, batch_size=16, seed=0, start_step=0, fill=(0, 255, 0))
+  batch = next(batches)
+  lefts = set()
+  for image, (top, left, bottom, right) in zip(batch["image"], batch["box"], strict=True):
+    filled = (image == (0, 255, 0)).all(-1)
+    outside = np.ones((80, 80), bool)
+    outside[top:bottom, left:right] = False
+    np.testing.assert_array_equal(filled, outside)
+    lefts.add(left == 0)
+  assert lefts == {True, False}
+
+
 def test_takes_a_config_dict():
   config = ml_collections.ConfigDict(vars(miniature.settings("synthetic")))
   assert _digest(*_train(config, steps=1)) == _digest(*_train(miniature.settings("synthetic"), steps=1))
@@ -133,18 +174,19 @@ def test_evaluation_sees_every_example_once_unchanged(mixed_sizes, workers):
   mixed_sizes.workers = workers
   source = open_split(mixed_sizes, "val")
   batches = list(eval_batches(mixed_sizes, "val", batch_size=2))
-  assert [b["image"].shape[1:3] for b in batches] == [(32, 24), (24, 32), (32, 24), (24, 32), (32, 24)]
-  assert [name for b in batches for name in b["id"] if name] == [source[i]["id"] for i in range(7)]
-  seen = 0
+  assert [b["image"].shape[1:3] for b in batches] == [(32, 24), (32, 24), (24, 32), (24, 32)]
+  order = [0, 3, 6, 1, 2, 4, 5]  # one size after the other
+  assert [name for b in batches for name in b["id"] if name] == [source[i]["id"] for i in order]
+  order = iter(order)
   for batch in batches:
     assert len(batch["image"]) == 2
     for image, label, name in zip(batch["image"], batch["label"], batch["id"], strict=True):
       if not name:
         assert (label == 255).all() and not image.any()
         continue
-      np.testing.assert_array_equal(image, source[seen]["image"])
-      np.testing.assert_array_equal(label, source[seen]["label"])
-      seen += 1
+      example = source[next(order)]
+      np.testing.assert_array_equal(image, example["image"])
+      np.testing.assert_array_equal(label, example["label"])
 
 
 @pytest.mark.parametrize("count", [2, 4])
