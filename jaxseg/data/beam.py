@@ -39,10 +39,10 @@ def plain_errors() -> Iterator[None]:
   """A worker's DataError as itself; Beam passes on its text, wrapped into its own error."""
   try:
     yield
-  except DataError:
-    raise
   except Exception as error:
-    found = re.search(r"DataError: (.*?)(?: \[while running|\n|$)", str(error), re.DOTALL)
+    # Workers in this process raise it as it was, with the step's name after it.
+    start = "" if isinstance(error, DataError) else "DataError: "
+    found = re.search(rf"{start}(.*?)(?: \[while running|$)", str(error), re.DOTALL)
     if found is None:
       raise
-    raise DataError(found.group(1)) from None
+    raise DataError(found.group(1).strip()) from None

@@ -200,7 +200,12 @@ def prepare(
     raise DataError(f"{builder.name}: data.manual_dir is empty; set it to the folder of the original files")
   items = original.find()
   _check_items(original, items, split)
+  settings = tfds.download.DownloadConfig(
+    try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
+  )
   beam = lazy.load("jaxseg.data.beam") if beam_runner else None
+  if beam:
+    settings = beam.configure(settings, beam_runner, beam_options)
   parent = builder.data_path.parent
   with _lock(parent):
     if not _is_prepared(builder.data_path):  # else another process did it while this one waited
@@ -208,12 +213,7 @@ def prepare(
         leftover.rmtree()
       counts = ", ".join(f"{len(members):,} {known}" for known, members in items.items())
       print(f"preparing {builder.name} ({counts} {builder.unit}) in {builder.data_path}", flush=True)
-      settings = tfds.download.DownloadConfig(
-        try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
-      )
       progress = None if beam else Progress(sum(map(len, items.values())))
-      if beam:
-        settings = beam.configure(settings, beam_runner, beam_options)
       splits = {known: _shards(original.load, members, progress) for known, members in items.items()}
       tfds.disable_progress_bar()
       with contextlib.ExitStack() as stack:
