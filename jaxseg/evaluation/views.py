@@ -41,7 +41,12 @@ class Grouping:
 
 
 def collate(
-  rule: InferenceRule, examples: Sequence[Mapping[str, Any]], *, sizes: Sequence[tuple[int, int]], count: int
+  rule: InferenceRule,
+  examples: Sequence[Mapping[str, Any]],
+  *,
+  sizes: Sequence[tuple[int, int]],
+  count: int,
+  results: Sequence[tuple[int, int]] | None = None,
 ) -> Batch:
   """`examples`, which share `rule.key`, as one batch of `count` rows.
 
@@ -51,39 +56,51 @@ def collate(
     sizes: (rows, columns) of every picture of the batch, also of those that other processes
       read: they decide the batch's shapes.
     count: rows of the result; the missing ones are black, with no label and the id "".
+    results: sizes to which each example's logits are brought, where they are not the pictures'.
 
   Returns:
     For each scale i `view{i}`, uint8 b h w 3 (h w is the canvas), `view{i}_size`, int32 b 2, the
     part of it that is picture, and `view{i}_kept`, bool b, whether all of `sizes` are kept by
-    the scale; "label" int32 b Y X, filled with 255; "size" int32 b 2, of the picture; "id".
+    the scale; "label" int32 b Y X, filled with 255; "size" int32 b 2, of the result; "id".
   """
-  bucket = tuple(-(-max(size[axis] for size in sizes) // BUCKET) * BUCKET for axis in (0, 1))
+  bounds = sizes if results is None else results
+  bucket = tuple(-(-max(size[axis] for size in bounds) // BUCKET) * BUCKET for axis in (0, 1))
   own = [tuple(np.shape(example["image"])[:2]) for example in examples]
+  wanted = list(own) if results is None else [tuple(size) for size in results[: len(own)]]
+  wanted += [tuple(bounds[0])] * (count - len(wanted))
   own += [tuple(sizes[0])] * (count - len(own))
   batch = {
     "label": np.full((count, *bucket), IGNORE_LABEL, np.int32),
-    "size": np.asarray(own, np.int32),
+    "size": np.asarray(wanted, np.int32),
     "id": np.array([str(e.get("id", i)) for i, e in enumerate(examples)] + [""] * (count - len(examples))),
   }
   for row, example in enumerate(examples):
     if "label" in example:
-      batch["label"][row, : own[row][0], : own[row][1]] = example["label"]
+      batch["label"][row, : wanted[row][0], : wanted[row][1]] = example["label"]
   for i, (scale, canvas) in enumerate(zip(rule.scales, rule.key(sizes[0]), strict=True)):
     view = np.zeros((count, *canvas, 3), np.uint8)
     view_size = np.asarray([rule.resized(size, scale) for size in own], np.int32)
     for row, example in enumerate(examples):
       h, w = view_size[row]
       view[row, :h, :w] = resize_picture(np.asarray(example["image"]), rule.steps(own[row], scale))
-    kept = all(rule.resized(size, scale) == tuple(size) for size in sizes)
+    kept = all(rule.resized(size, scale) == tuple(to) for size, to in zip(sizes, bounds, strict=True))
     batch |= {f"view{i}": view, f"view{i}_size": view_size, f"view{i}_kept": np.full(count, kept)}
   return batch
 
 
 def collate_batch(rule: InferenceRule, batch: Batch) -> Batch:
-  """A batch of pictures of one size, {"image": uint8 b h w 3, ...}, as `collate` gives it."""
-  count = len(batch["image"])
+  """A batch of pictures of one size, {"image": uint8 b h w 3, ...}, as `collate` gives it.
+
+  The result has the size of "label", else each picture's "size" (rows and columns), else its own.
+  """
+  count, size = len(batch["image"]), tuple(batch["image"].shape[1:3])
   examples = [{name: batch[name][row] for name in batch} for row in range(count)]
-  return collate(rule, examples, sizes=[tuple(batch["image"].shape[1:3])], count=count)
+  results = [size] * count
+  if "label" in batch:
+    results = [tuple(batch["label"].shape[1:3])] * count
+  elif "size" in batch:
+    results = [tuple(np.asarray(one).tolist()) for one in batch["size"]]
+  return collate(rule, examples, sizes=[size] * count, count=count, results=results)
 
 
 def resize_picture(
@@ -111,7 +128,7 @@ def ways_back(
   None where nothing is to be done.
 
   They do what the references do in turn: logits → network's input → padding cut off (→ mirrored
-  back) → picture's size. Rows beyond a picture's own size are zero.
+  back) → result's size. Rows beyond that are zero.
   """
   own, inside = batch["size"], batch[f"view{view}_size"]
   whole = rule.mode == "whole"

@@ -127,12 +127,13 @@ def test_report_by_hand():
   assert report.miou == pytest.approx((6 / 9 + 7 / 10) / 2)
   assert report.macc == pytest.approx((6 / 8 + 7 / 8) / 2)
   assert report.aacc == pytest.approx(13 / 16)
+  assert report.mdice == pytest.approx((12 / 15 + 14 / 17) / 2)
   lines = report.table(CLASSES).splitlines()
   assert lines[1].split() == ["sky", "0.6667", "0.7500", "50.00%"]
   assert lines[3].split() == ["tree", "-", "-", "0.00%"]
-  assert lines[-1] == "mIoU 0.6833  mAcc 0.8125  aAcc 0.8125"
+  assert lines[-1] == "mIoU 0.6833  mAcc 0.8125  aAcc 0.8125  mDice 0.8118"
   values = json.loads(report.to_json(CLASSES))
-  assert values["classes"][2] == {"name": "tree", "IoU": None, "Acc": None}
+  assert values["classes"][2] == {"name": "tree", "IoU": None, "Acc": None, "Dice": None}
   assert values["pixels"] == 16
   assert values["matrix"] == report.matrix.tolist()
   with pytest.raises(ValueError, match="there are 2 class names for a matrix of 3 classes"):
