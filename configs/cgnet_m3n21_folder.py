@@ -32,7 +32,8 @@ def get_config(arg: str = ""):
   config.optimizer.weight_decay = 5e-4
   config.optimizer.schedule.name = "poly"
   config.optimizer.schedule.power = 0.9
-  config.optimizer.schedule.warmup_steps = 200
+  # 200 of 10,000 steps; a shorter run warms up for as large a share of it.
+  config.optimizer.schedule.warmup_steps = config.get_oneway_ref("total_steps") // 50
 
   config.eval.every_steps = 500
   config.checkpoint.every_steps = 500

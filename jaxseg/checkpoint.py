@@ -1,10 +1,11 @@
 """Checkpoints of a training run (Orbax): asynchronous, atomic, the last few and the best.
 
-A directory `STEP/` holds two items, so that evaluation never reads moments: `variables`
-(params and the model's other collections, nested as in the model) and `optimizer` (step and
-optimizer state, by path). What is listed is whole: a checkpoint is written beside its place
-and renamed at the end, and renamed away before it is deleted. What a killed run left over is
-removed by the next `Checkpoints(directory)`.
+A directory `STEP/` holds two items, so that evaluation never reads moments: `variables` (params
+and the model's other collections, nested as in the model) and `optimizer` (step and optimizer
+state, by path). Where a moving average of the parameters is kept, it is what `variables` holds,
+and the parameters that training goes on from are in `optimizer`. What is listed is whole: a
+checkpoint is written beside its place and renamed at the end, and renamed away before it is
+deleted. What a killed run left over is removed by the next `Checkpoints(directory)`.
 """
 
 import math
@@ -103,9 +104,13 @@ class Checkpoints:
     restored = self._manager.restore(step, args=ocp.args.Composite(**args))
     optimizer = restored["optimizer"]
     leaves, structure = jax.tree_util.tree_flatten_with_path(state_like.opt_state)
+    params, average = restored["variables"]["params"], {}
+    if _average(state_like) is not None:
+      params, average = optimizer["params"], {"ema": params}
     return state_like.replace(
+      **average,
       step=optimizer["step"],
-      params=restored["variables"]["params"],
+      params=params,
       model_state=restored["variables"]["model_state"],
       opt_state=jax.tree.unflatten(structure, [optimizer["opt_state"][_key(path)] for path, _ in leaves]),
     )
@@ -207,8 +212,18 @@ def _items(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
   # Optimizer states are named tuples of any depth; by path they need no class to be read back.
   leaves = jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
   opt_state = {_key(path): leaf for path, leaf in leaves}
-  variables = {"params": state.params, "model_state": state.model_state}
-  return variables, {"step": state.step, "opt_state": opt_state}
+  optimizer = {"step": state.step, "opt_state": opt_state}
+  params = average = _average(state)
+  if average is None:
+    params = state.params
+  else:
+    optimizer["params"] = state.params
+  return {"params": params, "model_state": state.model_state}, optimizer
+
+
+def _average(state: State) -> Any:
+  """The moving average of the parameters, of a state that keeps one."""
+  return getattr(state, "ema", None)
 
 
 def _key(path) -> str:

@@ -12,7 +12,12 @@ from jax.sharding import Mesh
 
 from jaxseg.macs import count_macs
 from jaxseg.models import align_corners_of
+from jaxseg.train.frozen import frozen_paths, path_of
+from jaxseg.train.loss import loss_settings
 from jaxseg.train.optimizer import parameter_groups
+
+# Settings of losses that have words of their own on the card, or a row.
+_SHARED_SETTINGS = ("normalize_by", "class_weights", "ignore_label", "label_smoothing")
 
 
 def recipe_card(
@@ -47,6 +52,7 @@ def recipe_card(
     "optimizer": _optimizer(config.optimizer),
     "schedule": _schedule(config.optimizer),
     "decay": _decay(config.optimizer, params),
+    **_kept(config, params),
     "precision": f"computes in {config.dtype}; parameters, statistics and loss in float32",
     "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     + f" on {mesh.devices.size} {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
@@ -66,8 +72,10 @@ def _model(config: ml_collections.ConfigDict, model: nn.Module, params: Any, num
 
 def _batch(config: ml_collections.ConfigDict, mesh: Mesh, examples: int) -> str:
   groups = mesh.shape["data"] * mesh.shape["fsdp"]
+  parts = config.accumulate
+  cut = f" in {parts} micro-batches, gradients averaged" if parts > 1 else ""
   return (
-    f"{config.batch_size} images a step ({config.batch_size // groups} a device group),"
+    f"{config.batch_size} images a step ({config.batch_size // groups} a device group){cut},"
     f" {examples / config.batch_size:.4g} steps an epoch"
   )
 
@@ -81,8 +89,13 @@ def _steps(config: ml_collections.ConfigDict, start: int, examples: int) -> str:
 def _augmentation(data: ml_collections.ConfigDict) -> str:
   low, high = data.scale_range
   step = f" in steps of {data.scale_step:g}" if data.scale_step else ""
+  base = f" of the fit into {data.resize[0]}x{data.resize[1]}" if data.resize else ""
   height, width = data.crop_size
-  return f"scale {low:g} to {high:g}{step}, crop {height}x{width}, flip {data.flip:g}, colour {data.color}"
+  mixed = f" with no class at {data.cat_max_ratio:g} or more" if data.cat_max_ratio < 1 else ""
+  return (
+    f"scale {low:g} to {high:g}{step}{base}, crop {height}x{width}{mixed}, flip {data.flip:g},"
+    f" padded {data.pad.replace('_', ' ')}, colour {data.color}"
+  )
 
 
 def _input(preprocess: ml_collections.ConfigDict) -> str:
@@ -95,18 +108,42 @@ def _loss(loss: ml_collections.ConfigDict) -> str:
     "valid": "mean over labelled pixels",
     "all": "mean over all pixels",
     "weights": "mean by class weight",
+    "kept": "mean over the kept pixels",
   }
-  parts = [loss.name.replace("_", " "), share.get(loss.normalize_by, loss.normalize_by)]
+  names = [name.strip() for name in loss.name.split("+")]
+  factors = tuple(loss.factors) or (1.0,) * len(names)
+  terms = [f"{f:g} x {n}" if f != 1 else n for n, f in zip(names, factors, strict=True)]
+  parts = [" + ".join(terms).replace("_", " ")]
+  if any("normalize_by" in loss_settings(name) for name in names):
+    parts.append(share.get(loss.normalize_by, loss.normalize_by))
   if loss.class_weights:
     parts.append(f"class weights {min(loss.class_weights):.4g} to {max(loss.class_weights):.4g}")
   if loss.label_smoothing:
     parts.append(f"label smoothing {loss.label_smoothing:g}")
+  own = {key: loss.get(key, default) for name in names for key, default in loss_settings(name).items()}
+  parts += [f"{key.replace('_', ' ')} {own[key]}" for key in own if key not in _SHARED_SETTINGS]
   parts += [f"{name} x{weight:g}" for name, weight in loss.weights.items() if len(loss.weights) > 1]
   return ", ".join(parts)
 
 
+def _kept(config: ml_collections.ConfigDict, params: Any) -> dict[str, str]:
+  """Rows for what few recipes have: frozen parameters, a moving average."""
+  rows = {}
+  if config.frozen:
+    still = frozen_paths(params, tuple(config.frozen))
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    count = sum(int(np.prod(leaf.shape)) for path, leaf in leaves if path_of(path) in still)
+    rows["frozen"] = (
+      f"{len(still)} tensors, {count:,} parameters; BatchNorms among them keep their statistics"
+    )
+  if config.ema_decay:
+    rows["average"] = f"parameters' moving average, decay {config.ema_decay:g}; it is evaluated and kept"
+  return rows
+
+
 def _optimizer(optimizer: ml_collections.ConfigDict) -> str:
-  numbers = {"sgd": f"momentum {optimizer.momentum:g}"}.get(
+  nesterov = " (Nesterov)" if optimizer.nesterov else ""
+  numbers = {"sgd": f"momentum {optimizer.momentum:g}{nesterov}"}.get(
     optimizer.name, f"b1 {optimizer.b1:g}, b2 {optimizer.b2:g}, eps {optimizer.eps:g}"
   )
   clip = f", gradient norm at most {optimizer.grad_clip:g}" if optimizer.grad_clip else ""
@@ -126,6 +163,8 @@ def _schedule(optimizer: ml_collections.ConfigDict) -> str:
     parts.append(
       f"{schedule.warmup_steps:,} warm-up steps from x{schedule.warmup_ratio:g} ({schedule.warmup})"
     )
+  if schedule.every > 1:
+    parts.append(f"changed every {schedule.every:,} steps")
   return ", ".join(parts)
 
 

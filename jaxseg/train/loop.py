@@ -34,7 +34,7 @@ from jaxseg.train.overrides import ConfigError
 from jaxseg.train.runtime import make_mesh
 from jaxseg.train.schedule import make_schedule
 from jaxseg.train.state import TrainState, create_state
-from jaxseg.train.step import jit_step, make_step
+from jaxseg.train.step import Step, jit_step, make_step
 from jaxseg.types import Batch, Preprocess
 
 # What a model may draw from in training; Light-Ham's bases are redrawn every step, as published.
@@ -66,25 +66,37 @@ def plan(config: ml_collections.ConfigDict) -> Run:
   validate.validate(config)
   mesh = make_mesh(config.mesh)
   validate.validate_batches(config, mesh)
-  info = data.dataset_info(config.data)
-  num_classes = validate.validate_classes(config, info.classes)
+  run = assemble(config, mesh)
   splits = dict.fromkeys((config.data.train_split, config.data.eval_split))
   lengths = {split: len(data.open_split(config.data, split)) for split in splits}
+  return dataclasses.replace(run, lengths=lengths)
+
+
+def assemble(config: ml_collections.ConfigDict, mesh: Mesh) -> Run:
+  """What a valid config comes to on a mesh, without the pictures: no data set and no device need be there.
+
+  Raises:
+    ValueError: as `plan`.
+  """
+  info = data.dataset_info(config.data)
+  num_classes = validate.validate_classes(config, info.classes)
   model = config_lib.build_model(config, num_classes)
   loss_fn = make_loss(config.loss, align_corners=align_corners_of(model))
   shapes = jax.eval_shape(lambda: _init(model, config))
-  tx = make_optimizer(config.optimizer, shapes["params"])
+  tx = make_optimizer(config.optimizer, shapes["params"], frozen=tuple(config.frozen))
   return Run(
     config=config,
     mesh=mesh,
     info=info,
     num_classes=num_classes,
-    lengths=lengths,
+    lengths={},
     model=model,
     preprocess=config_lib.make_preprocess(config.preprocess),
     loss_fn=loss_fn,
     tx=tx,
-    shapes=jax.eval_shape(lambda variables: create_state(model, variables, tx), shapes),
+    shapes=jax.eval_shape(
+      lambda variables: create_state(model, variables, tx, ema=config.ema_decay > 0), shapes
+    ),
   )
 
 
@@ -148,9 +160,7 @@ def _sequence(
 ) -> Report | None:
   """Restore is done; now (evaluate → save → step)*."""
   config, total = run.config, run.config.total_steps
-  step_fn = jit_step(
-    make_step(run.loss_fn, run.tx, prepare=make_prepare(run), streams=_STREAMS), run.mesh, state
-  )
+  step_fn = jit_step(run_step(run), run.mesh, state)
   # Made on the mesh: under the transfer guard a step may not move it there.
   key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(run.mesh))()
   rates = _learning_rates(config)
@@ -180,13 +190,13 @@ def _sequence(
         metrics = None
         if evaluate:
           began = time.perf_counter()
-          report = evaluator(state.variables)
+          report = evaluator(state.eval_variables)
           metrics = report.scalars()
           log.write(step, metrics)
           board.scalars(step, metrics, prefix="eval/")
           progress.say(f"step {step}: mIoU {report.miou:.4f} on {config.data.eval_split}")
           if _due(step, config.log.panel_every_steps) or (done and config.log.panel_every_steps):
-            board.image(step, "eval/predictions", evaluator.panel(state.variables))
+            board.image(step, "eval/predictions", evaluator.panel(state.eval_variables))
           progress.pause(time.perf_counter() - began)
         # Before the save: a checkpoint never knows of a step that the log does not.
         log.flush()
@@ -205,6 +215,36 @@ def _sequence(
   return report
 
 
+def run_step(run: Run) -> Step:
+  """The step of a run, not yet compiled."""
+  return make_step(
+    run.loss_fn,
+    run.tx,
+    prepare=make_prepare(run),
+    streams=_STREAMS,
+    frozen=tuple(run.config.frozen),
+    ema_decay=run.config.ema_decay,
+    accumulate=run.config.accumulate,
+  )
+
+
+def lower_step(run: Run, *, batch_size: int) -> jax.stages.Lowered:
+  """The step that `train` takes, ready for the compiler: with it the step can be compiled before it is run.
+
+  Args:
+    run: what `plan` or `assemble` gives.
+    batch_size: images, over all devices.
+  """
+  pixels = (batch_size, *run.config.data.crop_size)
+  batch = {
+    "image": jax.ShapeDtypeStruct((*pixels, 3), np.uint8),
+    "label": jax.ShapeDtypeStruct(pixels, np.int32),
+    "box": jax.ShapeDtypeStruct((batch_size, 4), np.int32),
+  }
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jit_step(run_step(run), run.mesh, run.shapes).lower(run.shapes, batch, key)
+
+
 def make_prepare(run: Run) -> Callable[[Batch, jax.Array], Batch]:
   """(batch, key) → batch with a normalised image: colour distortion and mean / std run on the device."""
 
@@ -212,7 +252,8 @@ def make_prepare(run: Run) -> Callable[[Batch, jax.Array], Batch]:
     image = batch["image"]
     if run.config.data.color == "photometric":
       image = data.distort(image, key)
-    return {**batch, "image": run.preprocess(image)}
+    # Padding is 0 whatever the colours of the picture became.
+    return {**batch, "image": data.zero_padding(run.preprocess(image), batch["box"])}
 
   return prepare
 
@@ -240,13 +281,15 @@ def _restore_or_init(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, in
 
     variables = jax.device_get(jax.jit(lambda: _init(run.model, run.config))())
     variables = hub.load_pretrained(run.config.init_from, variables, keep=tuple(run.config.init_keep))
-    make = jax.jit(lambda values: create_state(run.model, values, run.tx), out_shardings=shardings)
+    make = jax.jit(lambda values: _create(run, values), out_shardings=shardings)
     return make(jax.device_get(variables)), 0
   # Compiled, so that each device makes only the part that it keeps.
-  make = jax.jit(
-    lambda: create_state(run.model, _init(run.model, run.config), run.tx), out_shardings=shardings
-  )
+  make = jax.jit(lambda: _create(run, _init(run.model, run.config)), out_shardings=shardings)
   return make(), 0
+
+
+def _create(run: Run, variables: Any) -> TrainState:
+  return create_state(run.model, variables, run.tx, ema=run.config.ema_decay > 0)
 
 
 def _fetcher(run: Run, start: int) -> Callable[[], tuple[list[str], dict[str, jax.Array]]]:

@@ -4,13 +4,14 @@
   (torch.optim.Adam, the official CGNet);
 - "adamw": the decay is taken off the parameter, times its learning rate (torch.optim.AdamW);
 - "sgd": L2 in the gradient, buffer = momentum · buffer + gradient, the rate outside of it
-  (torch.optim.SGD; a rate inside the buffer, as in TF, is another optimizer when the rate changes).
+  (torch.optim.SGD; a rate inside the buffer, as in TF, is another optimizer when the rate changes),
+  with Nesterov's look-ahead as a field.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +19,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxseg.catalog import suggestion
+from jaxseg.train.frozen import frozen_paths, path_of, paths_of
 from jaxseg.train.schedule import Schedule, Settings, make_schedule
 
 _KEYS = (
-  "name", "learning_rate", "weight_decay", "b1", "b2", "eps", "momentum",
+  "name", "learning_rate", "weight_decay", "b1", "b2", "eps", "momentum", "nesterov",
   "groups", "names", "grad_clip", "schedule",
 )  # fmt: skip
 _NAMES = ("adam", "adamw", "sgd")
@@ -37,15 +39,24 @@ class Group:
   rule: str | None = None  # the regex that hit
 
 
-def make_optimizer(optimizer: Settings, params: Any) -> optax.GradientTransformation:
+def make_optimizer(
+  optimizer: Settings, params: Any, *, frozen: Sequence[str] = ()
+) -> optax.GradientTransformation:
   """The optimizer of `config.optimizer`, for parameters of this structure.
 
   Keys: name ("adam", "adamw", "sgd"); learning_rate; weight_decay, default 0; b1 0.9, b2 0.999,
-  eps 1e-8; momentum 0.9; grad_clip (largest global norm, 0 for none); schedule (see
+  eps 1e-8; momentum 0.9, nesterov False; grad_clip (largest global norm, 0 for none); schedule (see
   `make_schedule`; none is a constant rate); groups and names (see `parameter_groups`).
 
+  Args:
+    optimizer: the settings.
+    params: the parameters, or their shapes.
+    frozen: regexes that fullmatch paths of parameters ("encoder/.*"): these are not updated, have no
+      moments, and are no part of the norm that is clipped. Give the same to `make_step`.
+
   Raises:
-    ValueError: unknown key or name, no learning rate, a rule that is not (regex, lr_mult, decay_mult).
+    ValueError: unknown key or name, no learning rate, a rule that is not (regex, lr_mult, decay_mult),
+      a pattern that freezes nothing, or nothing left to train.
   """
   for key in optimizer:
     if key not in _KEYS:
@@ -58,8 +69,11 @@ def make_optimizer(optimizer: Settings, params: Any) -> optax.GradientTransforma
 
   groups = parameter_groups(optimizer, params)
   decay = _number(optimizer, "weight_decay", 0.0)
-  decays = _like(params, lambda path: decay * groups[path].decay_mult)
-  mults = _like(params, lambda path: groups[path].lr_mult)
+  still = frozen_paths(params, frozen)
+  # Where a parameter is frozen there is a hole, as optax.partition makes one in the gradients.
+  hole = optax.MaskedNode()
+  decays = _like(params, lambda path: hole if path in still else decay * groups[path].decay_mult)
+  mults = _like(params, lambda path: hole if path in still else groups[path].lr_mult)
 
   clip = _number(optimizer, "grad_clip", 0.0)
   parts = [optax.clip_by_global_norm(clip)] if clip else []
@@ -71,13 +85,19 @@ def make_optimizer(optimizer: Settings, params: Any) -> optax.GradientTransforma
         eps=_number(optimizer, "eps", 1e-8),
       )
     case "sgd":
-      momentum = _number(optimizer, "momentum", 0.9)
-      moments = optax.trace(decay=momentum) if momentum else optax.identity()
+      momentum, nesterov = _number(optimizer, "momentum", 0.9), bool(optimizer.get("nesterov"))
+      if nesterov and not momentum:
+        raise ValueError("optimizer.nesterov is true with momentum 0, which has nothing to look ahead with")
+      moments = optax.trace(decay=momentum, nesterov=nesterov) if momentum else optax.identity()
   parts += [moments, _add_decay(decays)] if name == "adamw" else [_add_decay(decays), moments]
   schedule, rate = dict(optimizer.get("schedule") or {}), float(optimizer["learning_rate"])
   # A rate of its own for each factor, since a schedule's end value is not multiplied (as in mmcv).
   rates = {mult: make_schedule(schedule, rate * mult) for mult in set(jax.tree.leaves(mults))}
-  return optax.chain(*parts, _scale_by_rate(mults, rates))
+  tx = optax.chain(*parts, _scale_by_rate(mults, rates))
+  if not still:
+    return tx
+  labels = _like(params, lambda path: "frozen" if path in still else "trained")
+  return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
 
 
 def parameter_groups(optimizer: Settings, params: Any) -> dict[str, Group]:
@@ -106,7 +126,7 @@ def parameter_groups(optimizer: Settings, params: Any) -> dict[str, Group]:
 
     names = published_names(params, layout)
   groups = {}
-  for path in _paths(params):
+  for path in paths_of(params):
     name = path if names is None else names[path]
     hit = next(((p, lr, decay) for p, lr, decay in rules if p.search(name)), None)
     groups[path] = Group(name) if hit is None else Group(name, hit[1], hit[2], hit[0].pattern)
@@ -165,13 +185,5 @@ def _number(optimizer: Settings, key: str, default: float) -> float:
   return default if value is None else float(value)
 
 
-def _like(params: Any, value: Callable[[str], float]) -> Any:
-  return jax.tree_util.tree_map_with_path(lambda path, _: value(_path(path)), params)
-
-
-def _paths(params: Any) -> list[str]:
-  return [_path(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-
-
-def _path(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
+def _like(params: Any, value: Callable[[str], Any]) -> Any:
+  return jax.tree_util.tree_map_with_path(lambda path, _: value(path_of(path)), params)

@@ -1,12 +1,17 @@
 """Learning-rate schedules: pure functions of the step (of the update about to be made, from 0).
 
-Two published ways to warm up:
+Three published ways to warm up:
 
 - "mmcv" (the official SegFormer and SegNeXt repositories, mmseg 0.x): the decay runs from
   step 0 over `total_steps` T, and the warm-up over W steps is a factor on top of it:
   lr(i) = decay(i / T) · (1 − (1 − i/W)·(1 − ratio)) for i < W;
 - "mmengine" (mmseg 1.x): a line from ratio·lr to lr over steps 0..W−1, then the decay over
-  what is left: lr(i) = decay((i − W) / (T − W − 1)), which reaches its end at step T−1.
+  what is left: lr(i) = decay((i − W) / (T − W − 1)), which reaches its end at step T−1;
+- "timm" (DeiT and the ImageNet recipes after it): a line from ratio·lr at step 0 to lr at
+  step W, instead of the decay, which runs from step 0 all the same: lr(i) = decay(i / T) for i ≥ W.
+
+timm changes the rate once an epoch: `every` is the steps of one, and the rate is that of the
+epoch's first step.
 
 Fractions are taken as (T − i) / T of integers, not as 1 − i/T: in float32 the latter is
 wrong by half a percent at the last steps of 160,000.
@@ -29,9 +34,10 @@ Schedule = Callable[[Int[Any, ""]], Float[Array, ""]]
 
 _KEYS = (
   "name", "power", "end_value", "total_steps", "warmup", "warmup_steps", "warmup_ratio",
-  "boundaries", "factor",
+  "boundaries", "factor", "every",
 )  # fmt: skip
 _NAMES = ("constant", "cosine", "poly", "step")
+WARMUPS = ("mmcv", "mmengine", "timm")
 
 
 def make_schedule(schedule: Settings, learning_rate: float) -> Schedule:
@@ -44,7 +50,8 @@ def make_schedule(schedule: Settings, learning_rate: float) -> Schedule:
     end_value: rate at which poly and cosine end, default 0; the same for every group, as in mmcv.
     boundaries, factor: "step" multiplies by `factor` (default 0.1) at each of these steps.
     warmup_steps: W, default 0; warmup_ratio: share of the rate at step 0, default 0;
-    warmup: "mmcv" (default) or "mmengine", see the module.
+    warmup: "mmcv" (default), "mmengine" or "timm", see the module.
+    every: steps between changes of the rate, default 1.
 
   Raises:
     ValueError: unknown key, name or value.
@@ -56,23 +63,33 @@ def make_schedule(schedule: Settings, learning_rate: float) -> Schedule:
   if name not in _NAMES:
     raise ValueError(f"there is no schedule called {name!r}; {suggestion(str(name), _NAMES)}")
   form = schedule.get("warmup", "mmcv")
-  if form not in ("mmcv", "mmengine"):
-    raise ValueError(f"schedule.warmup is {form!r}, expected 'mmcv' or 'mmengine'")
+  if form not in WARMUPS:
+    raise ValueError(f"schedule.warmup is {form!r}, expected 'mmcv', 'mmengine' or 'timm'")
   warmup = int(schedule.get("warmup_steps", 0) or 0)
   total = int(schedule.get("total_steps", 0) or 0)
   if name in ("poly", "cosine") and total <= warmup:
     raise ValueError(f"schedule.total_steps is {total}, expected more than the {warmup} warm-up steps")
   ratio = float(schedule.get("warmup_ratio", 0.0) or 0.0)
+  every = int(schedule.get("every", 1) or 1)
+  if every < 1:
+    raise ValueError(f"schedule.every is {every}, expected at least 1 step")
   base = float(learning_rate)
   decay = _decay(schedule, name, base)
 
-  if form == "mmcv":
+  def now(step):
+    step = jnp.asarray(step, jnp.int32)
+    return step if every == 1 else step // every * every
+
+  if form in ("mmcv", "timm"):
 
     def rate(step):
-      step = jnp.asarray(step, jnp.int32)
+      step = now(step)
       value = decay(step, jnp.maximum(total - step, 0) / max(total, 1))
       if not warmup:
         return value
+      if form == "timm":
+        line = ratio + (1.0 - ratio) * (jnp.minimum(step, warmup) / warmup)
+        return jnp.where(step < warmup, base * _float(line), value)
       # The same factor as above, without a difference of nearly equal numbers at step 0.
       factor = ratio + (1.0 - ratio) * (jnp.minimum(step, warmup) / warmup)
       return value * _float(factor)
@@ -80,7 +97,7 @@ def make_schedule(schedule: Settings, learning_rate: float) -> Schedule:
   else:
 
     def rate(step):
-      step = jnp.asarray(step, jnp.int32)
+      step = now(step)
       length = max(total - warmup - 1, 1)
       value = decay(step, jnp.clip(total - 1 - step, 0, length) / length)
       if not warmup:

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
@@ -20,6 +21,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: the optimizer's.
     apply_fn: the model's `apply`; not part of the tree, and so not of a checkpoint.
     tx: the optimizer; the same.
+    ema: the parameters' exponential moving average, of their shapes; None when none is kept.
   """
 
   step: Any  # int32 scalar; Any, like the rest, since trees of shapes and shardings take this form too
@@ -28,17 +30,33 @@ class TrainState(flax.struct.PyTreeNode):
   opt_state: Any
   apply_fn: Callable = flax.struct.field(pytree_node=False)
   tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+  ema: Any = None
 
   @property
   def variables(self) -> dict[str, Any]:
     """What `model.apply` takes."""
     return {"params": self.params, **self.model_state}
 
+  @property
+  def eval_variables(self) -> dict[str, Any]:
+    """What is evaluated and shipped: the moving average's parameters where there is one."""
+    return {**self.variables, "params": self.params if self.ema is None else self.ema}
+
 
 def create_state(
-  model: nn.Module, variables: Mapping[str, Any], tx: optax.GradientTransformation
+  model: nn.Module, variables: Mapping[str, Any], tx: optax.GradientTransformation, *, ema: bool = False
 ) -> TrainState:
-  """The state before the first step, of `model.init`'s variables."""
+  """The state before the first step, of `model.init`'s variables.
+
+  Args:
+    model: whose `apply` the step calls.
+    variables: what `model.init(key, image, train=False)` gives, or weights of that structure.
+    tx: what `make_optimizer` gives.
+    ema: keep a moving average of the parameters, for a step with an `ema_decay`; it starts as a copy.
+
+  Raises:
+    ValueError: variables without parameters.
+  """
   if "params" not in variables:
     raise ValueError(
       f"variables hold {sorted(variables)} and no 'params';"
@@ -52,6 +70,7 @@ def create_state(
     opt_state=tx.init(params),
     apply_fn=model.apply,
     tx=tx,
+    ema=jax.tree.map(jnp.copy, params) if ema else None,
   )
 
 

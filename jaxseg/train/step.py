@@ -1,14 +1,17 @@
 """The training step: pure, and compiled once for a mesh."""
 
+import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from jaxseg.sharding import MIN_SPLIT_ELEMENTS, batch_sharding, replicated, state_sharding
+from jaxseg.sharding import BATCH_AXES, MIN_SPLIT_ELEMENTS, batch_sharding, replicated, state_sharding
+from jaxseg.train.frozen import frozen_norms, frozen_paths, keep_statistics, path_of
 from jaxseg.train.loss import LossFn
 from jaxseg.train.state import TrainState
 from jaxseg.types import Batch
@@ -24,6 +27,9 @@ def make_step(
   *,
   prepare: Prepare | None = None,
   streams: Sequence[str] = ("dropout", "drop_path"),
+  frozen: Sequence[str] = (),
+  ema_decay: float = 0.0,
+  accumulate: int = 1,
 ) -> Step:
   """(state, batch, key) → (state, scalars); not yet compiled, see `jit_step`.
 
@@ -37,44 +43,122 @@ def make_step(
       the batch comes ready.
     streams: random streams that the model may draw from. "nmf" is not among them by default:
       with it, Light-Ham's bases are redrawn at every step, without it the stored ones are used.
+    frozen: what `make_optimizer` was given: a parameter that one of these regexes fullmatches gets no
+      gradient, and a BatchNorm whose parameters all match uses and keeps its stored statistics.
+    ema_decay: d of the moving average ema ← d·ema + (1 − d)·params after each update, for a state that was
+      created with `ema=True`; 0 for none.
+    accumulate: micro-batches into which a batch is cut, one after the other, for its gradients' mean; it must
+      divide the batch. The loss is the mean of theirs and BatchNorm sees one at a time, as with iter_size
+      in Caffe; without BatchNorm, and with as many labelled pixels in each, the update is that of the
+      whole batch.
 
   Scalars: loss; loss/MAP for each supervised map, before its weight; grad_norm, of all
   gradients before clipping; finite, whether loss and every gradient are.
+
+  Raises:
+    ValueError: a value out of its range; when traced, a pattern that matches nothing, a batch that
+      `accumulate` does not divide, or a state that has no average for `ema_decay`, or one for none.
   """
+  if not 0.0 <= ema_decay < 1.0:
+    raise ValueError(f"ema_decay is {ema_decay}, expected a share in [0, 1), such as 0.999; 0 keeps none")
+  if accumulate < 1:
+    raise ValueError(f"accumulate is {accumulate}, expected at least 1 micro-batch a step")
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Scalars]:
+    _check_average(state, ema_decay)
     key = jax.random.fold_in(key, state.step)
     prepare_key, model_key = jax.random.split(key)
     if prepare is not None:
       batch = prepare(batch, prepare_key)
-    rngs = dict(zip(streams, jax.random.split(model_key, max(len(streams), 1)), strict=False))
+    still = frozen_paths(state.params, frozen)
+    norms = frozen_norms(state.params, still)
 
-    def objective(params):
-      outputs, changed = state.apply_fn(
-        {"params": params, **state.model_state},
-        batch["image"],
-        train=True,
-        rngs=rngs,
-        mutable=list(state.model_state),
+    def gradients(model_state, batch, key):
+      rngs = dict(zip(streams, jax.random.split(key, max(len(streams), 1)), strict=False))
+
+      def objective(params):
+        params = _hold(params, still)
+        with keep_statistics(norms) if norms else contextlib.nullcontext():
+          outputs, changed = state.apply_fn(
+            {"params": params, **model_state},
+            batch["image"],
+            train=True,
+            rngs=rngs,
+            mutable=list(model_state),
+          )
+        loss, parts = loss_fn(outputs, batch["label"])
+        return loss, (parts, changed)
+
+      (loss, (parts, changed)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+      return (loss, parts, grads), {**model_state, **changed}
+
+    if accumulate == 1:
+      (loss, parts, grads), model_state = gradients(state.model_state, batch, model_key)
+    else:
+      (loss, parts, grads), model_state = _accumulated(
+        gradients, state.model_state, batch, model_key, accumulate
       )
-      loss, parts = loss_fn(outputs, batch["label"])
-      return loss, (parts, changed)
-
-    (loss, (parts, changed)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     grad_norm = optax.tree.norm(grads)
     scalars = {"loss": loss, **{f"loss/{key}": part for key, part in parts.items()}}
     # A norm is finite only when every gradient is.
     scalars |= {"grad_norm": grad_norm, "finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm)}
-    state = state.replace(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      model_state={**state.model_state, **changed},
-      opt_state=opt_state,
-    )
+    params = optax.apply_updates(state.params, updates)
+    if still:
+      params = jax.tree_util.tree_map_with_path(
+        lambda path, new, old: old if path_of(path) in still else new, params, state.params
+      )
+    state = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
+    if ema_decay:
+      # From the difference, which is 0 to the bit where nothing moved.
+      average = jax.tree.map(lambda old, new: old + (1.0 - ema_decay) * (new - old), state.ema, params)
+      state = state.replace(ema=average)
     return state, scalars
 
   return step
+
+
+def _hold(params: Any, still: frozenset[str]) -> Any:
+  """`params` with no derivative for those that stay, so that none is computed."""
+  if not still:
+    return params
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jax.lax.stop_gradient(x) if path_of(path) in still else x, params
+  )
+
+
+def _accumulated(gradients: Callable, model_state: Any, batch: Batch, key: Array, count: int) -> Any:
+  """`gradients` of `count` parts of the batch in turn: means of what they give, and the last model state."""
+  parts = {name: _parts(x, count) for name, x in batch.items()}
+
+  def add(carry, part):
+    total, model_state = carry
+    index, part = part
+    given, model_state = gradients(model_state, part, jax.random.fold_in(key, index))
+    return (jax.tree.map(jnp.add, total, given), model_state), None
+
+  first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
+  shapes = jax.eval_shape(lambda *args: gradients(*args)[0], model_state, first, key)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  (total, model_state), _ = jax.lax.scan(add, (zeros, model_state), (jnp.arange(count), parts))
+  return jax.tree.map(lambda x: x / count, total), model_state
+
+
+def _parts(x: Array, count: int) -> Array:
+  """Part i is every `count`-th row from i on, so that each device has rows of its own in each part."""
+  if x.shape[0] % count:
+    raise ValueError(f"a batch of {x.shape[0]} cannot be cut into accumulate={count} parts of one size")
+  parts = jnp.moveaxis(jnp.reshape(x, (x.shape[0] // count, count, *x.shape[1:])), 1, 0)
+  if set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
+    parts = jax.lax.with_sharding_constraint(parts, PartitionSpec(None, BATCH_AXES))
+  return parts
+
+
+def _check_average(state: TrainState, ema_decay: float) -> None:
+  if ema_decay and state.ema is None:
+    raise ValueError(f"ema_decay is {ema_decay}, but the state has no average; create_state(..., ema=True)")
+  if not ema_decay and state.ema is not None:
+    raise ValueError("the state keeps an average, but the step has no ema_decay; give make_step one")
 
 
 def jit_step(step: Step, mesh: Mesh, state: TrainState, *, min_elements: int = MIN_SPLIT_ELEMENTS) -> Step:

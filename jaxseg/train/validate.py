@@ -7,8 +7,10 @@ import ml_collections
 from jax.sharding import Mesh
 
 from jaxseg import catalog, models, sharding
+from jaxseg.data import DataError
 from jaxseg.train import config as config_lib
 from jaxseg.train.overrides import ConfigError, nearest
+from jaxseg.train.rule import make_inference_rule
 
 # Optimizer, schedule, loss and data set check their own keys when they are made, which is before
 # anything is compiled too.
@@ -21,6 +23,8 @@ _CHOICES = {
 _RANGES = {
   "total_steps": (1, None),
   "batch_size": (1, None),
+  "accumulate": (1, None),
+  "ema_decay": (0.0, 1.0),
   "model.num_classes": (0, 254),  # 255 is the ignore label
   "data.flip": (0.0, 1.0),
   "data.scale_step": (0.0, None),
@@ -28,7 +32,13 @@ _RANGES = {
   "optimizer.learning_rate": (0.0, None),
   "optimizer.weight_decay": (0.0, None),
   "optimizer.grad_clip": (0.0, None),
+  "optimizer.b1": (0.0, 1.0),
+  "optimizer.b2": (0.0, 1.0),
+  "optimizer.eps": (0.0, None),
+  "optimizer.momentum": (0.0, 1.0),
   "optimizer.schedule.total_steps": (1, None),
+  "optimizer.schedule.every": (1, None),
+  "optimizer.schedule.warmup_ratio": (0.0, 1.0),
   "optimizer.schedule.warmup_steps": (0, None),
   "loss.label_smoothing": (0.0, 1.0),
   "eval.every_steps": (0, None),
@@ -64,7 +74,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if value < low or (high is not None and value > high):
       span = f"at least {low}" if high is None else f"between {low} and {high}"
       raise ConfigError(f"config.{key} is {value}; expected {span}")
+  for key in ("ema_decay", "optimizer.b1", "optimizer.b2", "optimizer.momentum"):
+    if _get(config, key) == 1.0:
+      raise ConfigError(f"config.{key} is 1.0, with which nothing ever changes; expected below 1")
   _check_data(config.data)
+  make_inference_rule(config.eval)
   if any(std <= 0 for std in config.preprocess.std):
     raise ConfigError(f"config.preprocess.std is {tuple(config.preprocess.std)}; each must be above 0")
   schedule = config.optimizer.schedule
@@ -83,6 +97,13 @@ def _check_data(data: ml_collections.ConfigDict) -> None:
   low, high = data.scale_range
   if not 0 < low <= high:
     raise ConfigError(f"config.data.scale_range is {(low, high)}; expected (low, high) with 0 < low <= high")
+  from jaxseg.data.transforms import make_rule  # brings OpenCV
+
+  names = ("crop_size", "scale_range", "scale_step", "flip", "resize", "cat_max_ratio", "pad")
+  try:
+    make_rule(**{name: data[name] for name in names})
+  except DataError as error:
+    raise ConfigError(f"config.{error}") from None
 
 
 def validate_batches(
@@ -98,6 +119,21 @@ def validate_batches(
       sharding.check_batch(_get(config, key), mesh)
     except ValueError as error:
       raise ConfigError(f"config.{key}: {error}") from None
+  if "batch_size" in keys and config.accumulate > 1:
+    _check_micro_batches(config.batch_size, config.accumulate, mesh)
+
+
+def _check_micro_batches(batch_size: int, parts: int, mesh: Mesh) -> None:
+  """A step's batch has to be cut into equal micro-batches, each spread evenly over the devices."""
+  groups = mesh.shape["data"] * mesh.shape["fsdp"]
+  unit = parts * groups
+  if batch_size % unit:
+    above = (batch_size // unit + 1) * unit
+    nearest = f"{batch_size - batch_size % unit} or {above}" if batch_size > unit else f"{above}"
+    raise ConfigError(
+      f"config.accumulate is {parts}, which does not cut config.batch_size {batch_size} into micro-batches"
+      f" that {groups} device groups share evenly; use a batch of {nearest}"
+    )
 
 
 def validate_classes(config: ml_collections.ConfigDict, classes: Sequence[str]) -> int:
