@@ -42,12 +42,12 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info("camvid", CLASSES, PALETTE)
 
 
-def open_split(config_data: Any, split: str) -> pairs.PairSource:
+def open_split(config_data: Any, split: str) -> preparing.RecordSource:
   """`split` is "train", "val", or "test" where the folder has it.
 
   Reads `manual_dir` (the source; "" = only what is prepared) and `data_dir`.
   """
-  return pairs.open_pairs(original(config_data), split, data_dir=config_data.data_dir, table=_table())
+  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
 
 
 def original(config_data: Any) -> preparing.Original:

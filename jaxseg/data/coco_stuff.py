@@ -65,11 +65,9 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info(config_data.name, CLASSES, color_map(len(CLASSES)))
 
 
-def open_split(config_data: Any, split: str) -> pairs.PairSource:
+def open_split(config_data: Any, split: str) -> preparing.RecordSource:
   """`split` is "train" or "val" of 164k, "train" or "test" of 10k; reads `manual_dir` and `data_dir`."""
-  return pairs.open_pairs(
-    original(config_data), split, data_dir=config_data.data_dir, table=_table(config_data.name)
-  )
+  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
 
 
 def original(config_data: Any) -> preparing.Original:

@@ -7,6 +7,7 @@ A source gives {"image": uint8 h w 3, "label": int, "id": str}.
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,28 +59,6 @@ class ImageNet(preparing.FileBuilder, skip_registration=True):
     )
 
 
-class ImageNetSource:
-  """One prepared split: like `jaxseg.data.source.Source`, but "label" is the number of a class."""
-
-  def __init__(self, records: Any):
-    self._records = records
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    record = self._records[index]
-    return {
-      "image": images.decode_image(record["image"]),
-      "label": int(record["label"]),
-      "id": record["id"].decode(),
-    }
-
-  def size(self, index: int) -> tuple[int, int]:
-    """(h, w), from the picture's header."""
-    return images.encoded_size(self._records[index]["image"])
-
-
 def info(config_data: Any) -> DatasetInfo:
   """The synsets below `manual_dir` in their order; without `manual_dir` "0" to "999"."""
   root = pairs.inside(config_data.manual_dir)
@@ -87,10 +66,9 @@ def info(config_data: Any) -> DatasetInfo:
   return DatasetInfo(name="imagenet", classes=tuple(classes), palette=color_map(len(classes)))
 
 
-def open_split(config_data: Any, split: str) -> ImageNetSource:
+def open_split(config_data: Any, split: str) -> preparing.RecordSource:
   """`split` is "train" or "val"; reads `manual_dir` and `data_dir`."""
-  records, _ = preparing.open_records(original(config_data), split, data_dir=config_data.data_dir)
-  return ImageNetSource(records)
+  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
 
 
 def original(config_data: Any) -> preparing.Original:
@@ -101,6 +79,7 @@ def original(config_data: Any) -> preparing.Original:
     root="" if root is None else os.fspath(root),
     find=functools.partial(_find, root),
     load=load,
+    decode=decode,
     watch=() if root is None else tuple(os.fspath(root / path) for path in ("train", "val", *_devkits())),
     edits=False,
     absent={"test": "the classes of the test pictures are not published; use val"},
@@ -116,6 +95,12 @@ def load(picture: Picture) -> list[dict[str, Any]]:
   data = files.read_bytes(picture.path)
   images.check_image(data, path=picture.path)
   return [{"image": data, "label": picture.label, "id": picture.id}]
+
+
+def decode(record: Mapping[str, Any]) -> dict[str, Any]:
+  """The example of a record."""
+  image = images.decode_image(record["image"])
+  return {"image": image, "label": int(record["label"]), "id": record["id"].decode()}
 
 
 def _devkits() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from jaxseg.data import files, images, preparing
 from jaxseg.data.source import DataError
@@ -54,29 +54,6 @@ class PairBuilder(preparing.FileBuilder, skip_registration=True):
   VERSION = tfds.core.Version("1.0.0")
 
 
-class PairSource:
-  """One prepared split; see `jaxseg.data.source.Source`."""
-
-  def __init__(self, records: Any, table: Int[np.ndarray, "65536"]):
-    self._records = records
-    self._table = table.astype(np.uint8)  # ids were checked when they were stored: no -1 is left
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    record = self._records[index]
-    return {
-      "image": images.decode_image(record["image"]),
-      "label": self._table[images.decode_mask(record["label"])],
-      "id": record["id"].decode(),
-    }
-
-  def size(self, index: int) -> tuple[int, int]:
-    """(h, w), from the header of the mask, which is the smaller file."""
-    return images.encoded_size(self._records[index]["label"])
-
-
 def read(pair: Pair) -> list[Example]:
   """Both files as they are."""
   return [Example(pair.id, files.read_bytes(pair.image), files.read_bytes(pair.mask))]
@@ -89,6 +66,7 @@ def original(
   find: Callable[[], dict[str, list[Pair]]],
   watch: Iterable[str],
   table: Int[np.ndarray, "65536"],
+  train_table: Int[np.ndarray, "65536"] | None = None,
   read: Read = read,
   absent: Mapping[str, str] | None = None,
 ) -> preparing.Original:
@@ -100,6 +78,7 @@ def original(
     find: split → pairs.
     watch: paths below the source; see `preparing.Original`.
     table: raw id → train id (`images.label_table`); -1 is an error in the mask.
+    train_table: another one for reading what was stored, where several share a prepared copy.
     read: a pair's examples; a function at the top of a module, since workers get it pickled.
     absent: split → why it cannot be had.
   """
@@ -108,6 +87,8 @@ def original(
     root="" if root is None else os.fspath(root),
     find=find,
     load=functools.partial(load, read, table),
+    # Ids were checked when they were stored: no -1 is left.
+    decode=functools.partial(decode, (table if train_table is None else train_table).astype(np.uint8)),
     watch=() if root is None else tuple(os.fspath(root / path) for path in watch),
     salt=table.tobytes(),
     absent=absent or {},
@@ -127,12 +108,13 @@ def load(read: Read, table: Int[np.ndarray, "65536"], pair: Pair) -> list[dict[s
   return records
 
 
-def open_pairs(
-  source: preparing.Original, split: str, *, data_dir: str, table: Int[np.ndarray, "65536"]
-) -> PairSource:
-  """The split, prepared first if it is not yet; see `preparing.open_records`."""
-  records, _ = preparing.open_records(source, split, data_dir=data_dir)
-  return PairSource(records, table)
+def decode(table: UInt8[np.ndarray, "65536"], record: Mapping[str, Any]) -> dict[str, Any]:
+  """The example of a record, raw ids as train ids."""
+  return {
+    "image": images.decode_image(record["image"]),
+    "label": table[images.decode_mask(record["label"])],
+    "id": record["id"].decode(),
+  }
 
 
 def inside(manual_dir: str, *folders: str) -> epath.Path | None:

@@ -55,10 +55,9 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info(config_data.name, CLASSES, colors)
 
 
-def open_split(config_data: Any, split: str) -> pairs.PairSource:
+def open_split(config_data: Any, split: str) -> preparing.RecordSource:
   """`split` is "train" or "val"; reads `manual_dir` and `data_dir`."""
-  table = _table(_has_background(config_data.name))
-  return pairs.open_pairs(original(config_data), split, data_dir=config_data.data_dir, table=table)
+  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
 
 
 def original(config_data: Any) -> preparing.Original:
@@ -70,6 +69,7 @@ def original(config_data: Any) -> preparing.Original:
     find=lambda: _find(root),
     watch=(LISTS, "JPEGImages", MASKS, JSON),
     table=_table(True),
+    train_table=_table(_has_background(config_data.name)),
     read=read,
     absent={"test": "there are no labels of test pictures; use val"},
   )

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from jaxseg import lazy
-from jaxseg.data import files
+from jaxseg.data import files, images
 from jaxseg.data.progress import Progress
 from jaxseg.data.source import DataError
 
@@ -40,16 +40,18 @@ class Original:
   """A data set as its authors distribute it.
 
   `find()` lists split → items and raises DataError where the layout is another one;
-  `load(item)` reads and checks one item and gives its records. Both work without a
-  prepared copy. `watch` are the files and folders whose state decides whether there
-  is a prepared copy of it: with `edits=False` a folder counts by its own time alone
-  (files added, removed, renamed), which is all that a million files can be asked.
+  `load(item)` reads and checks one item and gives its records; `decode(record)` makes
+  the example of one. All work without a prepared copy. `watch` are the files and folders
+  whose state decides whether there is a prepared copy of it: with `edits=False` a folder
+  counts by its own time alone (files added, removed, renamed), which is all that a
+  million files can be asked.
   """
 
   builder: "type[FileBuilder]"
   root: str  # "": nothing but what is prepared
   find: Callable[[], dict[str, list[Any]]]
   load: Load
+  decode: Callable[[Mapping[str, Any]], dict[str, Any]]
   watch: tuple[str, ...]
   salt: bytes = b""  # settings that decide what is prepared, too
   edits: bool = True
@@ -142,8 +144,30 @@ def fingerprint(original: Original) -> str:
   return files.state(original.watch, salt=original.salt, edits=original.edits)
 
 
-def open_records(original: Original, split: str, *, data_dir: str) -> tuple[Any, FileBuilder]:
-  """The undecoded records of a split, prepared first if they are not yet, and their builder.
+class RecordSource:
+  """One prepared split; see `jaxseg.data.source.Source`.
+
+  `sized` is the key of the picture whose header tells the size.
+  """
+
+  def __init__(self, records: Any, decode: Callable[[Mapping[str, Any]], dict[str, Any]], *, sized: str):
+    self._records = records
+    self._decode = decode
+    self._sized = sized
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self._decode(self._records[index])
+
+  def size(self, index: int) -> tuple[int, int]:
+    """(h, w), without decoding."""
+    return images.encoded_size(self._records[index][self._sized])
+
+
+def open_split(original: Original, split: str, *, data_dir: str) -> RecordSource:
+  """A split, prepared first if it is not yet.
 
   Prepared data lies in DATA_DIR/NAME-FINGERPRINT/NAME/VERSION, so that it never stands
   in for another source folder, or for another state of this one. Without a source
@@ -166,7 +190,8 @@ def open_records(original: Original, split: str, *, data_dir: str) -> tuple[Any,
   records = builder.as_data_source(split=split, decoders=decoders)
   if not len(records):
     raise DataError(f"split {split!r} in {builder.data_path} has no records; delete it and prepare it again")
-  return records, builder
+  # A mask is a smaller file than its picture.
+  return RecordSource(records, original.decode, sized="label" if "label" in pictures else "image")
 
 
 def prepare(
