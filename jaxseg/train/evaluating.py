@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,16 +14,21 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from jaxseg import data, sharding
+from jaxseg import data
 from jaxseg.checkpoint import restore_variables
+from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
 from jaxseg.evaluation.evaluate import evaluate
-from jaxseg.evaluation.inference import make_predict
 from jaxseg.evaluation.panel import panel
+from jaxseg.evaluation.predictor import make_predict
+from jaxseg.evaluation.refined import RefinedNetwork, evaluate_refined, make_scores
 from jaxseg.evaluation.report import Report
+from jaxseg.evaluation.views import Grouping
+from jaxseg.models import align_corners_of
 from jaxseg.train import config as config_lib
 from jaxseg.train import validate, workdir
 from jaxseg.train.overrides import ConfigError
+from jaxseg.train.rule import make_inference_rule
 from jaxseg.train.runtime import make_mesh
 from jaxseg.types import Preprocess
 
@@ -41,6 +47,7 @@ class Evaluator:
   ):
     self._model, self._config, self._info = model, config, info
     self._preprocess, self._mesh = preprocess, mesh
+    self._rule = make_inference_rule(config.eval)
     self._predict = None
 
   def __call__(self, variables: Any, *, progress: Any = None) -> Report:
@@ -51,6 +58,7 @@ class Evaluator:
       batch_size=self._config.eval.batch_size,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
+      grouping=None if self._rule.plain else Grouping(self._rule),
     )
     return evaluate(
       self._model,
@@ -61,13 +69,25 @@ class Evaluator:
       mesh=self._mesh,
       ignore_label=self._config.loss.ignore_label,
       align_corners=self._config.loss.align_corners,
+      rule=self._rule,
       progress=progress,
     )
 
-  def panel(self, variables: Any) -> UInt8[np.ndarray, "_ _ 3"]:
+  def refined(self, variables: Any, crf: Settings) -> RefinedNetwork:
+    """The network with a CRF behind it, for one picture after the other on this process's first device."""
+    corners = align_corners_of(self._model, self._config.loss.align_corners)
+    scores = make_scores(
+      self._model, variables, preprocess=self._preprocess, rule=self._rule, align_corners=corners
+    )
+    return RefinedNetwork(scores, crf, align_corners=corners)
+
+  def panel(
+    self, variables: Any, *, predict: Callable[[np.ndarray], np.ndarray] | None = None
+  ) -> UInt8[np.ndarray, "_ _ 3"]:
     """Image | label | prediction, of images spread over the split that have the size of its first one.
 
-    Every process of a job has to call it, since they compute the prediction together.
+    Every process of a job has to call it, since they compute the prediction together; `predict`, a
+    picture's label map by other means, is called by each for itself.
     """
     source = data.open_split(self._config.data, self._config.data.eval_split)
     count = max(1, self._config.log.panel_images)
@@ -76,13 +96,18 @@ class Evaluator:
     examples = [source[i] for i in spread if source.size(i) == source.size(0)]
     images = np.stack([example["image"] for example in examples])
     labels = np.stack([example["label"] for example in examples]).astype(np.int32)
+    if predict is not None:
+      predictions = np.stack([predict(image) for image in images])
+      return panel(images, labels, predictions, self._info.palette, self._info.classes)
     if self._predict is None:
-      predict = make_predict(
-        self._model, preprocess=self._preprocess, align_corners=self._config.loss.align_corners
+      self._predict = make_predict(
+        self._model,
+        preprocess=self._preprocess,
+        rule=self._rule,
+        mesh=self._mesh,
+        align_corners=self._config.loss.align_corners,
       )
-      self._predict = jax.jit(predict, out_shardings=sharding.replicated(self._mesh))
-    with jax.set_mesh(self._mesh):
-      predictions = np.asarray(self._predict(variables, images))
+    predictions = np.asarray(self._predict(variables, images))
     return panel(images, labels, predictions, self._info.palette, self._info.classes)
 
 
@@ -131,8 +156,16 @@ def from_source(source: str) -> Subject:
   return Subject(source, net.model, net.variables, net.preprocess, num_classes)
 
 
-def run(subject: Subject, config: ml_collections.ConfigDict, *, output: epath.PathLike) -> Report:
+def run(
+  subject: Subject,
+  config: ml_collections.ConfigDict,
+  *,
+  output: epath.PathLike,
+  crf: Settings | None = None,
+) -> Report:
   """Evaluates on `config`'s data, prints the table, writes `report.json` and `panel.png` to `output`.
+
+  With `crf` the report is of the refined result, and also says what the network alone scores.
 
   Raises:
     ValueError: the data cannot be read, or has other classes than the model.
@@ -148,9 +181,20 @@ def run(subject: Subject, config: ml_collections.ConfigDict, *, output: epath.Pa
   evaluator = Evaluator(subject.model, config, info=info, preprocess=subject.preprocess, mesh=mesh)
   count = len(data.open_split(config.data, config.data.eval_split))
   first = jax.process_index() == 0
+  refined = None if crf is None else evaluator.refined(subject.variables, crf)
   with tqdm(total=count, unit="image", disable=None if first else True) as bar:
-    report = evaluator(subject.variables, progress=lambda images: bar.update(images - bar.n))
-  picture = evaluator.panel(subject.variables)
+    progress = lambda images: bar.update(images - bar.n)  # noqa: E731
+    if refined is None:
+      report, alone = evaluator(subject.variables, progress=progress), None
+    else:
+      report, alone = evaluate_refined(
+        refined,
+        data.open_split(config.data, config.data.eval_split),
+        num_classes=info.num_classes,
+        ignore_label=config.loss.ignore_label,
+        progress=progress,
+      )
+  picture = evaluator.panel(subject.variables, predict=refined and refined.labels)
   if first:
     facts = {
       "source": subject.name,
@@ -159,8 +203,12 @@ def run(subject: Subject, config: ml_collections.ConfigDict, *, output: epath.Pa
       "split": config.data.eval_split,
       "images": count,
     }
+    if crf is not None:
+      facts |= {"crf": dataclasses.asdict(crf), "without_crf": alone.scalars()}
     write_report(output, report, picture, info=info, facts=facts)
     print(report.table(info.classes))
+    if crf is not None:
+      print(f"all with the CRF; the network alone has mIoU {alone.miou:.4f}")
     print(f"{count} images of {config.data.name} {config.data.eval_split}; report and picture in {output}")
   return report
 
