@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Large pages for large arrays: on Linux CPUs, touching fresh 4 KiB pages is otherwise half of a training step.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-fast lint format clean
+.PHONY: quickstart test test-fast docs lint format clean
 
 quickstart: .venv/train.stamp  ## train and evaluate CGNet on drawn scenes, 4 minutes on two cores
 	$(BIN)/python benchmarks/quickstart.py --workdir=runs/quickstart
@@ -21,12 +21,15 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: .venv/train.stamp  ## the CRF's page, from PICTURE=photo.jpg and perhaps WEIGHTS=model.safetensors
+	@$(BIN)/python docs/render.py --picture='$(PICTURE)' --weights='$(WEIGHTS)'
+
 format: .venv/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs .jax_cache
+	rm -rf .venv runs .jax_cache docs/build
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv
