@@ -16,6 +16,8 @@ from jaxtyping import Int
 
 from jaxseg import __version__, catalog
 from jaxseg.evaluation.inference import label_map
+from jaxseg.evaluation.predictor import Predictor
+from jaxseg.evaluation.rule import MODES, InferenceRule
 from jaxseg.layers.resize import resize_logits
 from jaxseg.models import align_corners_of
 from jaxseg.pretrained import saved, tree
@@ -24,7 +26,8 @@ from jaxseg.types import AnyArray, Preprocess
 
 # The layout of our own files.
 OURS = "jaxseg"
-_MODES = ("whole",)
+# Of sliding windows, where nothing else is said: mmsegmentation's most common.
+_CROP = (512, 512)
 _CRF = ("kernels", "steps", "method")
 
 
@@ -61,33 +64,79 @@ class Net:
   stored: Mapping[str, Stored] = dataclasses.field(default_factory=dict, repr=False)
 
   def predict(
-    self, image: AnyArray, *, mode: str = "whole", crf: Mapping[str, Any] | None = None
+    self,
+    image: AnyArray,
+    *,
+    mode: str = "whole",
+    crop_size: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+    resize: tuple[int, ...] = (),
+    multiple: int = 0,
+    multiple_rule: str = "pad",
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    crf: Mapping[str, Any] | None = None,
   ) -> Int[np.ndarray, "h w"]:
     """The class of every pixel, at the image's own size.
 
     Args:
       image: uint8 RGB, h w 3.
-      mode: "whole" runs the network once over the whole image.
+      mode: "whole" runs the network once over the whole image; "slide" takes the mean of its
+        logits over overlapping windows.
+      crop_size: rows and columns of a window; 512 x 512 unless given.
+      stride: between windows; two thirds of their size unless given.
+      resize: (long, short) that the image is scaled to fit, its shape kept; () leaves it.
+      multiple: what the sides of the network's input have to divide by; 0 for anything.
+      multiple_rule: "pad" or "resize", how they are made to.
+      scales: factors of the image's size, over which the softmax is averaged.
+      flip: averages with the mirrored image, too.
       crf: refine the result by a fully-connected CRF: `dict(kernels=..., steps=..., method=...)`
         as `jaxseg.crf.mean_field` takes them.
 
     Raises:
-      ValueError: an image of another kind, an unknown mode, or a model without classes.
+      ValueError: an image of another kind, an unknown mode, windows, sizes or scales that make
+        no sense, or a model without classes.
     """
     _check_picture(image)
-    if mode not in _MODES:
-      raise ValueError(f"mode is {mode!r}; {catalog.suggestion(mode, _MODES)}")
+    if mode not in MODES:
+      raise ValueError(f"mode is {mode!r}; {catalog.suggestion(mode, MODES)}")
     if not self.classes or not hasattr(self.model, "decoder"):
       raise ValueError(f"{self.arch} without a segmentation head gives no label map; use model.apply")
+    if mode == "slide":
+      crop_size = crop_size or _CROP
+      stride = stride or tuple(max(1, side * 2 // 3) for side in crop_size)
+    rule = InferenceRule(
+      mode=mode,
+      crop_size=crop_size or (0, 0),
+      stride=stride or (0, 0),
+      resize=resize,
+      multiple=multiple,
+      multiple_rule=multiple_rule,
+      scales=scales,
+      flip=flip,
+    )
     if crf is None:
+      if not rule.plain:
+        return self._by_rule(image, rule, "labels")
       return np.asarray(_labels(self.variables, image, model=self.model, preprocess=self.preprocess))
     if set(crf) - set(_CRF) or "kernels" not in crf:
       raise ValueError(f"crf has the keys {sorted(crf)}, expected kernels and perhaps {', '.join(_CRF[1:])}")
     from jaxseg.crf import mean_field
 
-    unary = _unary(self.variables, image, model=self.model, preprocess=self.preprocess)
+    if rule.plain:
+      unary = _unary(self.variables, image, model=self.model, preprocess=self.preprocess)
+    else:
+      unary = -self._by_rule(image, rule, "scores")
     refined = mean_field(unary, image, **crf)
     return np.asarray(jnp.argmax(refined, -1).astype(jnp.int32))
+
+  def _by_rule(self, image: AnyArray, rule: InferenceRule, kind: str) -> np.ndarray:
+    """The "labels" or "scores" that `Predictor` gives for one picture."""
+    rows, columns = image.shape[:2]
+    picture = np.asarray(_published_size(image, self.preprocess))
+    batch = {"image": picture[None], "size": np.array([[rows, columns]], np.int32)}
+    predictor = _predictor(self.model, self.preprocess, rule)
+    return np.asarray(getattr(predictor, kind)(self.variables, batch)[0, :rows, :columns])
 
   def save_pretrained(self, directory: str | os.PathLike) -> None:
     """Writes model.safetensors, config.json and a model card; `from_pretrained(directory)` reads them."""
@@ -118,7 +167,18 @@ def _unary(variables, image, *, model, preprocess):
   return -jax.nn.log_softmax(resize_logits(logits, image.shape[:2], align_corners=corners)[0])
 
 
+@functools.lru_cache(maxsize=8)
+def _predictor(model: nn.Module, preprocess: Preprocess, rule: InferenceRule) -> Predictor:
+  """One for all calls, so that each size is compiled once."""
+  return Predictor(model, rule=rule, preprocess=preprocess)
+
+
 def _outputs(variables, image, model, preprocess):
+  return model.apply(variables, preprocess(_published_size(image, preprocess))[None], train=False)
+
+
+def _published_size(image, preprocess):
+  """The picture as the published pipeline resizes it, where it does."""
   if preprocess.size is not None and tuple(preprocess.size) != image.shape[:2]:
     # The published pipelines resize the 8-bit picture with Pillow: antialiased, columns first,
     # and rounded to 8 bits after each axis.
@@ -127,7 +187,7 @@ def _outputs(variables, image, model, preprocess):
     for shape in ((image.shape[0], columns, 3), (rows, columns, 3)):
       resized = jax.image.resize(image.astype(jnp.float32), shape, method)
       image = jnp.clip(jnp.floor(resized + 0.5), 0, 255).astype(jnp.uint8)
-  return model.apply(variables, preprocess(image)[None], train=False)
+  return image
 
 
 def _check_picture(image: AnyArray) -> None:

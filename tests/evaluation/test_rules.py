@@ -1,10 +1,14 @@
 """Test-time rules against a second, slow and plain form of each: NumPy loops, torch's resize, OpenCV."""
 
+import dataclasses
+
 import cv2
+import jax
 import ml_collections
 import numpy as np
 import pytest
 
+import jaxseg
 from jaxseg import sharding
 from jaxseg.evaluation import Grouping, InferenceRule, Predictor, evaluate, make_predict
 from jaxseg.evaluation.rule import keep_ratio
@@ -223,3 +227,29 @@ def test_a_label_map_cannot_be_resized(variables):
     make_predict(lambda v, x: x[..., 0] > 0, preprocess=PREPROCESS, rule=InferenceRule(flip=True))(
       variables, pictures()[0][0][None]
     )
+
+
+def test_predict_takes_every_rule():
+  model = jaxseg.create_model("colour_only", num_classes=CLASSES)
+  variables = jax.jit(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False))()
+  facts = dict(classes=tuple("abcd"), palette=np.zeros((CLASSES, 3), np.uint8), arch="colour_only")
+  net = jaxseg.Net(model=model, variables=variables, preprocess=PREPROCESS, **facts)
+  image = cv2.resize(pictures()[0][0], (90, 70))
+  for options in (
+    dict(mode="slide", crop_size=(40, 48), stride=(20, 32)),
+    dict(resize=(64, 48), multiple=32, scales=(0.75, 1.0), flip=True),
+  ):
+    scores = Predictor(model, rule=InferenceRule(**options), preprocess=PREPROCESS).scores
+    wanted = np.asarray(scores(variables, {"image": image[None]}))[0, :70, :90]
+    np.testing.assert_array_equal(net.predict(image, **options), wanted.argmax(-1))
+  # The classes of single pixels do not depend on windows: 512 x 512 and two thirds of it by default.
+  np.testing.assert_array_equal(net.predict(image, mode="slide"), net.predict(image))
+  # A weight in which the picture has no say leaves what the network says.
+  crf = dict(kernels=((3.0, None, 0.0),), steps=1, method="exact")
+  np.testing.assert_array_equal(net.predict(image, flip=True, crf=crf), net.predict(image, flip=True))
+  with pytest.raises(ValueError, match=r"stride .* is larger than crop_size"):
+    net.predict(image, mode="slide", crop_size=(40, 40), stride=(41, 40))
+  # A published size comes first, and the result has the picture's own.
+  published = dataclasses.replace(net, preprocess=dataclasses.replace(PREPROCESS, size=(48, 48)))
+  small = dict(mode="slide", crop_size=(48, 48), stride=(32, 32))
+  np.testing.assert_array_equal(published.predict(image, **small), published.predict(image))
