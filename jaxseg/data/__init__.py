@@ -30,6 +30,7 @@ DATASETS = {
 
 # Public name → the module that defines it (PEP 562).
 _LAZY = {
+  "check_dataset": "jaxseg.data.check",
   "class_weights": "jaxseg.data.statistics",
   "distort": "jaxseg.data.color",
   "eval_batches": "jaxseg.data.pipeline",

@@ -177,14 +177,12 @@ def open_split(original: Original, split: str, *, data_dir: str) -> RecordSource
   Raises:
     DataError: no such split, bad files, or nothing prepared and no source folder.
   """
-  name = original.builder.name
-  if split in original.absent:
-    raise DataError(f"{name} has no split {split!r}: {original.absent[split]}")
+  _check_published(original, split)
   if original.root:
     builder = prepare(original, data_dir=data_dir, split=split)
   else:
     builder = original.builder(data_dir=_find_prepared(original.builder, data_root(data_dir)))
-  _check_split(split, builder.info.splits, name, builder.data_path)
+  _check_split(split, builder.info.splits, builder.name, builder.data_path)
   pictures = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
   decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
   records = builder.as_data_source(split=split, decoders=decoders)
@@ -223,8 +221,7 @@ def prepare(
     return builder
   if not original.root:
     raise DataError(f"{builder.name}: data.manual_dir is empty; set it to the folder of the original files")
-  items = original.find()
-  _check_items(original, items, split)
+  items = find(original, [split] if split else [])
   settings = tfds.download.DownloadConfig(
     try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
   )
@@ -259,13 +256,26 @@ def _shards(load: Load, items: Sequence[Any], progress: Progress | None) -> list
   return [_Shard(load, items[i : i + size], progress) for i in range(0, len(items), size)]
 
 
-def _check_items(original: Original, items: Mapping[str, Sequence[Any]], split: str) -> None:
-  name = original.builder.name
+def find(original: Original, wanted: Sequence[str]) -> dict[str, list[Any]]:
+  """Split → items of all splits, none of which is empty, `wanted` among them.
+
+  Raises:
+    DataError: another layout, an empty split, a wanted one that is not there.
+  """
+  for split in wanted:
+    _check_published(original, split)
+  items, name = original.find(), original.builder.name
   for known, members in items.items():
     if not members:
       raise DataError(f"{name}: split {known!r} is empty; put at least one picture and its label there")
-  if split:
+  for split in wanted:
     _check_split(split, items, name, original.root)
+  return items
+
+
+def _check_published(original: Original, split: str) -> None:
+  if split in original.absent:
+    raise DataError(f"{original.builder.name} has no split {split!r}: {original.absent[split]}")
 
 
 def _check_split(split: str, splits: Iterable[str], name: str, where: epath.PathLike) -> None:
