@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxseg.losses import cross_entropy
+from jaxseg.losses import cross_entropy, dice, ohem_cross_entropy
 from jaxseg.train import make_loss
 
 
@@ -58,6 +58,26 @@ def test_settings_reach_the_loss():
   assert abs(float(total - make_loss({})(maps, y)[0])) > 1e-3
 
 
+def test_a_sum_of_losses_with_its_factors():
+  maps, y = outputs("logits", "aux_logits", size=(37, 45)), labels()
+  config = {
+    "name": "ohem_cross_entropy+dice",
+    "factors": (0.5, 3),
+    "thresh": 0.4,
+    "min_kept": 10,
+    "normalize_by": "all",
+    "smooth": 2,
+    "weights": {"aux_logits": 0.4},
+  }
+  total, parts = make_loss(ml_collections.ConfigDict(config))(maps, y)
+  for key, x in maps.items():
+    hard = ohem_cross_entropy(x, y, thresh=0.4, min_kept=10, normalize_by="all")
+    np.testing.assert_allclose(parts[key], 0.5 * hard + 3 * dice(x, y, smooth=2.0), rtol=1e-6)
+  np.testing.assert_allclose(total, parts["logits"] + 0.4 * parts["aux_logits"], rtol=1e-6)
+  both, _ = make_loss({"name": "cross_entropy + dice"})({"logits": maps["logits"]}, y)
+  np.testing.assert_allclose(both, cross_entropy(maps["logits"], y) + dice(maps["logits"], y), rtol=1e-6)
+
+
 def test_other_outputs_are_not_supervised():
   maps, y = outputs("logits"), labels()
   total, parts = make_loss({})({**maps, "attention": np.zeros((2, 1, 1, 4), np.float32)}, y)
@@ -87,6 +107,15 @@ def test_a_map_without_weight_and_a_weight_without_map_are_errors(config, keys, 
   [
     ({"name": "cross_entropi"}, "no loss called 'cross_entropi'; did you mean 'cross_entropy'?"),
     ({"class_weight": (1,)}, "loss has no key 'class_weight'; did you mean 'class_weights'?"),
+    ({"name": "cross_entropy+dize"}, "no loss called 'dize'; did you mean 'dice'?"),
+    (
+      {"name": "cross_entropy+dice", "factors": (1.0,)},
+      "factors is (1.0,), expected 2 numbers, for cross_entropy, dice",
+    ),
+    ({"gamma": 3.0}, "loss.gamma is 3.0, but cross_entropy has no use for it; it belongs to focal"),
+    ({"name": "focal", "gamma": -3.0}, "gamma is -3.0, expected at least 0"),
+    ({"name": "focal", "gamma": "much"}, "loss.gamma is 'much', expected a value like 2.0"),
+    ({"class_weights": ("a",)}, "loss.class_weights is ('a',), expected a sequence of numbers"),
   ],
 )
 def test_bad_losses(config, sentence):

@@ -82,6 +82,7 @@ def run_ours(config):
     ("adamw", "AdamW", {}, {}),
     ("sgd", "SGD", {"momentum": 0.9}, {"momentum": 0.9}),
     ("sgd", "SGD", {"momentum": 0.0}, {}),
+    ("sgd", "SGD", {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "nesterov": True}),
   ],
 )
 def test_ten_steps_equal_torch(name, torch_name, settings, torch_settings):
@@ -149,6 +150,10 @@ def test_a_zero_rate_freezes():
     ({"name": "adamW", "learning_rate": 1.0}, "no optimizer called 'adamW'; did you mean 'adam"),
     ({"name": "sgd", "lr": 1.0}, "optimizer has no key 'lr'"),
     ({"name": "sgd"}, "optimizer has no learning_rate"),
+    (
+      {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0, "nesterov": True},
+      "nesterov is true with momentum 0",
+    ),
     ({"learning_rate": 1.0, "groups": (("norm", 1.0),)}, "holds ('norm', 1.0), expected (regex, lr_mult"),
     ({"learning_rate": 1.0, "groups": (("(", 1.0, 1.0),)}, "holds ('(', 1.0, 1.0), expected (regex, lr_mult"),
   ],

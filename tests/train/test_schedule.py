@@ -1,7 +1,5 @@
 """Learning rates against the published formulas and mmengine's own numbers."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -29,22 +27,34 @@ def test_mmcv_warm_up_multiplies_the_decay():
   np.testing.assert_allclose(ours, base * (1 - steps / total) * warming, rtol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["segnext_tiny", "segformer_b0", "deeplabv3plus_resnet50"])
-def test_mmengine_warm_up_equals_mmengine(shared, case):
-  recipe = json.loads((shared / "parity" / "recipes" / f"mmseg1-{case}.json").read_text())
-  deeplab = case.startswith("deeplab")
-  schedule = {
-    "name": "poly",
-    "power": 0.9 if deeplab else 1.0,
-    "end_value": 1e-4 if deeplab else 0.0,
-    "total_steps": recipe["total_steps"],
-    "warmup": "mmengine",
-    "warmup_steps": recipe["warmup_steps"],
-    "warmup_ratio": 1e-6,
+def test_mmcv_warm_up_of_the_official_repositories():
+  # 6e-5, 1500 steps from 1e-6 of it, of 160,000: lr(i) = 6e-5 (1 - i/160000) (1 - (1 - i/1500)(1 - 1e-6)).
+  schedule = {"name": "poly", "total_steps": 160_000, "warmup_steps": 1500, "warmup_ratio": 1e-6}
+  steps = {
+    0: 6e-11,
+    1: 4.00597e-8,
+    750: 2.9859405e-5,
+    1499: 5.9398234e-5,
+    1500: 5.94375e-5,
+    159_999: 3.75e-10,
   }
-  expected = {int(k): v for k, v in recipe["lr_of_a_parameter_with_lr_mult_1"].items()}
-  ours = rates(schedule, recipe["optimizer"]["lr"], list(expected))
-  np.testing.assert_allclose(ours, list(expected.values()), rtol=2e-6, atol=1e-17)
+  np.testing.assert_allclose(rates(schedule, 6e-5, list(steps)), list(steps.values()), rtol=2e-6)
+  exact = [6e-5 * (1 - i / 160_000) * (1 - max(1 - i / 1500, 0) * (1 - 1e-6)) for i in steps]
+  np.testing.assert_allclose(rates(schedule, 6e-5, list(steps)), exact, rtol=2e-6)
+
+
+def test_timm_warms_up_instead_of_the_decay_and_steps_by_epoch():
+  epochs, steps = 30, 7  # of an epoch
+  schedule = {
+    "name": "cosine", "end_value": 1e-5, "total_steps": epochs * steps, "every": steps,
+    "warmup": "timm", "warmup_steps": 5 * steps, "warmup_ratio": 1e-3,
+  }  # fmt: skip
+  ours = rates(schedule, 1e-3, np.arange(epochs * steps + 3))
+  for i, rate in enumerate(ours):
+    epoch = i // steps
+    warming = 1e-6 + epoch * (1e-3 - 1e-6) / 5
+    cosine = 1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + np.cos(np.pi * min(epoch, epochs) / epochs))
+    np.testing.assert_allclose(rate, warming if epoch < 5 else cosine, rtol=1e-5)
 
 
 def test_cosine_and_step_and_constant():
@@ -72,7 +82,8 @@ def test_a_run_shorter_than_mmengines_decay_still_has_rates():
     ({"name": "pol"}, "no schedule called 'pol'; did you mean 'poly'?"),
     ({"warmup_step": 3}, "schedule has no key 'warmup_step'; did you mean 'warmup_steps'?"),
     ({"name": "poly"}, "schedule.total_steps is 0, expected more than the 0 warm-up steps"),
-    ({"warmup": "old"}, "schedule.warmup is 'old', expected 'mmcv' or 'mmengine'"),
+    ({"warmup": "old"}, "schedule.warmup is 'old', expected 'mmcv', 'mmengine' or 'timm'"),
+    ({"every": -1}, "schedule.every is -1, expected at least 1 step"),
   ],
 )
 def test_bad_schedules(schedule, sentence):
