@@ -12,10 +12,9 @@ _EVERY = 10.0  # seconds between lines
 class Progress:
   """Counts to `total`; used as a context manager, so that the bar is closed."""
 
-  def __init__(self, total: int, *, every: float = _EVERY):
+  def __init__(self, total: int):
     self.total = total
     self.done = 0
-    self._every = every
     self._out = sys.stdout  # as it is now: TFDS's own words are thrown away later
     self._start = self._last = time.monotonic()
     on_terminal = sys.stderr.isatty()
@@ -28,7 +27,7 @@ class Progress:
       self._bar.update()
       return
     now = time.monotonic()
-    if now - self._last >= self._every:
+    if now - self._last >= _EVERY:
       self._last = now
       left = (now - self._start) / self.done * (self.total - self.done)
       line = f"  {self.done:,} of {self.total:,} done, about {_duration(left)} left"

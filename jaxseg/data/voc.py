@@ -59,14 +59,15 @@ def original(config_data: Any) -> preparing.Original:
   """
   root = pairs.inside(config_data.manual_dir, "VOCdevkit", "VOC2012")
   sbd = None if root is None else _find_sbd(epath.Path(config_data.manual_dir).expanduser(), root)
+  extra = [] if sbd is None else [os.fspath(sbd / part) for part in ("cls", "train.txt", "val.txt")]
   return pairs.original(
     VOC,
     root,
     find=lambda: _find(root, sbd),
-    watch=(LISTS, "JPEGImages", "SegmentationClass", "SegmentationClassAug", *([] if sbd is None else [sbd])),
+    watch=(LISTS, "JPEGImages", "SegmentationClass", "SegmentationClassAug", *extra),
     table=_table(),
     read=read,
-    absent={"test": "the labels of the test pictures are not published; use val"},
+    absent=_absent(root, sbd),
   )
 
 
@@ -77,6 +78,23 @@ def read(pair: pairs.Pair) -> list[pairs.Example]:
   else:
     mask = images.index_mask(files.read_bytes(pair.mask), COLORS, path=pair.mask)
   return [pairs.Example(pair.id, files.read_bytes(pair.image), mask)]
+
+
+def _absent(root: epath.Path | None, sbd: epath.Path | None) -> dict[str, str]:
+  """Split → why it cannot be had from this folder."""
+  absent = {"test": "the labels of the test pictures are not published; use val"}
+  if root is None or not root.exists():
+    return absent
+  if not _has_lists(root):
+    for split in ("train", "val", "train_aug"):
+      absent[split] = f"{root / LISTS} has no lists; without them every pair is in split 'trainval'"
+  elif sbd is None and not (root / "SegmentationClassAug").exists():
+    absent["train_aug"] = f"neither SegmentationClassAug nor SBD is in or beside {root}"
+  return absent
+
+
+def _has_lists(root: epath.Path) -> bool:
+  return any((root / LISTS / f"{split}.txt").exists() for split in ("train", "val", "trainval"))
 
 
 def _find_sbd(manual_dir: epath.Path, root: epath.Path) -> epath.Path | None:
@@ -90,7 +108,7 @@ def _find(root: epath.Path, sbd: epath.Path | None) -> dict[str, list[pairs.Pair
   pairs.require(root, ("JPEGImages", "SegmentationClass"), name="voc", layout=LAYOUT)
   masks = _masks(root, sbd)
   lists = {split: root / LISTS / f"{split}.txt" for split in ("train", "val", "trainval")}
-  if not any(path.exists() for path in lists.values()):
+  if not _has_lists(root):
     stems = [name.removesuffix(".png") for name in files.names(os.fspath(root / "SegmentationClass"))]
     return {"trainval": _pairs(root, stems, masks)}
   pairs.require(root, [f"{LISTS}/train.txt", f"{LISTS}/val.txt"], name="voc", layout=LAYOUT)
