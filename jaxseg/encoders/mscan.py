@@ -13,9 +13,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers.conv import Conv, DepthwiseConv, Size, fan_out_normal
+from jaxseg.layers import spatial
+from jaxseg.layers.conv import Conv, DepthwiseConv, DepthwiseWeights, Size, fan_out_normal
 from jaxseg.layers.drop_path import DropPath, drop_path_rates
 from jaxseg.layers.norm import BatchNorm, LayerNorm
+from jaxseg.layers.strips import multi_scale_strips, strips_reach
 from jaxseg.types import AnyArray, Features, Image
 
 _conv = partial(Conv, kernel_init=fan_out_normal())
@@ -48,13 +50,18 @@ class MultiScaleConvAttention(nn.Module):
     even = [k for k in self.branches if k % 2 == 0]
     if even:
       raise ValueError(f"branches={self.branches} has even lengths {even}; a strip is centred, use odd ones")
-    depthwise = partial(_depthwise, x.shape[-1], dtype=self.dtype)
-    local = y = depthwise(5, name="local")(x)
-    for k in self.branches:
-      row = depthwise((1, k), name=f"row{k}")(local)
-      y = y + depthwise((k, 1), name=f"column{k}")(row)
+    c = x.shape[-1]
+    (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
+
+    def weights(name: str, size: tuple[int, int]):
+      pair = DepthwiseWeights(size, kernel_init=fan_out_normal(groups=c), name=name)(c)
+      return tuple(p.astype(x.dtype) for p in pair)
+
+    square = weights("local", (5, 5))
+    strips = [(weights(f"row{k}", (1, k)), weights(f"column{k}", (k, 1))) for k in self.branches]
+    y = multi_scale_strips(x, square, strips)
     if self.mix:
-      y = _conv(x.shape[-1], dtype=self.dtype, name="mix")(y)
+      y = _conv(c, dtype=self.dtype, name="mix")(y)
     return x * y if self.gate else y
 
 
@@ -123,16 +130,23 @@ class Stage(nn.Module):
     block: makes a block, given `drop_path_rate` and `name`.
     drop_path_rates: one for each block.
     stem: first a strided convolution to half the channels, BatchNorm and GELU.
+    reach: rows of a neighbour that a block reads where the rows of an image are spread over devices.
   """
 
   dim: int
   block: Callable[..., Block]
   drop_path_rates: tuple[float, ...]
   stem: bool = False
+  reach: int = 0
   dtype: Any = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo d"]:
+    strides = 4 if self.stem else 2
+    with spatial.stage(-(-x.shape[1] // strides), reach=self.reach):
+      return spatial.split(self._run(spatial.split(x), train))
+
+  def _run(self, x: Array, train: bool) -> Array:
     strided = partial(_conv, kernel_size=3, strides=2, dtype=self.dtype)
     if self.stem:
       x = strided(self.dim // 2, name="stem_conv")(x)
@@ -189,9 +203,18 @@ class MSCAN(nn.Module):
         gate=self.gate,
         dtype=self.dtype,
       )
-      stage = Stage(dim, block, rates[i], stem=i == 0, dtype=self.dtype, name=f"stage{i + 1}")
+      stage = Stage(dim, block, rates[i], i == 0, self._reach(), dtype=self.dtype, name=f"stage{i + 1}")
       x = features[f"stage{i + 1}"] = stage(x, train=train)
     return features
+
+  def _reach(self) -> int:
+    match self.attention:
+      case "msca":
+        return strips_reach(5, self.branches)
+      case "large_kernel":
+        return 9  # 7×7 at rate 3
+      case _:
+        return 1
 
 
 _WIDE = (64, 128, 320, 512)

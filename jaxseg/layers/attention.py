@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, fan_out_normal
 from jaxseg.types import AnyArray
 
@@ -62,6 +63,7 @@ class SpatialReductionAttention(nn.Module):
       source = nn.LayerNorm(self.epsilon, use_fast_variance=False, dtype=self.dtype, name="reduce_norm")(
         source
       )
+    source = spatial.whole(source)  # where rows are split, every device needs all keys and values
     query = dense("query")(x).reshape(b, -1, self.num_heads, c // self.num_heads)
     key, value = (dense(name)(source).reshape(b, -1, *query.shape[2:]) for name in ("key", "value"))
     return dense("out")(attention(query, key, value).reshape(b, h, w, c))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxseg.layers import spatial
 from jaxseg.layers.attention import attention
 from jaxseg.layers.conv import Conv, fan_out_normal
 from jaxseg.types import AnyArray
@@ -32,7 +33,9 @@ class NonLocal(nn.Module):
     parts = []
     for name in ("query", "key", "value"):
       conv = Conv(c // 2, kernel_init=fan_out_normal(), dtype=self.dtype, name=name)
-      parts.append(conv(x).reshape(b, h * w, 1, c // 2))
+      # Where rows are split, every device needs all keys and values.
+      part = conv(x) if name == "query" else spatial.whole(conv(x))
+      parts.append(part.reshape(b, h * w, 1, c // 2))
     return attention(*parts).reshape(b, h, w, c // 2)
 
 
@@ -61,10 +64,11 @@ class CrissCross(nn.Module):
     itself = jnp.where(jnp.eye(h, dtype=bool), -jnp.inf, 0.0)[None, :, None, :]
     for _ in range(self.recurrence):
       q, k, v = query(x), key(x), value(x)
-      column = jnp.einsum("bhwd,bgwd->bhwg", q, k, preferred_element_type=jnp.float32) + itself
+      columns = spatial.whole(k), spatial.whole(v)
+      column = jnp.einsum("bhwd,bgwd->bhwg", q, columns[0], preferred_element_type=jnp.float32) + itself
       row = jnp.einsum("bhwd,bhvd->bhwv", q, k, preferred_element_type=jnp.float32)
       weights = nn.softmax(jnp.concatenate([column, row], -1)).astype(v.dtype)
-      y = jnp.einsum("bhwg,bgwc->bhwc", weights[..., :h], v)
+      y = jnp.einsum("bhwg,bgwc->bhwc", weights[..., :h], columns[1])
       y = y + jnp.einsum("bhwv,bhvc->bhwc", weights[..., h:], v)
       x = x + gamma.astype(x.dtype) * y
     return x

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.kernels.depthwise import depthwise_conv
+from jaxseg.layers import spatial
 from jaxseg.types import AnyArray
 
 Size = int | tuple[int, int]
@@ -72,19 +73,38 @@ class Conv(nn.Module):
     kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1] // self.groups, self.features))
     bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    if size == (1, 1) and padding == ((0, 0), (0, 0)) and self.groups == 1:
-      y = x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
-    else:
-      y = lax.conv_general_dilated(
+    pointwise = size == (1, 1) and padding == ((0, 0), (0, 0)) and self.groups == 1
+
+    def apply(x, kernel, rows):
+      if pointwise:
+        return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+      return lax.conv_general_dilated(
         x,
         kernel,
         strides,
-        padding,
+        (rows, padding[1]),
         rhs_dilation=dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=self.groups,
       )
+
+    window = dict(size=size[0], stride=strides[0], dilation=dilation[0], padding=padding[0])
+    y = spatial.windowed(apply, x, (kernel,), **window)
     return y if bias is None else y + bias
+
+
+class DepthwiseWeights(nn.Module):
+  """The parameters of a `DepthwiseConv`, for a caller that applies them; None for a bias there is not."""
+
+  kernel_size: Size = 3
+  use_bias: bool = True
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+  bias_init: Initializer = nn.initializers.zeros_init()
+
+  @nn.compact
+  def __call__(self, channels: int) -> tuple[Float[Array, "kh kw 1 c"], Float[Array, " c"] | None]:
+    kernel = self.param("kernel", self.kernel_init, (*pair(self.kernel_size), 1, channels))
+    return kernel, self.param("bias", self.bias_init, (channels,)) if self.use_bias else None
 
 
 class DepthwiseConv(nn.Module):
@@ -106,11 +126,11 @@ class DepthwiseConv(nn.Module):
     kernel = self.param("kernel", self.kernel_init, (*size, 1, c))
     bias = self.param("bias", self.bias_init, (c,)) if self.use_bias else None
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    y = depthwise_conv(
-      x,
-      kernel,
-      strides=pair(self.strides),
-      padding=explicit_padding(size, dilation=dilation, padding=self.padding),
-      dilation=dilation,
-    )
+    strides, padding = pair(self.strides), explicit_padding(size, dilation=dilation, padding=self.padding)
+
+    def apply(x, kernel, rows):
+      return depthwise_conv(x, kernel, strides=strides, padding=(rows, padding[1]), dilation=dilation)
+
+    window = dict(size=size[0], stride=strides[0], dilation=dilation[0], padding=padding[0])
+    y = spatial.windowed(apply, x, (kernel,), **window)
     return y if bias is None else y + bias

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from jaxseg.layers import spatial
 from jaxseg.types import AnyArray
 
 _EPSILON = 1e-6
@@ -32,6 +33,7 @@ def nmf(
   steps: int,
   inv_t: float = 1.0,
   gradient: Gradient = "full",
+  axis_name: str | None = None,
 ) -> Float[Array, "*b n d"]:
   """The rank-r approximation of non-negative `x`, by multiplicative updates.
 
@@ -45,12 +47,17 @@ def nmf(
     inv_t: inverse temperature of the softmax.
     gradient: "full" differentiates through every step (Light-Ham, SegNeXt); "one_step" only through the
       last coefficient update, the steps before counting as constants (HamNet).
+    axis_name: inside of `shard_map`, the mesh axis over which the tokens are spread. Only sums of r×r and d×r
+      numbers travel over it.
 
   Returns:
     float32 coefficients · basesᵀ.
   """
   x = jnp.asarray(x, jnp.float32)
   bases = jnp.broadcast_to(jnp.asarray(bases, jnp.float32), (*x.shape[:-2], *bases.shape[-2:]))
+
+  def total(partial_sum):
+    return partial_sum if axis_name is None else lax.psum(partial_sum, axis_name)
 
   def update_coefficients(coefficients, bases):
     gram = _matmul(bases.mT, bases)
@@ -59,8 +66,8 @@ def nmf(
   def step(_, state):
     coefficients, bases = state
     coefficients = update_coefficients(coefficients, bases)
-    gram = _matmul(coefficients.mT, coefficients)
-    bases = bases * _matmul(x.mT, coefficients) / (_matmul(bases, gram) + _EPSILON)
+    gram = total(_matmul(coefficients.mT, coefficients))
+    bases = bases * total(_matmul(x.mT, coefficients)) / (_matmul(bases, gram) + _EPSILON)
     return coefficients, bases
 
   coefficients = nn.softmax(inv_t * _matmul(x, bases))
@@ -111,20 +118,26 @@ class NMF(nn.Module):
     b, h, w, c = x.shape
     if c % self.heads:
       raise ValueError(f"NMF got {c} channels for heads={self.heads}; choose a divisor of {c}")
-    # (b, heads, pixels, channels of a head)
-    tokens = x.reshape(b, h * w, self.heads, c // self.heads).transpose(0, 2, 1, 3)
-    if self.over == "channels":
-      tokens = tokens.mT
-    y = nmf(
-      tokens,
-      self._bases(b, tokens.shape[-1], train),
-      steps=self.train_steps if train else self.eval_steps,
-      inv_t=self.inv_t,
-      gradient=self.gradient,
-    )
-    if self.over == "channels":
-      y = y.mT
-    return y.transpose(0, 2, 1, 3).reshape(b, h, w, c).astype(x.dtype)
+    by_pixel = self.over == "space"
+    bases = self._bases(b, c // self.heads if by_pixel else h * w, train)
+
+    def factorise(x, bases, *, axis_name=None):
+      # (b, heads, pixels, channels of a head)
+      tokens = x.reshape(*x.shape[:1], -1, self.heads, c // self.heads).transpose(0, 2, 1, 3)
+      y = nmf(
+        tokens if by_pixel else tokens.mT,
+        bases,
+        steps=self.train_steps if train else self.eval_steps,
+        inv_t=self.inv_t,
+        gradient=self.gradient,
+        axis_name=axis_name,
+      )
+      y = y if by_pixel else y.mT
+      return y.transpose(0, 2, 1, 3).reshape(x.shape).astype(x.dtype)
+
+    if by_pixel and spatial.shards(h) > 1:
+      return spatial.on_rows(partial(factorise, axis_name=spatial.AXIS), x, (), same=(bases,))
+    return factorise(spatial.whole(x), bases)
 
   def _bases(self, batch: int, d: int, train: bool) -> Float[Array, "_ s d r"]:
     """The dictionary to start from, one for each image where it is redrawn."""

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxseg.kernels.definition import defined_by
+from jaxseg.layers import spatial
 from jaxseg.types import AnyArray
 
 
@@ -39,6 +40,8 @@ def resize(
     align_corners: corner pixels' centres stay corners (TF DeepLab), instead of the pixels' outer edges.
   """
   x = jnp.asarray(x)
+  if x.ndim == 4 and spatial.axis_size() > 1:
+    return _resize_split(x, size, align_corners)
   # The axis that shrinks most, or grows least, goes first: less to do for the other.
   axes = sorted((-3, -2), key=lambda axis: size[axis + 3] / x.shape[axis])
   for axis in axes:
@@ -58,7 +61,7 @@ def resize_labels(
 ) -> Int[Array, "*b ho wo"]:
   """Nearest-neighbour resize of label maps to `size` (rows, columns).
 
-  By the pixels' centres, ties to the later one, as Pillow does; with `align_corners` pixels lie
+  By the pixels' centres, as Pillow does; with `align_corners` pixels lie
   (n − 1) / (m − 1) apart from the first to the last: 321 to 41 takes every eighth (Caffe's DeepLab).
   """
   labels = jnp.asarray(labels)
@@ -68,7 +71,8 @@ def resize_labels(
     if align_corners:
       source = np.floor(index * ((n - 1) / max(m - 1, 1)) + 0.5)
     else:
-      source = np.floor((index + 0.5) * (n / m))
+      # Added up pixel by pixel as in Pillow, whose rounding decides ties between two pixels.
+      source = np.floor(np.cumsum([n / m / 2, *[n / m] * (m - 1)]))
     labels = jnp.take(labels, np.minimum(source.astype(int), n - 1), axis)
   return labels
 
@@ -92,11 +96,12 @@ def rescale(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b h
   x = jnp.asarray(x)
   if factor == 1.0:
     return x
+  x = spatial.whole(x)
   for axis in (-3, -2):
     n = x.shape[axis]
     matrix = interpolation_matrix(int(n * factor), n, step=1 / factor)
     x = _apply_matrix(jnp.asarray(matrix, x.dtype), x, axis % x.ndim)
-  return x
+  return spatial.split(spatial.whole(x))
 
 
 def interpolation_matrix(
@@ -147,12 +152,31 @@ def _apply_matrix(matrix, x, axis: int):
   return jnp.moveaxis(y, 0, axis)
 
 
+def _resize_split(x, size: tuple[int, int], align_corners: bool):
+  """`resize` where the rows of an image are spread over devices."""
+  height = x.shape[1]
+  if spatial.shards(height) == 1 or size[0] % height or align_corners:
+    x = spatial.whole(_resize_axis(spatial.whole(x), 1, size[0], align_corners))
+    return _resize_axis(spatial.split(x), 2, size[1], align_corners)
+  x = _resize_axis(x, 2, size[1], align_corners)
+  if size[0] == height:
+    return x
+
+  def local(x):
+    return _enlarge_padded(spatial.exchange(x, 1, 1, outside="edge"), 1, size[0] // height)
+
+  return spatial.on_rows(local, x, ())
+
+
 def _enlarge_axis(x, axis: int, factor: int):
-  """Whole-factor enlargement: phase p of every input pixel is one weighted pair of neighbours."""
-  n = x.shape[axis]
-  edge = [(0, 0)] * x.ndim
-  edge[axis] = (1, 1)
-  padded = jnp.pad(x, edge, mode="edge")
+  """Whole-factor enlargement: the first and last pixel repeat beyond the edge."""
+  first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, -1, None, axis=axis)
+  return _enlarge_padded(jnp.concatenate([first, x, last], axis), axis, factor)
+
+
+def _enlarge_padded(padded, axis: int, factor: int):
+  """Phase p of every pixel but the outermost two is one weighted pair of neighbours."""
+  n = padded.shape[axis] - 2
   before, here, after = (lax.slice_in_dim(padded, i, i + n, axis=axis) for i in range(3))
   phases = []
   for p in range(factor):
@@ -160,4 +184,4 @@ def _enlarge_axis(x, axis: int, factor: int):
     other = before if offset < 0 else after
     phases.append(here * (1 - abs(offset)) + other * abs(offset))
   y = jnp.stack(phases, axis=axis + 1)
-  return y.reshape(*x.shape[:axis], n * factor, *x.shape[axis + 1 :])
+  return y.reshape(*padded.shape[:axis], n * factor, *padded.shape[axis + 1 :])
