@@ -2,6 +2,10 @@
 
 jaxseg list                    the models
 jaxseg info MODEL [--params]   one model: parameters, fields and their defaults
+jaxseg crf-search --workdir=DIR [--images=100]   the best CRF behind a network, on a validation split
+jaxseg check-dataset --config=FILE               classes, sizes, bad files and a picture of the data
+jaxseg prepare-dataset --config=FILE             writes the data as training reads it
+jaxseg plan --config=FILE --topology=v5e:16x16   what a training step needs, before renting the chips
 """
 
 import argparse
@@ -13,12 +17,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxseg import catalog, data, models
+from jaxseg import catalog, data, models, plan, sharding
 from jaxseg.encoders import ENCODERS
 from jaxseg.macs import count_macs
 from jaxseg.pretrained import published_names
 from jaxseg.train import config as config_lib
-from jaxseg.train import runtime, workdir
+from jaxseg.train import crf_search, dataset_commands, loop, overrides, runtime, validate, workdir
 from jaxseg.train.optimizer import parameter_groups
 
 _IMAGE = (1, 64, 64, 3)
@@ -39,10 +43,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     "--params", action="store_true", help="path, shape, published name, rate and decay of each"
   )
   info.add_argument("--layout", help="whose published names --params shows: official, mmseg, ...")
-  flags = parser.parse_args(argv)
+  step = commands.add_parser("plan", help="memory, work and speed of a training step, compiled ahead of time")
+  step.add_argument("--config", metavar="FILE[:ARG,ARG]", required=True, help="the experiment")
+  step.add_argument(
+    "--topology", required=True, help="v4, v5e, v5p or v6e with sizes, v5e:16x16; cpu, cpu:8, gpu"
+  )
+  step.add_argument(
+    "--compiles", type=int, default=0, help="compilations to spend on the largest batch; 0 extrapolates"
+  )
+  step.add_argument("--dump", default="", metavar="FILE", help="write the optimised program's text there")
+  search = commands.add_parser("crf-search", help="the best CRF behind a network, on a validation split")
+  crf_search.add_flags(search)
+  dataset_commands.add_flags(commands.add_parser("check-dataset", help="what a config's data hold"))
+  dataset_commands.add_prepare_flags(
+    commands.add_parser("prepare-dataset", help="write a config's data as training reads them")
+  )
+  changes, rest = overrides.split(sys.argv[1:] if argv is None else argv)
+  flags = parser.parse_args(rest)
+  if changes and flags.command not in ("plan", "crf-search", "check-dataset", "prepare-dataset"):
+    parser.error(f"{flags.command} takes no {overrides.PREFIX}{changes[0][0]}")
   with runtime.sentences("jaxseg"):
     if flags.command == "list":
       lines = listing()
+    elif flags.command == "crf-search":
+      lines = crf_search.command(flags, changes)
+    elif flags.command == "check-dataset":
+      lines = dataset_commands.check(flags, changes)
+    elif flags.command == "prepare-dataset":
+      lines = dataset_commands.prepare(flags, changes)
+    elif flags.command == "plan":
+      lines = training_plan(
+        config_lib.load(flags.config, overrides=changes),
+        flags.topology,
+        compiles=flags.compiles,
+        dump=flags.dump,
+      )
     else:
       lines = model_info(flags.model, num_classes=flags.num_classes, params=flags.params, layout=flags.layout)
     print("\n".join(lines))
@@ -86,6 +121,44 @@ def model_info(
     lines.append(f"{part}{' (offered, off)' if offered else ''}:")
     lines += [f"  {field} = {value!r}" for field, value in values.items() if field != "num_classes"]
   return lines + (_parameters(shapes["params"], config, layout) if params else [])
+
+
+def training_plan(
+  config: ml_collections.ConfigDict, topology: str, *, compiles: int = 0, dump: str = ""
+) -> list[str]:
+  """Lines about the config's training step on devices that need not be there; no data set is opened.
+
+  Args:
+    config: of an experiment.
+    topology: see `jaxseg.plan.open_topology`.
+    compiles: compilations that may be spent on the largest batch that fits.
+    dump: file for the text of the optimised program.
+
+  Raises:
+    ValueError: a config that cannot run, an unknown topology, a mesh or batch that does not divide (with
+      the meshes that would).
+  """
+  validate.validate(config)
+  opened = plan.open_topology(topology)
+  mesh = runtime.make_mesh(config.mesh, devices=opened.devices)
+  try:
+    sharding.check_batch(config.batch_size, mesh, processes=1)
+  except ValueError as error:
+    advice = plan.advice(mesh.devices.size, config.batch_size, config.data.crop_size[0])
+    raise overrides.ConfigError(f"config.batch_size: {error}; {advice}") from None
+  run = loop.assemble(config, mesh)
+  parts = {"parameters": run.shapes.params, "optimizer": run.shapes.opt_state, "rest": run.shapes.model_state}
+  return plan.plan_step(
+    lambda batch_size: loop.lower_step(run, batch_size=batch_size),
+    opened,
+    mesh,
+    batch_size=config.batch_size,
+    image=tuple(config.data.crop_size),
+    state={name: plan.device_bytes(tree, mesh) for name, tree in parts.items()},
+    unit=mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate,
+    compiles=compiles,
+    dump=dump,
+  )
 
 
 def _config(name: str) -> ml_collections.ConfigDict | None:

@@ -1,0 +1,175 @@
+"""What a step can be planned for: a TPU slice that is not there, or the devices that are.
+
+Published rates of the chips, from Google's and NVIDIA's pages; bandwidths count one direction.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.experimental import topologies
+
+from jaxseg.catalog import suggestion
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published rates of one chip.
+
+  Attributes:
+    name: as people say it.
+    flops: bfloat16 FLOP/s of the matrix units.
+    hbm_bytes: capacity of its memory.
+    hbm_rate: bytes/s to and from it.
+    link_rate: bytes/s that it can send to its neighbours over all of its links.
+    cores: TensorCores, of which the compiler may show each as a device.
+    axes: sizes that a slice of it has.
+  """
+
+  name: str
+  flops: float | int
+  hbm_bytes: float | int
+  hbm_rate: float | int
+  link_rate: float | int
+  cores: int = 1
+  axes: int = 0
+
+
+TPUS: Mapping[str, Chip] = {
+  "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, cores=2, axes=3),
+  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, axes=2),
+  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, cores=2, axes=3),
+  "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1640e9, 448e9, axes=2),
+}
+# By what the driver calls them; matched as a part of the name, the first that fits.
+_GPUS = {
+  "H200": Chip("H200", 989e12, 141e9, 4800e9, 450e9),
+  "H100": Chip("H100", 989e12, 80e9, 3350e9, 450e9),
+  "A100-SXM4-80GB": Chip("A100 80 GB", 312e12, 80e9, 2039e9, 300e9),
+  "A100": Chip("A100 40 GB", 312e12, 40e9, 1555e9, 300e9),
+}
+# What libtpu knows of the two kinds whose slices are flat.
+_FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+# Otherwise libtpu asks the network for the machine that it is not on, and refuses a second process.
+_NO_MACHINE = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+_EXAMPLES = "v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, cpu, gpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Devices to compile for, and what is known about them.
+
+  Attributes:
+    name: as it was asked for.
+    devices: in the compiler's order.
+    chip: published rates; None where none are known.
+    chips: how many there are.
+    memory: bytes that one device has; None where it is not known.
+  """
+
+  name: str
+  devices: Sequence[jax.Device]
+  chip: Chip | None
+  chips: int
+  memory: float | int | None
+
+  @property
+  def per_chip(self) -> int:
+    """Devices that the compiler shows for one chip."""
+    return max(len(self.devices) // self.chips, 1)
+
+
+def open_topology(name: str) -> Topology:
+  """The devices of `v5e:16x16` and the like, `cpu`, `cpu:8` (that many pretended ones) or `gpu`.
+
+  For a TPU slice nothing but libtpu is needed. It must be asked for before JAX has started a
+  backend: everything that is really run, runs on the CPU then.
+
+  Raises:
+    ValueError: no such topology (with the nearest and the known ones), libtpu or GPU missing.
+  """
+  kind, _, size = name.partition(":")
+  if kind == "cpu" and re.fullmatch(r"\d*", size):
+    return _local_cpu(name, int(size or 0))
+  if kind == "gpu" and not size:
+    return _local_gpu(name)
+  if kind not in TPUS or not size:
+    raise ValueError(f"there is no topology {name!r}; {_hint(name)}")
+  return _slice(name, kind, _sizes(name, kind, size))
+
+
+def _hint(name: str) -> str:
+  near = suggestion(name, _EXAMPLES.split(", "))
+  return near.replace("known:", "examples:") + "; chips: " + ", ".join(TPUS)
+
+
+def _sizes(name: str, kind: str, size: str) -> tuple[int, ...]:
+  axes = TPUS[kind].axes
+  shape = "x".join("ABC"[:axes])
+  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) or len(size.split("x")) != axes:
+    example = next(word for word in _EXAMPLES.split(", ") if word.startswith(kind))
+    raise ValueError(f"topology {name!r}: a slice of {TPUS[kind].name} is {kind}:{shape}, such as {example}")
+  sizes = tuple(map(int, size.split("x")))
+  if axes == 2 and sizes not in _FLAT:
+    chips = math.prod(sizes)
+    near = min(_FLAT, key=lambda flat: abs(math.prod(flat) - chips))
+    known = ", ".join(f"{kind}:{a}x{b}" for a, b in _FLAT)
+    raise ValueError(f"there is no slice {name!r}; the nearest is {kind}:{near[0]}x{near[1]}, all: {known}")
+  return sizes
+
+
+def _slice(name: str, kind: str, sizes: tuple[int, ...]) -> Topology:
+  if importlib.util.find_spec("libtpu") is None:
+    raise ValueError(
+      f"topology {name!r} needs the TPU compiler, which is not installed; pip install 'jaxseg[tpu]' brings it"
+    )
+  for key, value in _NO_MACHINE.items():
+    os.environ.setdefault(key, value)
+  jax.config.update("jax_platforms", "cpu")
+  chip, options = TPUS[kind], {}
+  if chip.cores > 1:
+    options["chip_config_name"] = "megacore"  # one device a chip, as a job on the real slice sees it
+  if math.prod(sizes) < 4:
+    options["chips_per_host_bounds"] = (*sizes, 1)[:3]
+  try:
+    devices = topologies.get_topology_desc(name, "tpu", **options).devices
+  except Exception as error:
+    raise ValueError(f"libtpu refuses the topology {name!r}: {_first_line(error)}") from None
+  chips = len({tuple(device.coords) for device in devices})
+  return Topology(name, devices, chip, chips, chip.hbm_bytes * chips / len(devices))
+
+
+def _local_cpu(name: str, count: int) -> Topology:
+  if count:
+    jax.config.update("jax_num_cpu_devices", count)
+  devices = jax.devices("cpu")
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  return Topology(name, devices, None, len(devices), memory / len(devices))
+
+
+def _local_gpu(name: str) -> Topology:
+  try:
+    devices = jax.devices("gpu")
+  except RuntimeError:
+    raise ValueError(
+      f"topology {name!r} means the GPUs of this machine, and JAX sees none; {_hint(name)}"
+    ) from None
+  kind = devices[0].device_kind
+  chip = next((chip for part, chip in _GPUS.items() if part in kind.replace(" ", "-")), None)
+  stats = devices[0].memory_stats() or {}
+  memory = stats.get("bytes_limit") or (chip.hbm_bytes if chip else None)
+  return Topology(name, devices, chip, len(devices), memory)
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
