@@ -147,7 +147,9 @@ def training_plan(
     advice = plan.advice(mesh.devices.size, config.batch_size, config.data.crop_size[0])
     raise overrides.ConfigError(f"config.batch_size: {error}; {advice}") from None
   run = loop.assemble(config, mesh)
-  parts = {"parameters": run.shapes.params, "optimizer": run.shapes.opt_state, "rest": run.shapes.model_state}
+  state = run.shapes
+  parts = {"parameters": state.params, "optimizer": state.opt_state, "statistics": state.model_state}
+  parts |= {} if state.ema is None else {"average": state.ema}
   return plan.plan_step(
     lambda batch_size: loop.lower_step(run, batch_size=batch_size),
     opened,
