@@ -279,12 +279,15 @@ def shrink(config: ml_collections.ConfigDict) -> None:
       eval_split="val",
       image_size=(_SMOKE_SIZE, _SMOKE_SIZE),
       crop_size=(_SMOKE_SIZE, _SMOKE_SIZE),
+      resize=(),
       num_train=8,
       num_val=3,  # odd, so that the last batch is padded
       workers=0,
     )
     config.optimizer.schedule.warmup_steps = min(config.optimizer.schedule.warmup_steps, 1)
-    config.eval.update(every_steps=1, batch_size=2)
+    config.eval.update(every_steps=1, batch_size=2, resize=(), scales=(1.0,), flip=False)
+    if config.eval.get("mode") == "slide":
+      config.eval.update(crop_size=(_SMOKE_SIZE, _SMOKE_SIZE), stride=(_SMOKE_SIZE, _SMOKE_SIZE))
     if config.eval.resize:
       config.eval.resize = (_SMOKE_SIZE, _SMOKE_SIZE)
     if config.eval.mode == "slide":

@@ -19,6 +19,15 @@ PARAMETERS = {
   "cgnet_m3n21_camvid:cpu": 494_258,
   "cgnet_m3n21_folder": 496_306 - 17 * 256,
   "cgnet_m3n21_synthetic": 496_306 - 11 * 256,
+  # DeepLab: facts of the papers for 21 classes, 257 for each class more or less; the counts of
+  # mmsegmentation's own models, with their auxiliary heads.
+  "deeplab_mmseg": 68_113_030,
+  "deeplab_mmseg:v3plus": 43_589_878,
+  "deeplabv1_voc": 20_505_429,
+  "deeplabv2_voc": 44_048_532,
+  "deeplabv2_voc:vgg16": 37_877_652,
+  "deeplabv3:cityscapes": 58_040_661 - 2 * 257,
+  "deeplabv3plus": 41_055_413,
   "colour_only_synthetic": 3 * 24 + 24 * 24 + 4 * 24 + 24 * 8 + 8,
 }
 

@@ -106,7 +106,7 @@ def test_frozen_norm_trains_with_stored_statistics():
 @pytest.mark.parametrize(
   "fields, sentence",
   [
-    (dict(output_stride=4), "output_stride is 4, but ResNet gives 8, 16 or 32"),
+    (dict(output_stride=4), "output_stride is 4, but resnet50 gives 8, 16 or 32"),
     (dict(stem="v1d"), "stem is 'v1d'; choose one of v1, v1b, v1c, beta"),
     (dict(multi_grid=(1, 2)), r"multi_grid=\(1, 2\) is shorter than the last stage's 3 units"),
   ],
