@@ -151,7 +151,10 @@ def _slice(name: str, kind: str, sizes: tuple[int, ...]) -> Topology:
 
 def _local_cpu(name: str, count: int) -> Topology:
   if count:
-    jax.config.update("jax_num_cpu_devices", count)
+    try:
+      jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+      raise ValueError(f"topology {name!r} must be asked for before JAX has started a backend") from None
   devices = jax.devices("cpu")
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   return Topology(name, devices, None, len(devices), memory / len(devices))

@@ -93,9 +93,11 @@ SMOKE = "configs/colour_only_synthetic.py:smoke"
     ("v5e:3x5", "there is no slice 'v5e:3x5'; the nearest is v5e:4x4, all: v5e:1x1, "),
     ("gpu", "means the GPUs of this machine, and JAX sees none"),
     ("tpu", "there is no topology 'tpu'"),
+    ("cpu:3", "topology 'cpu:3' must be asked for before JAX has started a backend"),
   ],
 )
 def test_topologies_that_are_none(topology, sentence):
+  jax.devices()
   with pytest.raises(ValueError, match=sentence):
     plan.open_topology(topology)
 
