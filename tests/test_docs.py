@@ -18,6 +18,12 @@ def test_import_a_module():
   exec(compile(code, "docs/import_a_module.md", "exec"), {"__name__": "page"})
 
 
+def test_deeplab():
+  code = blocks("docs/deeplab.md")
+  assert code.count("assert") == 3
+  exec(compile(code, "docs/deeplab.md", "exec"), {"__name__": "page"})
+
+
 def test_readme_model():
   code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
   scope = {"__name__": "page"}
