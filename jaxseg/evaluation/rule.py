@@ -56,6 +56,25 @@ class InferenceRule:
     # Without a multiple it does not matter how one would be reached.
     return dataclasses.replace(self, multiple_rule=default.multiple_rule) == default
 
+  def text(self) -> str:
+    """The rule in words, for reports."""
+    parts = []
+    if self.resize:
+      parts.append(f"fitted into {max(self.resize)}x{min(self.resize)}")
+    if self.multiple:
+      how = "padded" if self.multiple_rule == "pad" else "resized"
+      parts.append(f"{how} to multiples of {self.multiple}")
+    if self.mode == "slide":
+      crop, stride = ("x".join(map(str, sides)) for sides in (self.crop_size, self.stride))
+      parts.append(f"windows of {crop} every {stride}")
+    else:
+      parts.append("whole pictures")
+    if self.scales != (1.0,):
+      parts.append("scales " + " ".join(f"{scale:g}" for scale in self.scales))
+    if self.flip:
+      parts.append("and mirrored")
+    return ", ".join(parts)
+
   def resized(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
     """The size to which a picture is resized for one scale."""
     for step in self.steps(size, scale):

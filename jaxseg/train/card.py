@@ -15,6 +15,7 @@ from jaxseg.models import align_corners_of
 from jaxseg.train.frozen import frozen_paths, path_of
 from jaxseg.train.loss import loss_settings
 from jaxseg.train.optimizer import parameter_groups
+from jaxseg.train.rule import make_inference_rule
 
 # Settings of losses that have words of their own on the card, or a row.
 _SHARED_SETTINGS = ("normalize_by", "class_weights", "ignore_label", "label_smoothing")
@@ -48,10 +49,11 @@ def recipe_card(
     "labels": f"nearest neighbour; {config.loss.ignore_label} is ignored before loss and metrics",
     "logits": "bilinear to the label's size, no antialiasing, "
     + ("corners aligned" if align_corners_of(model, config.loss.align_corners) else "half-pixel centres"),
+    "evaluation": make_inference_rule(config.eval).text(),
     "loss": _loss(config.loss),
     "optimizer": _optimizer(config.optimizer),
     "schedule": _schedule(config.optimizer),
-    "decay": _decay(config.optimizer, params),
+    "decay": _decay(config, params),
     **_kept(config, params),
     "precision": f"computes in {config.dtype}; parameters, statistics and loss in float32",
     "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -168,10 +170,11 @@ def _schedule(optimizer: ml_collections.ConfigDict) -> str:
   return ", ".join(parts)
 
 
-def _decay(optimizer: ml_collections.ConfigDict, params: Any) -> str:
+def _decay(config: ml_collections.ConfigDict, params: Any) -> str:
+  optimizer, still = config.optimizer, frozen_paths(params, tuple(config.frozen))
   how = "decoupled" if optimizer.name == "adamw" else "L2 in the gradient"
   counts = collections.Counter(
-    (g.lr_mult, g.decay_mult) for g in parameter_groups(optimizer, params).values()
+    (g.lr_mult, g.decay_mult) for path, g in parameter_groups(optimizer, params).items() if path not in still
   )
   groups = [f"{n} tensors at rate x{lr:g}, decay x{decay:g}" for (lr, decay), n in sorted(counts.items())]
   return f"{optimizer.weight_decay:g} {how}; " + "; ".join(groups)

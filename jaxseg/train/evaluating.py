@@ -202,6 +202,7 @@ def run(
       "data": config.data.name,
       "split": config.data.eval_split,
       "images": count,
+      "rule": make_inference_rule(config.eval).text(),
     }
     if crf is not None:
       facts |= {"crf": dataclasses.asdict(crf), "without_crf": alone.scalars()}
@@ -209,7 +210,8 @@ def run(
     print(report.table(info.classes))
     if crf is not None:
       print(f"all with the CRF; the network alone has mIoU {alone.miou:.4f}")
-    print(f"{count} images of {config.data.name} {config.data.eval_split}; report and picture in {output}")
+    print(f"{count} images of {config.data.name} {config.data.eval_split}, {facts['rule']}")
+    print(f"report and picture in {output}")
   return report
 
 

@@ -203,7 +203,6 @@ def test_windows_by_hand():
     (dict(mode="slide", crop_size=(64,), stride=(32, 32)), r"crop_size is \(64,\)"),
     (dict(mode="slide", crop_size=(64, 64), stride=(48, 0)), r"stride is \(48, 0\)"),
     (dict(mode="slide", crop_size=(64, 64), stride=(65, 64)), "stride .* is larger than crop_size"),
-    (dict(crop_size=(64, 64)), "mode is 'whole', which has no windows; set mode='slide'"),
     (dict(resize=(512,)), r"resize is \(512,\); expected \(long, short\)"),
     (dict(multiple=-1), "multiple is -1"),
     (dict(multiple=32, multiple_rule="crop"), "multiple_rule is 'crop'; expected 'pad' or 'resize'"),
@@ -220,6 +219,18 @@ def test_bad_rules(fields, sentence):
   config = ml_collections.ConfigDict(dict(every_steps=0, batch_size=2, **fields))
   with pytest.raises(ConfigError, match=f"config.eval: .*{sentence}"):
     make_inference_rule(config)
+
+
+def test_windows_without_sliding():
+  with pytest.raises(ValueError, match="mode is 'whole', which has no windows; set mode='slide'"):
+    InferenceRule(crop_size=(64, 64))
+  # A config's windows stay for when the mode is slide again; an older run's config lacks the keys.
+  config = ml_collections.ConfigDict(dict(mode="whole", crop_size=(64, 64), stride=(48, 48)))
+  assert make_inference_rule(config).plain and make_inference_rule(ml_collections.ConfigDict()).plain
+  config.update(mode="slide", multiple=32, resize=(512, 2048), flip=True)
+  assert make_inference_rule(config).text() == (
+    "fitted into 2048x512, padded to multiples of 32, windows of 64x64 every 48x48, and mirrored"
+  )
 
 
 def test_a_label_map_cannot_be_resized(variables):
