@@ -106,7 +106,7 @@ class Checkpoints:
     leaves, structure = jax.tree_util.tree_flatten_with_path(state_like.opt_state)
     params, average = restored["variables"]["params"], {}
     if _average(state_like) is not None:
-      params, average = optimizer["params"], {"ema": params}
+      params, average = optimizer["raw_params"], {"ema": params}
     return state_like.replace(
       **average,
       step=optimizer["step"],
@@ -217,7 +217,7 @@ def _items(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
   if average is None:
     params = state.params
   else:
-    optimizer["params"] = state.params
+    optimizer["raw_params"] = state.params
   return {"params": params, "model_state": state.model_state}, optimizer
 
 

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -43,6 +44,76 @@ def test_a_resumed_run_is_equal_to_the_bit(tmp_path):
   assert read_metrics(tmp_path / "parts") == lines
   with pytest.raises(ConfigError, match=r"at step 6, beyond config.total_steps 4"):
     loop.train(load("total_steps=4"), tmp_path / "parts")
+
+
+def test_averages_micro_batches_and_frozen_parts_resume_to_the_bit(tmp_path, capsys):
+  features = (
+    "ema_decay=0.5", "accumulate=2", "frozen=encoder/(conv|norm)1/.*", "loss.name=cross_entropy+dice",
+    "total_steps=4", "optimizer.schedule.total_steps=4", "eval.every_steps=2", "checkpoint.every_steps=1",
+  )  # fmt: skip
+  whole = loop.train(load(*features), tmp_path / "whole")
+  card = " ".join(capsys.readouterr().out.split())
+  assert "2 images a step (2 a device group) in 2 micro-batches" in card
+  assert "frozen 3 tensors, 120 parameters" in card
+  assert "average parameters' moving average, decay 0.5" in card
+  assert "loss cross entropy + dice, mean over labelled pixels, smooth 1.0" in card
+  loop.train(load(*features, "total_steps=2"), tmp_path / "parts")
+  parts = loop.train(load(*features), tmp_path / "parts")
+  assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "parts")
+  assert np.array_equal(whole.matrix, parts.matrix)
+  # What evaluation and `from_pretrained` read is the average, not where training stands.
+  kept = latest(tmp_path / "whole")
+  for a, b in zip(*(jax.tree.leaves(latest(tmp_path / name)) for name in ("whole", "parts")), strict=True):
+    assert a.tobytes() == b.tobytes()
+  states = [restored(load(*features), tmp_path / name) for name in ("whole", "parts")]
+  assert all(a.tobytes() == b.tobytes() for a, b in zip(*map(jax.tree.leaves, states), strict=True))
+  params, ema = states[0].params, states[0].ema
+  assert equal(kept["params"], ema)
+  assert not np.array_equal(params["decoder"]["classifier"]["kernel"], ema["decoder"]["classifier"]["kernel"])
+  assert equal(params["encoder"]["conv1"], ema["encoder"]["conv1"]), "frozen, so the same as its average"
+  with pytest.raises(ValueError, match="is of another model or optimizer"):
+    loop.train(load(*features, "ema_decay=0.0", "total_steps=5"), tmp_path / "parts")
+
+
+def equal(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def restored(config, directory):
+  """The train state of the latest checkpoint, as NumPy arrays."""
+  run = loop.plan(config)
+  with Checkpoints(directory / "checkpoints") as checkpoints:
+    like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), run.shapes)
+    return jax.tree.map(np.asarray, checkpoints.restore(like))
+
+
+def test_init_from_takes_all_but_the_classifier(tmp_path):
+  loop.train(load("total_steps=2", "eval.every_steps=0"), tmp_path / "source")
+  given = latest(tmp_path / "source")["params"]
+  other = (
+    "total_steps=1",
+    "eval.every_steps=0",
+    "seed=7",
+    "optimizer.learning_rate=1e-9",
+    "optimizer.weight_decay=0",
+  )
+  loop.train(load(*other), tmp_path / "fresh")
+  loop.train(load(*other, f"init_from={tmp_path / 'source'}"), tmp_path / "transfer")
+  fresh, transfer = (latest(tmp_path / name)["params"] for name in ("fresh", "transfer"))
+  np.testing.assert_allclose(
+    transfer["decoder"]["classifier"]["kernel"], fresh["decoder"]["classifier"]["kernel"], atol=1e-7
+  )
+  assert not np.allclose(
+    given["decoder"]["classifier"]["kernel"], fresh["decoder"]["classifier"]["kernel"], atol=1e-2
+  )
+  flat = jax.tree_util.tree_flatten_with_path(transfer)[0]
+  rest = {jax.tree_util.keystr(path): x for path, x in flat if "classifier" not in jax.tree_util.keystr(path)}
+  taken = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_flatten_with_path(given)[0]}
+  assert rest
+  for path, x in rest.items():
+    np.testing.assert_allclose(x, taken[path], atol=1e-7, err_msg=path)
+  with pytest.raises(ValueError, match="no-such-file"):
+    loop.train(load(*other, "init_from=no-such-file.npz"), tmp_path / "none")
 
 
 def latest(directory):
@@ -95,6 +166,10 @@ def test_batches_have_to_divide_among_devices(tmp_path):
   count = jax.device_count()
   with pytest.raises(ConfigError, match=rf"config.mesh.devices is {count + 1}, and there are {count}"):
     loop.train(load(f"mesh.devices={count + 1}"), tmp_path)
+  with pytest.raises(
+    ConfigError, match=r"config.accumulate is 4, .* 1 device groups share evenly; use a batch of 4"
+  ):
+    loop.train(load("accumulate=4"), tmp_path)
   with pytest.raises(ConfigError, match=r"config.mesh: .*spatial=3"):
     loop.train(load("mesh.devices=1", "mesh.spatial=3"), tmp_path)
   assert not list(tmp_path.iterdir()), "refused before anything was written"
