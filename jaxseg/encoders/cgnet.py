@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.layers import spatial
 from jaxseg.layers.activation import PReLUSlope
 from jaxseg.layers.conv import Conv, DepthwiseConv
 from jaxseg.layers.norm import BatchNorm
@@ -127,13 +128,15 @@ class Stage(nn.Module):
 
   num_blocks: int
   block: Callable[..., CGBlock]
+  reach: int  # rows of a neighbour that a block reads where rows are spread over devices
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Array, Array]:
-    first = x = self.block(downsample=True, name="block0")(x, train=train)
-    for n in range(1, self.num_blocks):
-      x = self.block(name=f"block{n}")(x, train=train)
-    return first, x
+    with spatial.stage(-(-x.shape[1] // 2), reach=self.reach):
+      first = x = self.block(downsample=True, name="block0")(spatial.split(x), train=train)
+      for n in range(1, self.num_blocks):
+        x = self.block(name=f"block{n}")(x, train=train)
+      return spatial.split(first), spatial.split(x)
 
 
 class CGNet(nn.Module):
@@ -200,7 +203,8 @@ class CGNet(nn.Module):
       residual=self.residual,
       dtype=self.dtype,
     )
-    return Stage(self.num_blocks[i], block, name=f"stage{stage}")
+    reach = self.dilations[i] if self.surround else 1
+    return Stage(self.num_blocks[i], block, reach, name=f"stage{stage}")
 
   def _join(self, name: str, parts: list[Array], injected: Array | None, train: bool) -> Array:
     if injected is not None and self.input_injection:
@@ -211,7 +215,11 @@ class CGNet(nn.Module):
 
 def _halve(image: Array) -> Array:
   """3×3 average at stride 2; the zeros of the padding count, as in the reference."""
-  return nn.avg_pool(image, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), count_include_pad=True)
+
+  def apply(image, rows):
+    return nn.avg_pool(image, (3, 3), strides=(2, 2), padding=(rows, (1, 1)), count_include_pad=True)
+
+  return spatial.windowed(apply, image, (), size=3, stride=2, padding=(1, 1))
 
 
 cgnet_m3n21 = partial(CGNet)

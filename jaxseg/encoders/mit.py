@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.layers import spatial
 from jaxseg.layers.attention import SpatialReductionAttention
 from jaxseg.layers.conv import Conv, DepthwiseConv, fan_out_normal
 from jaxseg.layers.drop_path import DropPath, drop_path_rates
@@ -108,6 +109,7 @@ class Stage(nn.Module):
     strides: of the embedding.
     epsilons: of the LayerNorms.
     position_size: rows and columns of a learned position embedding, resized to the map; None has none.
+    reduction: stride of the blocks' key and value map.
   """
 
   dim: int
@@ -117,10 +119,16 @@ class Stage(nn.Module):
   strides: int
   epsilons: Epsilons
   position_size: tuple[int, int] | None = None
+  reduction: int = 1
   dtype: Any = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo d"]:
+    # Where rows are spread over devices, each needs whole windows of the spatial reduction.
+    with spatial.stage(-(-x.shape[1] // self.strides), multiple=self.reduction):
+      return spatial.split(self._run(spatial.split(x), train))
+
+  def _run(self, x: Array, train: bool) -> Array:
     x = Conv(
       self.dim,
       self.patch_size,
@@ -197,6 +205,7 @@ class MiT(nn.Module):
         strides=4 if i == 0 else 2,
         epsilons=epsilons,
         position_size=None if self.position == "mix_ffn" else (rows, columns),
+        reduction=self.reductions[i],
         dtype=self.dtype,
         name=f"stage{i + 1}",
       )(x, train=train)

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.layers import spatial
 from jaxseg.layers.atrous import ConvNorm, check_output_stride
 from jaxseg.types import AnyArray, Features, Image
 
@@ -70,7 +71,7 @@ class Bottleneck(nn.Module):
       shortcut = conv(4 * self.width, strides=stride, activation="none", name="shortcut")
       x = shortcut(x, train=train)
     elif stride > 1:
-      x = x[:, ::stride, ::stride]
+      x = spatial.windowed(lambda x, _: x[:, ::stride, ::stride], x, (), size=1, stride=stride)
     return nn.relu(x + y)
 
 
@@ -171,8 +172,12 @@ def unit_strides(stage_sizes: Sequence[int], *, last_unit: bool) -> tuple[tuple[
 
 def max_pool(x: Float[AnyArray, "b h w c"], *, ceil: bool = False) -> Float[Array, "b ho wo c"]:
   """3×3 at stride 2 with one pixel around; `ceil` adds a row and column for what an even size leaves over."""
-  sides = tuple((1, 1 + (ceil and n % 2 == 0)) for n in x.shape[1:3])
-  return nn.max_pool(jnp.asarray(x), (3, 3), strides=(2, 2), padding=sides)
+  rows, columns = ((1, 1 + (ceil and n % 2 == 0)) for n in x.shape[1:3])
+
+  def apply(x, rows):
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=(rows, columns))
+
+  return spatial.windowed(apply, jnp.asarray(x), (), size=3, stride=2, padding=rows, outside=-jnp.inf)
 
 
 resnet50 = partial(ResNet)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxseg.layers import spatial
 from jaxseg.layers.atrous import AtrousConv, check_output_stride
 from jaxseg.layers.conv import Conv, fan_out_normal
 from jaxseg.types import Features, Image
@@ -59,7 +60,7 @@ class VGG(nn.Module):
       # The fourth pool's lost stride widens the fifth block; the last pool's is left to the decoder.
       rate = 2 * rate if step == 1 else rate
       if i == 4 and self.average_pool:
-        x = nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)), count_include_pad=True)
+        x = spatial.windowed(_average, x, (), size=3, padding=(1, 1))
       features[f"stage{i + 1}"] = x
     return features
 
@@ -74,7 +75,16 @@ class VGG(nn.Module):
     else:
       # At stride 1 a 2×2 window needs one pixel more to keep the size.
       sides = tuple((0, int(stride == 1 or (self.ceil_pool and n % 2 == 1))) for n in x.shape[1:3])
-    return nn.max_pool(x, (self.pool_size,) * 2, strides=(stride, stride), padding=sides)
+
+    def apply(x, rows):
+      return nn.max_pool(x, (self.pool_size,) * 2, strides=(stride, stride), padding=(rows, sides[1]))
+
+    window = dict(size=self.pool_size, stride=stride, padding=sides[0], outside=-jnp.inf)
+    return spatial.windowed(apply, x, (), **window)
+
+
+def _average(x: Array, rows: tuple[int, int]) -> Array:
+  return nn.avg_pool(x, (3, 3), padding=(rows, (1, 1)), count_include_pad=True)
 
 
 vgg16 = partial(VGG)

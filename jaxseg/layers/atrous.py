@@ -1,12 +1,15 @@
 """A 3×3 convolution at any rate, and separable ones, for atrous pyramids and dilated stages."""
 
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.kernels.atrous import atrous_conv
+from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, DepthwiseConv, Initializer, fan_out_normal
 from jaxseg.layers.norm import BatchNorm
 
@@ -31,8 +34,26 @@ class AtrousConv(nn.Module):
     kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    y = atrous_conv(x, kernel, rate=self.rate)
+    y = spatial.windowed(partial(_atrous, rate=self.rate), x, (kernel,), **_window(self.rate))
     return y if bias is None else y + bias
+
+
+def _window(rate: int) -> dict[str, Any]:
+  return dict(size=3, dilation=rate, padding=(rate, rate))
+
+
+def _atrous(x: Array, kernel: Array, rows: tuple[int, int], *, rate: int) -> Array:
+  if rows == (rate, rate):
+    return atrous_conv(x, kernel, rate=rate)
+  # Rows of neighbours stand where the padding was.
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (1, 1),
+    (rows, (rate, rate)),
+    rhs_dilation=(rate, rate),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
 
 
 class ConvNorm(nn.Module):

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.kernels.definition import defined_by
+from jaxseg.layers import spatial
 from jaxseg.layers.atrous import ConvNorm, SeparableConv
 from jaxseg.layers.conv import Initializer, fan_out_normal
 from jaxseg.layers.norm import BatchNorm
@@ -82,7 +83,7 @@ class ASPP(nn.Module):
     window = [min(a, n) for a, n in zip(self.pool_window or x.shape[1:3], x.shape[1:3], strict=True)]
     if tuple(window) == x.shape[1:3]:
       return x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
-    return nn.avg_pool(x, tuple(window))
+    return nn.avg_pool(spatial.whole(x), tuple(window))
 
 
 class JoinConv(nn.Module):
@@ -159,9 +160,13 @@ def _conv(x: Array, kernel: Array) -> Array:
   if kernel.shape[0] == 1:
     return x @ kernel[0, 0]
   side = (kernel.shape[0] - 1) // 2
-  return lax.conv_general_dilated(
-    x, kernel, (1, 1), ((side, side), (side, side)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
+
+  def apply(x, kernel, rows):
+    return lax.conv_general_dilated(
+      x, kernel, (1, 1), (rows, (side, side)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  return spatial.windowed(apply, x, (kernel,), size=kernel.shape[0], padding=(side, side))
 
 
 def _reads(n: int, size: int) -> np.ndarray:

@@ -52,13 +52,19 @@ def shards(height: int, *, reach: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def stage(height: int, *, reach: int) -> Iterator[None]:
-  """Inside, nothing is split unless maps of `height` rows are, with `reach` rows of a neighbour.
+def stage(height: int, *, reach: int = 1, multiple: int = 1) -> Iterator[None]:
+  """Inside, nothing is split unless maps of `height` rows are, by devices with enough rows each.
 
   For the stages of an encoder: gathering before each layer that reaches too far would cost more than
-  the whole stage on every device. What enters the stage goes through `split`.
+  the whole stage on every device. What enters and leaves the stage goes through `split`.
+
+  Args:
+    height: rows of the stage's maps.
+    reach: rows of a neighbour that the stage's layers read.
+    multiple: of which a device's rows must be one.
   """
-  token = _unsplit.set(_unsplit.get() or shards(height, reach=reach) == 1)
+  parts = shards(height, reach=reach)
+  token = _unsplit.set(parts == 1 or height // parts % multiple != 0)
   try:
     yield
   finally:
