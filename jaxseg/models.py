@@ -12,6 +12,7 @@ from jaxseg import catalog
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
 from jaxseg.layers.atrous import OUTPUT_STRIDES, check_output_stride
+from jaxseg.layers import spatial
 from jaxseg.layers.resize import rescale, resize
 from jaxseg.types import Features, Image, Outputs
 
@@ -41,7 +42,7 @@ class SegmentationModel(nn.Module):
 
   def __call__(self, image: Image, *, train: bool) -> Outputs:
     check_image(image)
-    image = jnp.asarray(image)
+    image = spatial.split(jnp.asarray(image))
     if tuple(self.scales) == (1.0,):
       return self._at_scale(image, train)
     self._check_scales()
