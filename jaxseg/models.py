@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from jaxseg import catalog
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
-from jaxseg.layers.atrous import OUTPUT_STRIDES, check_output_stride
 from jaxseg.layers import spatial
+from jaxseg.layers.atrous import OUTPUT_STRIDES, check_output_stride
 from jaxseg.layers.resize import rescale, resize
 from jaxseg.types import Features, Image, Outputs
 
