@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     crf = chosen.crf_settings(config) if refine else None
     runtime.start_processes()
     output = flags.output or (f"{flags.workdir}/eval" if flags.workdir else "runs/eval")
-    evaluating.run(chosen.load_subject(flags), config, output=output, crf=crf)
+    evaluating.run(chosen.load_subject(flags, config), config, output=output, crf=crf)
 
 
 if __name__ == "__main__":

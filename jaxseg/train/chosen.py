@@ -2,15 +2,20 @@
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Sequence
 
+import jax
 import ml_collections
+import numpy as np
 
 from jaxseg.crf import Settings
 from jaxseg.train import config as config_lib
-from jaxseg.train import evaluating, overrides, workdir
+from jaxseg.train import evaluating, workdir
 from jaxseg.train.evaluating import Subject
 from jaxseg.train.overrides import ConfigError
+
+_TRACED = (64, 64)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +34,8 @@ def choose_config(flags: argparse.Namespace, changes: Sequence[tuple[str, str]])
   """The config that the flags mean, with `changes` (`overrides.split`) applied; a workdir as --source is one.
 
   Raises:
-    ConfigError: neither or both of --workdir and --source, no config, a wrong change.
+    ConfigError: neither or both of --workdir and --source, no config, a wrong change, or one of a model that
+      is not the config's.
   """
   if (flags.workdir is None) == (flags.source is None):
     raise ConfigError("give either --workdir=DIR or --source=FILE")
@@ -44,21 +50,42 @@ def choose_config(flags: argparse.Namespace, changes: Sequence[tuple[str, str]])
   if "crf" not in config.eval:  # a run from before there was one
     with config.unlocked():
       config.eval.crf = ml_collections.ConfigDict(dataclasses.asdict(Settings()))
-  overrides.apply(config, changes)
+  if (flags.config or flags.source) and any(key.startswith("model.") for key, _ in changes):
+    raise ConfigError(
+      "config.model is not the model that is evaluated, so that changing it has no effect;"
+      " give --workdir alone to evaluate its model with changed fields"
+    )
+  config_lib.change(config, changes)
   if flags.split:
     config.data.eval_split = flags.split
   return config
 
 
-def load_subject(flags: argparse.Namespace) -> Subject:
-  """The network that the flags mean.
+def load_subject(flags: argparse.Namespace, config: ml_collections.ConfigDict) -> Subject:
+  """The network that the flags mean; a workdir's with the fields of `config.model`, where that is its own.
 
   Raises:
-    ValueError: it cannot be read.
+    ValueError: it cannot be read, or a changed field does not fit the parameters.
   """
-  if flags.workdir:
-    return evaluating.from_workdir(flags.workdir, step=flags.step)
-  return evaluating.from_source(flags.source)
+  if not flags.workdir:
+    return evaluating.from_source(flags.source)
+  subject = evaluating.from_workdir(flags.workdir, step=flags.step)
+  if flags.config:
+    return subject
+  model = config_lib.build_model(config, subject.num_classes)
+  image = jax.ShapeDtypeStruct((1, *_TRACED, 3), np.float32)
+  wanted = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)["params"]
+  shapes = lambda tree: {  # noqa: E731
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  differ = sorted(path for path, _ in shapes(wanted).items() ^ shapes(subject.variables["params"]).items())
+  if differ:
+    raise ConfigError(
+      f"config.model as changed does not fit the parameters of {flags.workdir}: {', '.join(differ[:3])};"
+      " only fields without parameters, such as an output stride, can be changed after training"
+    )
+  return dataclasses.replace(subject, model=model)
 
 
 def crf_settings(config: ml_collections.ConfigDict) -> Settings:

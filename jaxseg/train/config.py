@@ -198,7 +198,6 @@ def load(spec: str, *, overrides: Sequence[tuple[str, str]] = ()) -> ml_collecti
   """The config of `path/to/file.py:arg,arg`, with `overrides` (dotted key, text) applied.
 
   `smoke` among the arguments shrinks any config (see `shrink`); the file sees the others.
-  Overrides of the model come first, and what hangs on it follows: see `follow`.
 
   Raises:
     ConfigError: no such file or argument, unknown key, wrong type.
@@ -209,6 +208,16 @@ def load(spec: str, *, overrides: Sequence[tuple[str, str]] = ()) -> ml_collecti
   if "smoke" in args:
     shrink(config)
   config.lock()
+  change(config, overrides)
+  return config
+
+
+def change(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
+  """`overrides.apply`, the model's first; what hangs on the model follows (see `follow`).
+
+  Raises:
+    ConfigError: unknown key, wrong type.
+  """
   model = [change for change in overrides if change[0].startswith("model.")]
   before = config.model.encoder.get("output_stride")
   overrides_lib.apply(config, model)
@@ -219,11 +228,10 @@ def load(spec: str, *, overrides: Sequence[tuple[str, str]] = ()) -> ml_collecti
       " set --config.model.auxiliary=true"
     )
   overrides_lib.apply(config, [change for change in overrides if change not in model])
-  return config
 
 
 def follow(config: ml_collections.ConfigDict, *, before: int | None = None) -> None:
-  """Brings what hangs on the model up to date with it, in place; `load` calls it.
+  """Brings what hangs on the model up to date with it, in place; `change` calls it.
 
   - `loss.weights`: a map of the model that has no weight gets the published one (0.4 for "aux_logits", 1
     for each scale's own), and an auxiliary or scale map that the model does not give loses its.

@@ -60,7 +60,12 @@ def command(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> li
   config = chosen.choose_config(flags, changes)
   output = flags.output or (f"{flags.workdir}/crf_search" if flags.workdir else "runs/crf_search")
   found = run(
-    chosen.load_subject(flags), config, output=output, grid=grid, images=flags.images, rounds=flags.rounds
+    chosen.load_subject(flags, config),
+    config,
+    output=output,
+    grid=grid,
+    images=flags.images,
+    rounds=flags.rounds,
   )
   w1, sxy, srgb = found.setting
   return [

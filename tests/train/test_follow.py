@@ -1,14 +1,16 @@
 """What hangs on a config's model follows it: auxiliary head, weights of its maps, rates of the pyramid."""
 
+import argparse
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
 from jaxseg import models
+from jaxseg.train import chosen, evaluating, validate, workdir
 from jaxseg.train import config as config_lib
-from jaxseg.train import validate, workdir
 from jaxseg.train.overrides import ConfigError
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -124,3 +126,30 @@ def test_an_output_stride_that_no_encoder_gives(stride):
 def test_arguments_that_do_not_go_together(file, sentence):
   with pytest.raises(ConfigError, match=sentence):
     load(file)
+
+
+def test_a_trained_model_is_evaluated_at_another_stride(tmp_path, monkeypatch):
+  """As the papers do; fields that have parameters stay, and what would have no effect is refused."""
+  small = ["model.encoder.stage_sizes=1,1,1,1", "model.encoder.width=8", "model.decoder.channels=8"]
+  config = load("deeplabv3", *small)
+  values = workdir.record(config, num_classes=2, classes=["a", "b"], palette=np.eye(2, 3))
+  workdir.prepare(tmp_path, values, write=True)
+  model = config_lib.build_model(config, 2)
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), train=False)
+  )
+  trained = evaluating.Subject("run", model, shapes, config_lib.make_preprocess(config.preprocess), 2)
+  monkeypatch.setattr(evaluating, "from_workdir", lambda directory, step: trained)
+  flags = argparse.Namespace(workdir=tmp_path, source=None, config=None, split=None, step="best")
+
+  def subject(*changes):
+    return chosen.load_subject(flags, chosen.choose_config(flags, [tuple(c.split("=", 1)) for c in changes]))
+
+  assert subject().model == model
+  finer = subject("model.encoder.output_stride=8").model
+  assert (finer.encoder.output_stride, finer.decoder.rates) == (8, (12, 24, 36))
+  with pytest.raises(ConfigError, match=r"does not fit the parameters of .*decoder/"):
+    subject("model.decoder.channels=16")
+  flags.config = str(CONFIGS / "deeplabv3.py")
+  with pytest.raises(ConfigError, match="changing it has no effect; give --workdir alone"):
+    subject("model.encoder.output_stride=8")
