@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,11 @@ import torch
 
 import jaxseg
 from jaxseg import crf
+from jaxseg.decoders.segformer import AllMLP
+from jaxseg.evaluation import make_eval_step, make_predict
+from jaxseg.models import align_corners_of
 from jaxseg.pretrained import tree
+from jaxseg.train import make_loss
 from jaxseg.types import Preprocess
 
 _TINY = dict(widths=(8, 16, 32), num_blocks=(2, 2), reductions=(4, 8))
@@ -184,6 +189,23 @@ def test_bad_requests(file, tmp_path):
     jaxseg.from_pretrained(path)
   with pytest.raises(ValueError, match="cgnet_m3n21 has no layout 'hf'; known: official, mmseg"):
     jaxseg.to_torch(_net(tmp_path), layout="hf")
+  path.write_bytes(b"short")
+  with pytest.raises(ValueError, match="has only 5 bytes: was it cut short"):
+    jaxseg.from_pretrained(path)
+
+
+def test_a_published_name_on_other_classes_names_none(file):
+  """Somebody trained it further and kept the name: the classes are not Cityscapes' any more."""
+  net = jaxseg.from_pretrained(file("cgnet_680x680_60k_cityscapes_20201101_110253-4c0b2f2d.pth"))
+  assert net.classes == tuple(f"class {i}" for i in range(5)) and "classes" in net.assumed
+
+
+def test_variables_of_another_family(file):
+  model = jaxseg.create_model("mit_b0")
+  init = functools.partial(model.init, train=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+  with pytest.raises(ValueError, match=r"holds cgnet weights \(mmseg\), and the given .* another family"):
+    jaxseg.load_pretrained(file(), shapes)
 
 
 def _net(tmp_path):
@@ -313,6 +335,37 @@ def test_predict_with_a_crf_refines_the_probabilities(own, picture):
     ValueError, match=r"crf has the keys \['kernel'\], expected kernels and perhaps steps, method"
   ):
     own.predict(picture, crf=dict(kernel=kernels))
+
+
+class _Corners(nn.Module):
+  """Every eighth pixel as logits, brought back by the decoder's rule."""
+
+  decoder: nn.Module
+
+  def __call__(self, image, *, train):
+    return {"logits": image[:, ::8, ::8]}
+
+
+@pytest.mark.parametrize("corners", [True, False])
+def test_the_corner_rule_of_the_logits_is_the_decoders(picture, corners):
+  model = _Corners(AllMLP(align_corners=corners))
+  logits = picture[None, ::8, ::8].astype(np.float32)
+  expected = {
+    c: np.argmax(jaxseg.resize_logits(logits, (50, 71), align_corners=c), -1) for c in (True, False)
+  }
+  assert np.any(expected[True] != expected[False])
+  plain = Preprocess((0.0,) * 3, (1.0,) * 3)
+  np.testing.assert_array_equal(make_predict(model, preprocess=plain)({}, picture[None]), expected[corners])
+  counts = make_eval_step(model, num_classes=3, preprocess=plain)
+  batch = {"image": picture[None], "label": expected[corners].astype(np.int32)}
+  assert np.trace(counts({}, batch)) == 50 * 71
+  # The same in training, where a config may say otherwise.
+  label = batch["label"]
+  for given in (None, True, False):
+    loss = make_loss({"align_corners": given}, align_corners=align_corners_of(model))
+    rule = corners if given is None else given
+    right = make_loss({"align_corners": rule})({"logits": logits}, label)[0]
+    np.testing.assert_array_equal(loss({"logits": logits}, label)[0], right)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def from_pretrained(
     extra = tree.spare(loading.whole_model(found, layout, told), tree.canonical(shapes).values())
     differences.unexpected = [name for name in differences.unexpected if name not in extra]
   if differences:
-    raise ValueError(loading.disagreement(found, differences, arch, loading.keep_hint(told, arch)))
+    raise ValueError(loading.disagreement(found, differences, arch, loading.keep_hint(told, arch), told))
   known = facts.gather(found, layout, fields.get("num_classes"), preprocess)
   if "non-commercial" in (known.licence or "").lower():
     _LOG.warning("%s: the licence of these weights is %s", found.path, known.licence)
@@ -111,6 +111,7 @@ def load_pretrained(
   leaves = tree.flat(variables)
   kept = loading.kept_paths(leaves, keep)
   layout = loading.recognise(found, None)
+  loading.check_family(found, layout, leaves)
   wanted = {path: leaf.shape for path, leaf in leaves.items() if path not in kept}
   values, differences, _ = tree.fill(found, layout, wanted)
   if differences.unexpected:

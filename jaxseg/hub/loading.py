@@ -136,8 +136,26 @@ def kept_paths(leaves: Mapping[str, Any], keep: Sequence[str]) -> set[str]:
   return kept
 
 
-def disagreement(found: Weights, differences: Differences, what: str, hint: str) -> str:
-  """The sentence about all differences between a file and `what`."""
+def check_family(found: Weights, layout: Layout | None, leaves: Mapping[str, Any]) -> None:
+  """Refuses a published file whose layout has no name for anything of the encoder to fill."""
+  inner = [path for path in tree.canonical(leaves).values() if path.startswith("encoder/")]
+  if layout is None or not inner or any(layout.part(path) for path in inner):
+    return
+  raise ValueError(
+    f"{found.path} holds {layout.family} weights ({layout.name}), and the given variables are of another"
+    f" family ({inner[0]}, ...); give a file of that family"
+  )
+
+
+def disagreement(
+  found: Weights, differences: Differences, what: str, hint: str, told: Detected | None = None
+) -> str:
+  """The sentence about all differences between a file, which `told` what it is of, and `what`."""
+  if told is not None and what != told.arch and what not in ENCODERS and told.arch not in ENCODERS:
+    counts = (("missing", differences.missing), ("unexpected", differences.unexpected))
+    counts += (("of another shape", differences.shapes),)
+    numbers = ", ".join(f"{len(names)} {word}" for word, names in counts if names)
+    return f"{found.path} holds {told.arch}, not {what} (tensors: {numbers}); leave arch out"
   return (
     f"{found.path} and {what} disagree: {differences.text()};"
     f" parts to leave as they are go into load_pretrained(..., keep=({hint!r},))"

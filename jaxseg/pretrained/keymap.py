@@ -255,7 +255,6 @@ def write_leaves(
     layout.complete(tensors)
   if not stored:
     _add_counters(layout, tensors)
-  if not stored:
     return tensors
   return {name: tensors[name] for name in [*stored, *(n for n in tensors if n not in stored)]}
 

@@ -1,13 +1,15 @@
 """Weight files as they were published: file name → record.
 
-Names and checksums (in mmsegmentation's names, the eight digits before the ending) are those
-of the publishers' model tables. The authors of SegNeXt and SegFormer publish on file hosts;
+Names and checksums (in mmsegmentation's and torchvision's names, the eight digits before the
+ending) are those of the publishers' model tables. The authors of SegNeXt and SegFormer publish on file hosts;
 their names are as users of the files write them, without a checksum.
 """
 
+import dataclasses
 import hashlib
 import pathlib
 
+from jaxseg.pretrained import deeplab, resnet, vgg
 from jaxseg.pretrained.records import MMSEG_CGNET_CITYSCAPES, MMSEG_LICENCE, Record
 from jaxseg.pretrained.segformer import MMSEG_LICENCE as MIT_LICENCE
 from jaxseg.pretrained.segformer import NVIDIA_LICENCE, NVIDIA_SOURCE
@@ -72,6 +74,13 @@ _SEGNEXT_AUTHORS = tuple(
   for data in ("512x512_ade", "1024x1024_city")
   for size in ("tiny", "small", "base", "large")
 )
+_TORCHVISION = {
+  "deeplabv3_resnet50_coco-cd0a2569": deeplab.TORCHVISION.record(21),
+  "deeplabv3_resnet101_coco-586e9e4e": deeplab.TORCHVISION.record(21),
+  "resnet50-0676ba61": resnet.TORCHVISION_BACKBONE.record(1000),
+  "resnet101-63fe2227": resnet.TORCHVISION_BACKBONE.record(1000),
+  "vgg16-397923af": vgg.TORCHVISION_VGG.record(1000),
+}
 
 
 def _dataset(stem: str) -> str | None:
@@ -97,6 +106,10 @@ def _files() -> dict[str, Record]:
     (_SEGNEXT_AUTHORS, SEGNEXT_LICENCE, SEGNEXT_SOURCE),
   ):
     files |= {f"{stem}.pth": Record(_IMAGENET, _dataset(stem), licence, source) for stem in stems}
+  for stem, record in _TORCHVISION.items():
+    source = f"https://download.pytorch.org/models/{stem}.pth"
+    checksum = stem.rsplit("-", 1)[-1]
+    files[f"{stem}.pth"] = dataclasses.replace(record, source=source, checksum=checksum)
   return files
 
 

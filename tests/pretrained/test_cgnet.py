@@ -1,7 +1,5 @@
 """CGNet from the published layouts: the reference's numbers, and what names and shapes tell."""
 
-import importlib.util
-
 import cv2
 import jax
 import numpy as np
@@ -10,6 +8,7 @@ import torch
 
 import jaxseg
 from jaxseg.pretrained import cgnet
+from tests.pretrained.parity import check_close, check_round_trip, recipe, run
 
 _FRAMES = ("camvid_val_0016E5_07959", "camvid_val_0016E5_08059", "camvid_val_0016E5_08159")
 
@@ -17,10 +16,7 @@ _FRAMES = ("camvid_val_0016E5_07959", "camvid_val_0016E5_08059", "camvid_val_001
 @pytest.fixture(scope="module")
 def parity(shared):
   """(state dict, images, reference outputs) of the mmseg case."""
-  spec = importlib.util.spec_from_file_location("parity_recipe", shared / "parity" / "recipe.py")
-  recipe = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(recipe)
-  return recipe.load(shared / "parity" / "mmseg-cgnet_m3n21-97x129")
+  return recipe(shared).load(shared / "parity" / "mmseg-cgnet_m3n21-97x129")
 
 
 @pytest.fixture(scope="module")
@@ -38,30 +34,12 @@ def test_mmseg_parity(parity, tmp_path):
   torch.save(checkpoint, tmp_path / "x.pth")
   net = jaxseg.from_pretrained(tmp_path / "x.pth")
   assert (net.arch, net.layout, net.fields["num_classes"]) == ("cgnet_m3n21", "mmseg", 19)
-
-  @jax.jit
-  def run(variables, image):
-    logits = net.model.apply(variables, image, train=False)["logits"]
-    return logits, net.model.apply(variables, image, train=False, method="features")
-
-  logits, features = run(net.variables, images)
-  _close(logits, reference["logits"])
+  logits, features = run(net, images)
+  check_close(logits, reference["logits"])
   for i in range(3):
-    _close(features[f"stage{i + 1}"], reference[f"feature{i}"])
-  agree = np.mean(np.argmax(logits, -1) == reference["logits"].argmax(-1))
-  assert agree >= 0.999
-
-  back = jaxseg.to_torch(net)
-  assert list(back) == list(state)
-  for name, value in state.items():
-    assert (back[name].shape, back[name].dtype) == (value.shape, value.dtype), name
-    assert back[name].tobytes() == value.tobytes(), name
+    check_close(features[f"stage{i + 1}"], reference[f"feature{i}"])
+  check_round_trip(jaxseg.to_torch(net), state)
   assert set(net.unused) == {name for name in state if name.endswith("num_batches_tracked")}
-
-
-def _close(ours, reference):
-  error = np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max()
-  assert error <= 1e-4, error
 
 
 @pytest.mark.parametrize("frame", _FRAMES)

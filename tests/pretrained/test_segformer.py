@@ -1,5 +1,7 @@
 """SegFormer and MiT from the published layouts: the references' numbers, and what names tell."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,8 @@ def _random(model):
 
 
 B1 = dict(hidden_sizes=[64, 128, 320, 512], depths=[2, 2, 2, 2], decoder_hidden_size=256, num_labels=21)
+# Heads that no published model has: only the config says them.
+OWN = dict(hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 2, 1], num_attention_heads=[2, 2, 3, 8], num_labels=5)
 
 
 @pytest.fixture(scope="module", params=["SegmentationModel", "Model", "Classifier"])
@@ -116,6 +120,26 @@ def _abstract(name, **fields):
   )
   zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), variables)
   return jaxseg.Net(model, zeros, Preprocess(), (), np.zeros((0, 3), np.uint8), arch=name)
+
+
+def test_a_size_of_somebodys_own(tmp_path):
+  config = transformers.SegformerConfig(**OWN, decoder_hidden_size=32, mlp_ratios=[2, 4, 2, 3])
+  model = _random(transformers.SegformerForSemanticSegmentation(config))
+  model.save_pretrained(tmp_path)
+  net = jaxseg.from_pretrained(tmp_path)
+  assert net.model.encoder.num_heads == (2, 2, 3, 8) and "encoder.num_heads" not in net.assumed
+  images = np.random.default_rng(0).standard_normal((1, 65, 99, 3)).astype(np.float32)
+  with torch.no_grad():
+    theirs = model(pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2))).logits
+  parity.check_close(parity.output(net, images)["logits"], theirs.numpy().transpose(0, 2, 3, 1))
+
+  # The arrays alone tell everything but the heads, which are taken to be as wide as the first stage.
+  alone = jaxseg.from_pretrained((tmp_path / "model.safetensors").rename(tmp_path / "alone.safetensors"))
+  assert alone.model.encoder.num_heads == (1, 2, 3, 4) and "encoder.num_heads" in alone.assumed
+  config = json.loads((tmp_path / "config.json").read_text()) | {"hidden_act": "relu"}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=r"config.json has hidden_act = 'relu'; MiT here has 'gelu'"):
+    jaxseg.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", [f"segformer_b{i}" for i in range(6)])

@@ -111,6 +111,25 @@ def test_unpublished_sizes_become_fields():
   shapes = {name: shape for name, shape in shapes.items() if "block3.4." not in name}
   told = segnext.OFFICIAL.detect(shapes)
   assert (told.arch, told.encoder) == ("segnext_tiny", {"depths": (3, 3, 4, 2)})
+  shapes["decode_head.hamburger.ham.bases"] = (2, 128, 8)
+  for name in [name for name in shapes if ".block1." in name and ".mlp.fc1." in name]:
+    shapes[name] = (shapes[name][0] // 2, *shapes[name][1:])
+  told = segnext.OFFICIAL.detect(shapes)
+  assert (told.encoder["ffn_ratios"], told.decoder) == ((4, 8, 4, 4), {"rank": 8, "heads": 2})
+
+
+def test_a_class_count_or_a_variant_that_the_file_has_not(case, tmp_path):
+  state, *_ = case
+  _load(state, tmp_path)
+  with pytest.raises(ValueError, match=r"150 classes, not 7; .*keep=\('decoder/classifier/\.\*',\)"):
+    jaxseg.from_pretrained(tmp_path / "x.npz", num_classes=7)
+  with pytest.raises(ValueError, match=r"holds segnext_tiny, not segnext_small .*; leave arch out"):
+    jaxseg.from_pretrained(tmp_path / "x.npz", arch="segnext_small")
+  encoder = {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
+  np.savez(tmp_path / "e.npz", **encoder)
+  for arch, hint in ((None, "head"), ("segnext_tiny", "decoder")):
+    with pytest.raises(ValueError, match=rf"has no classifier; .*keep=\('{hint}/\.\*',\)"):
+      jaxseg.from_pretrained(tmp_path / "e.npz", arch=arch, num_classes=7)
 
 
 def test_one_wrong_tensor_is_reported_as_that(case, tmp_path):

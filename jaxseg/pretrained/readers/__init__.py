@@ -45,8 +45,9 @@ def _reader(path: pathlib.Path, head: bytes):
     return safetensors.read
   if head.startswith(b"\x80"):
     return torch.read
+  short = f", and has only {len(head)} bytes: was it cut short?" if len(head) < 16 else ""
   raise ValueError(
-    f"{path} is not a weight file this library reads (it begins with {head[:8]!r});"
+    f"{path} is not a weight file this library reads (it begins with {head[:8]!r}{short});"
     f" known: safetensors, .npz, PyTorch's .pth/.pt/.bin"
   )
 
