@@ -24,6 +24,12 @@ def test_deeplab():
   exec(compile(code, "docs/deeplab.md", "exec"), {"__name__": "page"})
 
 
+def test_training():
+  code = blocks("docs/training.md")
+  assert code.count("assert") == 2
+  exec(compile(code, "docs/training.md", "exec"), {"__name__": "page"})
+
+
 def test_readme_model():
   code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
   scope = {"__name__": "page"}
