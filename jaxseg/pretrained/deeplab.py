@@ -191,6 +191,8 @@ def _kazuto(name: str, prefix: str) -> Layout:
     pattern=rf"{re.escape(prefix)}((layer1\.conv1|{unit})\.(conv|bn)|aspp\.c\d)\..*",
     detect=_detect_kazuto(prefix),
     record=_kazuto_record,
+    # The initial weights (DeepLab v1 on COCO) may come with their own classifier.
+    unused=rf".*\.num_batches_tracked|{re.escape(prefix)}fc\.(weight|bias)",
   )
 
 

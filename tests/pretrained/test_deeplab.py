@@ -8,6 +8,7 @@ import pytest
 
 import jaxseg
 from jaxseg.pretrained import deeplab, keymap, resnet, tree, vgg
+from tests import filled
 from tests.pretrained.parity import check_close, check_round_trip, recipe
 
 
@@ -154,6 +155,18 @@ def test_encoder_of_a_whole_model_and_given_fields(tmp_path):
   assert "encoder.multi_grid" in net.assumed
   encoder = jaxseg.from_pretrained(tmp_path / "x.npz", arch="resnet50")
   assert set(encoder.variables["params"]) == set(net.variables["params"]["encoder"])
+
+
+def test_weights_of_another_head_start_a_deeplab_v2(tmp_path):
+  """kazuto1011's initial weights: a ResNet-101 from COCO, whose classifier is not ASPP."""
+  encoder = dict(stage_sizes=(1, 1, 1, 1), width=8)
+  model = jaxseg.create_model("deeplabv2_resnet101", num_classes=3, encoder=encoder)
+  shapes = {n: s for n, s in _published(model, deeplab.KAZUTO_SINGLE).items() if not n.startswith("aspp.")}
+  _save(tmp_path / "x.npz", shapes | {"fc.weight": (91, 256, 1, 1), "fc.bias": (91,)})
+  variables = filled.variables(model, np.zeros((1, 33, 33, 3), np.float32))
+  started = jaxseg.load_pretrained(tmp_path / "x.npz", variables, keep=("decoder/.*",))
+  assert all(np.all(leaf == 1) for leaf in jax.tree.leaves(started["params"]["encoder"]))
+  jax.tree.map(np.testing.assert_array_equal, started["params"]["decoder"], variables["params"]["decoder"])
 
 
 def test_imagenet_vgg_starts_a_deeplab(tmp_path):
