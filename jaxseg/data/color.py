@@ -6,6 +6,7 @@ uint8, and saturation and hue work in OpenCV's 8-bit HSV (hue 0 to 179), so resu
 those of the OpenCV pipelines.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
 HUE = 18  # -18 to 17 half-degrees
 _HSV_SHIFT = 12  # OpenCV's fixed point
+
+Plane = Float[AnyArray, "*b h w"]
 
 
 class ColorDraws(NamedTuple):
@@ -68,25 +71,28 @@ def apply(
   image: UInt8[AnyArray, "b h w 3"] | Float[AnyArray, "b h w 3"], draws: ColorDraws
 ) -> UInt8[Array, "b h w 3"]:
   """Distorts RGB images in 0..255 by the given draws."""
-  # Whole numbers in float32 throughout: exact, and no conversion between the steps.
-  rgb = _to_byte(jnp.asarray(image, jnp.float32))
+  # Whole numbers in float32 throughout: exact, and no conversion between the steps. A plane a
+  # channel: a last axis of three would keep the vector units idle.
+  image = jnp.asarray(image)
+  rgb = tuple(_to_byte(image[..., i].astype(jnp.float32)) for i in range(3))
   d = ColorDraws(*(jnp.asarray(field)[:, None, None] for field in draws))  # b 1 1
-  beta, alpha = d.brightness[..., None], d.contrast[..., None]
-  rgb = jnp.where(d.apply_brightness[..., None], _to_byte(rgb + beta), rgb)
-  first = (d.apply_contrast & d.contrast_first)[..., None]
-  rgb = jnp.where(first, _to_byte(rgb * alpha), rgb)
+  rgb = _where(d.apply_brightness, (_to_byte(x + d.brightness) for x in rgb), rgb)
+  rgb = _where(d.apply_contrast & d.contrast_first, (_to_byte(x * d.contrast) for x in rgb), rgb)
+  h, s, v = _loop_of_its_own(_planes_to_hsv(*_loop_of_its_own(rgb)))
+  rgb = _where(d.apply_saturation, _planes_to_rgb(h, _to_byte(s * d.saturation), v), rgb)
+  h, s, v = _loop_of_its_own(_planes_to_hsv(*_loop_of_its_own(rgb)))
+  rgb = _where(d.apply_hue, _planes_to_rgb(jnp.mod(h + d.hue.astype(jnp.float32), 180.0), s, v), rgb)
+  rgb = _where(d.apply_contrast & ~d.contrast_first, (_to_byte(x * d.contrast) for x in rgb), rgb)
+  return jnp.stack([x.astype(jnp.uint8) for x in rgb], axis=-1)
 
-  h, s, v = rgb_to_hsv(rgb)
-  more = hsv_to_rgb(h, _to_byte(s * d.saturation), v)
-  rgb = jnp.where(d.apply_saturation[..., None], more, rgb)
 
-  h, s, v = rgb_to_hsv(rgb)
-  turned = hsv_to_rgb(jnp.mod(h + d.hue.astype(jnp.float32), 180.0), s, v)
-  rgb = jnp.where(d.apply_hue[..., None], turned, rgb)
+def _loop_of_its_own(planes: tuple[Plane, ...]) -> tuple[Plane, ...]:
+  """The planes in memory: XLA:CPU would else compute each anew wherever it is used, hundreds of times."""
+  return jax.lax.optimization_barrier(planes)
 
-  last = (d.apply_contrast & ~d.contrast_first)[..., None]
-  rgb = jnp.where(last, _to_byte(rgb * alpha), rgb)
-  return rgb.astype(jnp.uint8)
+
+def _where(on: Bool[Array, "b 1 1"], changed: Iterable[Plane], planes: Iterable[Plane]) -> tuple[Plane, ...]:
+  return tuple(jnp.where(on, new, old) for new, old in zip(changed, planes, strict=True))
 
 
 def zero_padding(image: Float[AnyArray, "b h w 3"], box: Int[AnyArray, "b 4"]) -> Float[Array, "b h w 3"]:
@@ -104,11 +110,13 @@ def inside_boxes(
   return (rows[:, :, None] & columns[:, None, :])[..., None]
 
 
-def rgb_to_hsv(
-  rgb: Float[Array, "*b h w 3"],
-) -> tuple[Float[Array, "*b h w"], Float[Array, "*b h w"], Float[Array, "*b h w"]]:
+def rgb_to_hsv(rgb: Float[Array, "*b h w 3"]) -> tuple[Plane, Plane, Plane]:
   """OpenCV's 8-bit RGB → HSV on whole numbers 0..255: hue 0..179, saturation and value 0..255."""
-  r, g, b = (rgb[..., i].astype(jnp.int32) for i in range(3))
+  return _planes_to_hsv(*(rgb[..., i] for i in range(3)))
+
+
+def _planes_to_hsv(r: Plane, g: Plane, b: Plane) -> tuple[Plane, Plane, Plane]:
+  r, g, b = (x.astype(jnp.int32) for x in (r, g, b))
   value = jnp.maximum(jnp.maximum(r, g), b)
   range_ = value - jnp.minimum(jnp.minimum(r, g), b)
   half = 1 << (_HSV_SHIFT - 1)
@@ -120,26 +128,33 @@ def rgb_to_hsv(
 
 
 def _reciprocal(numerator: int, x: Int[Array, "..."]) -> Int[Array, "..."]:
-  """round(numerator · 2^12 / x), 0 where x is 0: OpenCV's division table."""
-  safe = jnp.maximum(x, 1)
-  return jnp.where(x > 0, (2 * (numerator << _HSV_SHIFT) + safe) // (2 * safe), 0)
+  """round(numerator · 2^12 / x), 0 where x is 0: OpenCV's division table; x up to 255."""
+  # Exact: at most 20 bits before the point and four after it decide. Faster than whole numbers.
+  quotient = np.float32(numerator << _HSV_SHIFT) / jnp.maximum(x, 1).astype(jnp.float32)
+  return jnp.where(x > 0, jnp.floor(quotient + 0.5).astype(jnp.int32), 0)
 
 
-def hsv_to_rgb(
-  hue: Float[Array, "*b h w"], saturation: Float[Array, "*b h w"], value: Float[Array, "*b h w"]
-) -> Float[Array, "*b h w 3"]:
+def hsv_to_rgb(hue: Plane, saturation: Plane, value: Plane) -> Float[Array, "*b h w 3"]:
   """OpenCV's 8-bit HSV → RGB; whole numbers 0..255."""
+  return jnp.stack(_planes_to_rgb(hue, saturation, value), axis=-1)
+
+
+def _planes_to_rgb(hue: Plane, saturation: Plane, value: Plane) -> tuple[Plane, Plane, Plane]:
   # OpenCV scales to 0..1 and back and then truncates, so the order of the roundings decides between
   # two neighbouring grey levels; one level can move an 8-bit hue by two degrees in the next step.
   h, s, v = _scaled(hue, 6 / 180), _scaled(saturation, 1 / 255), _scaled(value, 1 / 255)
   sector = jnp.floor(h)
   f = h - sector
   p, q, t = v * (1 - s), v * _one_minus_product(s, f), v * _one_minus_product(s, 1 - f)
-  pick = sector.astype(jnp.int32)[..., None]
-  rgb = jnp.stack((v, p, q), axis=-1)  # sector 5
-  for index, channels in enumerate(((v, t, p), (q, v, p), (p, v, t), (p, q, v), (t, p, v))):
-    rgb = jnp.where(pick == index, jnp.stack(channels, axis=-1), rgb)
-  return jnp.floor(rgb * 255.0)
+  v, p, q, t = (jnp.floor(x * 255.0) for x in (v, p, q, t))
+
+  def pick(*of_sectors: Plane) -> Plane:
+    chosen = of_sectors[5]
+    for index in range(5):
+      chosen = jnp.where(sector == index, of_sectors[index], chosen)
+    return chosen
+
+  return pick(v, q, p, p, t, v), pick(t, v, v, q, p, p), pick(p, p, t, v, v, q)
 
 
 def _scaled(x: Float[Array, "*n"], factor: float) -> Float[Array, "*n"]:

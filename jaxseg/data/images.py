@@ -16,6 +16,8 @@ from jaxseg.types import IGNORE_LABEL
 # Pillow's names for what holds one id a pixel: bilevel, 8-bit grey, palette index, 16-bit grey.
 _MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 _UNKNOWN = -1
+_PNG = b"\x89PNG\r\n\x1a\n"
+_GREY = b"\x08\x00"  # a PNG's bit depth 8 and colour type 0
 
 
 def label_table(mapping: dict[int, int], *, num_classes: int, where: str) -> Int[np.ndarray, "65536"]:
@@ -44,15 +46,19 @@ def label_table(mapping: dict[int, int], *, num_classes: int, where: str) -> Int
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
   """A JPEG or PNG as RGB, rows as stored (an EXIF rotation is ignored, as masks have none)."""
-  flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
   image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   if image is None:
     raise DataError("a stored picture cannot be decoded; delete the prepared dataset and prepare it again")
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+  return image
 
 
 def decode_mask(data: bytes) -> Integer[np.ndarray, "h w"]:
   """The raw ids of a mask: grey values or palette indices (never palette colours)."""
+  if data[:8] == _PNG and data[24:26] == _GREY:  # OpenCV is faster, but makes palettes into colours
+    ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if ids is not None:
+      return ids
   with PillowImage.open(io.BytesIO(data)) as mask:
     ids = np.asarray(mask)
   return ids.astype(np.uint8) if ids.dtype == np.bool_ else ids

@@ -214,13 +214,22 @@ def apply_geometry(
     picture, ids = cv2.flip(picture, 1), cv2.flip(ids, 1)
   if picture.shape[:2] == tuple(crop_size):
     return np.ascontiguousarray(picture), ids
-  top, left, bottom, right = filled_box(geometry, crop_size=crop_size, pad=pad)
-  out = np.empty((*crop_size, 3), np.uint8)
-  out[:] = fill
-  out[top:bottom, left:right] = picture
-  out_label = np.full(crop_size, IGNORE_LABEL, np.uint8)
-  out_label[top:bottom, left:right] = ids
-  return out, out_label
+  box = filled_box(geometry, crop_size=crop_size, pad=pad)
+  return _padded(picture, box, crop_size, fill), _padded(ids, box, crop_size, IGNORE_LABEL)
+
+
+def _padded(
+  part: np.ndarray, box: tuple[int, int, int, int], crop_size: tuple[int, int], fill: object
+) -> np.ndarray:
+  """`part` in its box, and `fill` around it, written once: most of the time is memory's."""
+  top, left, bottom, right = box
+  out = np.empty((*crop_size, *part.shape[2:]), np.uint8)
+  row = np.empty(out.shape[1:], np.uint8)
+  row[:] = fill  # rows are copied faster than single colours
+  out[:top], out[bottom:] = row, row
+  out[top:bottom, :left], out[top:bottom, right:] = row[:left], row[right:]
+  out[top:bottom, left:right] = part
+  return out
 
 
 def filled_box(
