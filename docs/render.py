@@ -65,7 +65,8 @@ def render(
   before, after = np.argmin(unary, axis=-1), np.argmax(q, axis=-1)
   folder = pathlib.Path(output)
   folder.mkdir(parents=True, exist_ok=True)
-  draw(folder / "crf.png", image, before, after, energies, classes, palette, network)
+  title = "network output" if weights else "colour clusters (no network)"
+  draw(folder / "crf.png", image, before, after, energies, classes, palette, title)
   h, w = before.shape
   facts = {
     "Picture": f"{pathlib.Path(picture).name}, {w}×{h} pixels",
@@ -144,8 +145,8 @@ def from_clusters(image: np.ndarray) -> tuple[np.ndarray, tuple[str, ...], np.nd
   return unary.astype(np.float32), names, color_map(count), said
 
 
-def draw(path, image, before, after, energies, classes, palette, network) -> None:
-  """The figure, as a PNG file."""
+def draw(path, image, before, after, energies, classes, palette, title) -> None:
+  """The figure, as a PNG file; `title` is that of `before`."""
   # Without pyplot there is no window system, and no global state.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -154,26 +155,27 @@ def draw(path, image, before, after, energies, classes, palette, network) -> Non
   palette = np.asarray(palette, np.float64) / 255
 
   def overlay(label):
-    return 0.35 * image / 255 + 0.65 * palette[label]
+    return 0.45 * image / 255 + 0.55 * palette[label]
 
-  wide = image.shape[1] >= image.shape[0]
-  side = 3.6 * image.shape[0] / image.shape[1] if wide else 4.6
-  figure = Figure(figsize=(11.2, 2 * side + 1.0), layout="constrained")
+  row = 3.7 * min(image.shape[0] / image.shape[1], 1.5) + 0.6
+  figure = Figure(figsize=(11.5, 2 * row), layout="constrained")
   FigureCanvasAgg(figure)
-  axes = figure.subplots(2, 3, gridspec_kw={"width_ratios": [1, 1, 1]})
+  # Rows of their own, lest the curve's numbers push the pictures above it apart.
+  upper, lower = figure.subfigures(2, 1)
+  axes = np.concatenate([upper.subplots(1, 3), lower.subplots(1, 3)])
   changed = 0.25 + 0.35 * image.mean(-1, keepdims=True) / 255 * np.ones(3)
   changed[before != after] = palette[after][before != after]
   shown = [
     ("picture", image),
-    ("network output", overlay(before)),
+    (title, overlay(before)),
     ("after the CRF", overlay(after)),
     (f"pixels that changed: {np.mean(before != after):.1%}", changed),
   ]
-  for axis, (title, picture) in zip(axes.flat, shown, strict=False):
+  for axis, (name, picture) in zip(axes, shown, strict=False):
     axis.imshow(picture)
-    axis.set_title(title, fontsize=11)
+    axis.set_title(name, fontsize=11)
     axis.set_axis_off()
-  curve = axes[1, 1]
+  curve = axes[4]
   curve.plot(range(len(energies)), energies / 1e3, marker="o", markersize=4, color="#1f5aa6")
   curve.set_title("free energy by step", fontsize=11)
   curve.set_xlabel("mean-field steps")
@@ -181,7 +183,7 @@ def draw(path, image, before, after, energies, classes, palette, network) -> Non
   curve.set_xticks(range(0, len(energies), max(1, len(energies) // 10)))
   curve.grid(alpha=0.3)
   curve.spines[["top", "right"]].set_visible(False)
-  legend = axes[1, 2]
+  legend = axes[5]
   legend.set_axis_off()
   share = np.bincount(after.ravel(), minlength=len(classes)) + np.bincount(
     before.ravel(), minlength=len(classes)
