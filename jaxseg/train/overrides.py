@@ -130,7 +130,10 @@ def _parse_tuple(where: str, name: str, text: str, current: tuple) -> tuple:
   try:
     value = ast.literal_eval(text) if text else ()
   except (ValueError, SyntaxError):
-    value = [word.strip() for word in text.strip("()[] ").split(",") if word.strip()]
+    text = text.strip()
+    # Only a pair around it all: a regular expression may end with a bracket of its own.
+    inside = text[1:-1] if (text[:1], text[-1:]) in (("(", ")"), ("[", "]")) else text
+    value = [word.strip() for word in inside.split(",") if word.strip()]
   value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
   value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
   if not current:

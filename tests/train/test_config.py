@@ -34,6 +34,10 @@ def test_every_field_of_encoder_and_decoder_is_a_key():
     ("data.crop_size=[320,256]", (320, 256)),
     ("data.scale_range=1,2", (1.0, 2.0)),
     ("data.classes=road,car", ("road", "car")),
+    ("data.classes=(road, car)", ("road", "car")),
+    ("frozen=encoder/stage(1|2)", ("encoder/stage(1|2)",)),
+    ("frozen=encoder/.*,decoder/classifier/bias", ("encoder/.*", "decoder/classifier/bias")),
+    ("loss.factors=1,0.5", (1, 0.5)),
     ("data.label_map=((0,255),(7,0))", ((0, 255), (7, 0))),
     ("loss.class_weights=()", ()),
     ("model.encoder.surround=false", False),
@@ -98,6 +102,32 @@ def test_a_wrong_override_is_one_sentence(change, sentence):
   with pytest.raises(ConfigError) as error:
     validate.validate(load(change))
   assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("change", "sentence"),
+  [
+    ("ema_decay=1.0", "config.ema_decay is 1.0, with which nothing ever changes; expected below 1"),
+    ("ema_decay=-0.1", "config.ema_decay is -0.1; expected between 0.0 and 1.0"),
+    ("accumulate=0", "config.accumulate is 0; expected at least 1"),
+    ("optimizer.b2=1.5", "config.optimizer.b2 is 1.5; expected between 0.0 and 1.0"),
+    ("optimizer.schedule.every=0", "config.optimizer.schedule.every is 0; expected at least 1"),
+  ],
+)
+def test_ranges_of_what_training_may_do(change, sentence):
+  with pytest.raises(ConfigError) as error:
+    validate.validate(load(change))
+  assert sentence in str(error.value)
+
+
+def test_the_folder_recipe_warms_up_for_a_share_of_any_run():
+  path = CAMVID.replace("camvid", "folder")
+  for steps, warmup in ((10_000, 200), (1000, 20), (30, 0)):
+    config = config_lib.load(path, overrides=[("total_steps", str(steps))])
+    validate.validate(config)
+    assert config.optimizer.schedule.warmup_steps == warmup
+  config = config_lib.load(path, overrides=[("optimizer.schedule.warmup_steps", "7")])
+  assert config.optimizer.schedule.warmup_steps == 7
 
 
 def test_class_counts_have_to_agree():
