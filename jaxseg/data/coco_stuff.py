@@ -97,8 +97,8 @@ def original(config_data: Any) -> preparing.Original:
 def _folders(root: epath.Path) -> dict[str, tuple[str, str]]:
   """Split → (pictures, masks), wherever `LAYOUT_164K` lets them be."""
   pictures = "images/" if (root / "images").exists() else ""
-  only_annotations = (root / "annotations").exists() and not (root / "stuffthingmaps").exists()
-  masks = "annotations" if only_annotations else "stuffthingmaps"
+  known = ("stuffthingmaps", "stuffthingmaps_trainval2017", "annotations")
+  masks = next((name for name in known if (root / name).exists()), known[0])
   return {split: (f"{pictures}{split}2017", f"{masks}/{split}2017") for split in ("train", "val")}
 
 

@@ -25,7 +25,7 @@ TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 LAYOUT = """  train/SYNSET/NAME.JPEG   1,281,167 pictures in 1,000 folders n01440764, ...
   val/SYNSET/NAME.JPEG     50,000 pictures; or, as in the archive,
   val/ILSVRC2012_val_00000001.JPEG ... with
-  ILSVRC2012_devkit_t12/data/meta.mat and ILSVRC2012_validation_ground_truth.txt (or data/ as devkit/)"""
+  ILSVRC2012_devkit_t12/data/meta.mat and ILSVRC2012_validation_ground_truth.txt (or devkit/)"""
 
 
 class Picture(NamedTuple):
@@ -104,7 +104,7 @@ def decode(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _devkits() -> tuple[str, ...]:
-  return (DEVKIT, "devkit")
+  return (DEVKIT, "devkit/data", "devkit")
 
 
 def _synsets(root: epath.Path) -> list[str]:

@@ -32,7 +32,11 @@ LAYOUT = """  JPEGImages/NAME.jpg   SegmentationClass/NAME.png
   for train_aug, 10,582 names, one of
     SegmentationClassAug/NAME.png, with ImageSets/Segmentation/trainaug.txt or without
     SBD beside it: benchmark_RELEASE/dataset/ (VOCaug/dataset/, SBD/) with cls/NAME.mat train.txt val.txt"""
-_SBD = ("benchmark_RELEASE/dataset", "VOCaug/dataset", "SBD/dataset", "SBD", "sbd")
+_SBD = tuple(
+  f"{outer}{inner}"
+  for outer in ("", "SBD/", "sbd/")
+  for inner in ("benchmark_RELEASE/dataset", "VOCaug/dataset", "dataset", "")
+)
 
 
 class VOC(pairs.PairBuilder, skip_registration=True):
@@ -83,8 +87,8 @@ def read(pair: pairs.Pair) -> list[pairs.Example]:
 def _absent(root: epath.Path | None, sbd: epath.Path | None) -> dict[str, str]:
   """Split → why it cannot be had from this folder."""
   absent = {"test": "the labels of the test pictures are not published; use val"}
-  if root is None or not root.exists():
-    return absent
+  if root is None or not (root / "SegmentationClass").exists():
+    return absent  # another folder, which is said when it is searched
   if not _has_lists(root):
     for split in ("train", "val", "train_aug"):
       absent[split] = f"{root / LISTS} has no lists; without them every pair is in split 'trainval'"
