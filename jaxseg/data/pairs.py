@@ -112,7 +112,7 @@ def decode(table: UInt8[np.ndarray, "65536"], record: Mapping[str, Any]) -> dict
   """The example of a record, raw ids as train ids."""
   return {
     "image": images.decode_image(record["image"]),
-    "label": table[images.decode_mask(record["label"])],
+    "label": images.train_ids(images.decode_mask(record["label"]), table),
     "id": record["id"].decode(),
   }
 
