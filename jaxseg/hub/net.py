@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxseg import __version__, catalog
+from jaxseg.crf import Settings, mean_field
 from jaxseg.evaluation.inference import label_map
 from jaxseg.evaluation.predictor import Predictor
 from jaxseg.evaluation.rule import MODES, InferenceRule
@@ -75,7 +76,7 @@ class Net:
     multiple_rule: str = "pad",
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
-    crf: Mapping[str, Any] | None = None,
+    crf: Mapping[str, Any] | Settings | None = None,
   ) -> Int[np.ndarray, "h w"]:
     """The class of every pixel, at the image's own size.
 
@@ -90,8 +91,8 @@ class Net:
       multiple_rule: "pad" or "resize", how they are made to.
       scales: factors of the image's size, over which the softmax is averaged.
       flip: averages with the mirrored image, too.
-      crf: refine the result by a fully-connected CRF: `dict(kernels=..., steps=..., method=...)`
-        as `jaxseg.crf.mean_field` takes them.
+      crf: refine the result by a fully-connected CRF: `jaxseg.crf.Settings()` for the papers', or
+        `dict(kernels=..., steps=..., method=...)` as `jaxseg.crf.mean_field` takes them.
 
     Raises:
       ValueError: an image of another kind, an unknown mode, windows, sizes or scales that make
@@ -119,10 +120,10 @@ class Net:
       if not rule.plain:
         return self._by_rule(image, rule, "labels")
       return np.asarray(_labels(self.variables, image, model=self.model, preprocess=self.preprocess))
+    if isinstance(crf, Settings):
+      crf = dict(kernels=crf.kernels, steps=crf.steps, method=crf.method)
     if set(crf) - set(_CRF) or "kernels" not in crf:
       raise ValueError(f"crf has the keys {sorted(crf)}, expected kernels and perhaps {', '.join(_CRF[1:])}")
-    from jaxseg.crf import mean_field
-
     if rule.plain:
       unary = _unary(self.variables, image, model=self.model, preprocess=self.preprocess)
     else:
