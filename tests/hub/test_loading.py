@@ -1,4 +1,4 @@
-"""hub: sources, facts and their order, errors, transfer, saving, prediction, workdirs."""
+"""`from_pretrained`, `load_pretrained`, `to_torch`: sources, facts, errors, transfer, workdirs, the way back."""
 
 import functools
 import json
@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,92 +14,10 @@ import pytest
 import torch
 
 import jaxseg
-from jaxseg import crf
-from jaxseg.decoders.segformer import AllMLP
-from jaxseg.evaluation import make_eval_step, make_predict
-from jaxseg.models import align_corners_of
-from jaxseg.pretrained import tree
-from jaxseg.train import make_loss
 from jaxseg.types import Preprocess
+from tests.hub.small import TINY, init, same
 
-_TINY = dict(widths=(8, 16, 32), num_blocks=(2, 2), reductions=(4, 8))
-_KEEP = ("decoder/classifier/.*",)
-
-
-def _init(num_classes=5, decoder=None, seed=0, name="cgnet_m3n21", encoder=_TINY):
-  """A small model and random variables of its shapes; nothing is compiled."""
-  model = jaxseg.create_model(name, num_classes=num_classes, encoder=encoder, decoder=decoder)
-  init = functools.partial(model.init, train=False)
-  shapes = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
-  rng = np.random.default_rng(seed)
-
-  def draw(x):
-    if len(x.shape) <= 1:
-      return jnp.asarray(rng.uniform(0.3, 1.2, x.shape), jnp.float32)
-    return jnp.asarray(rng.standard_normal(x.shape) / np.prod(x.shape[:-1]) ** 0.5, jnp.float32)
-
-  return model, jax.tree.map(draw, shapes)
-
-
-@pytest.fixture(scope="module")
-def own():
-  """A small CGNet of our own, as a Net that no file was read for."""
-  model, variables = _init(decoder=dict(use_bias=True))
-  return jaxseg.Net(
-    model=model,
-    variables=variables,
-    preprocess=Preprocess((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "bgr"),
-    classes=tuple("abcde"),
-    palette=np.arange(15, dtype=np.uint8).reshape(5, 3),
-    arch="cgnet_m3n21",
-    fields=dict(num_classes=5, encoder=_TINY, decoder=dict(use_bias=True)),
-  )
-
-
-@pytest.fixture(scope="module")
-def state(own):
-  return jaxseg.to_torch(own, layout="mmseg")
-
-
-@pytest.fixture
-def file(state, tmp_path):
-  """Writes a state dict as a PyTorch file, with changes."""
-
-  def write(name="x.pth", drop=(), **change):
-    content = {k: torch.tensor(v) for k, v in {**state, **change}.items() if k not in drop}
-    torch.save(content, tmp_path / name)
-    return tmp_path / name
-
-  return write
-
-
-@pytest.fixture(scope="module")
-def picture():
-  return np.random.default_rng(0).integers(0, 256, (50, 71, 3), np.uint8)
-
-
-def _same(a, b):
-  a, b = tree.flat(a), tree.flat(b)
-  assert a.keys() == b.keys()
-  for path in a:
-    assert np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes(), path
-
-
-def test_save_and_load_again(own, picture, tmp_path):
-  own.save_pretrained(tmp_path / "mine")
-  for source in (tmp_path / "mine", tmp_path / "mine" / "model.safetensors"):
-    net = jaxseg.from_pretrained(source)
-    _same(net.variables, own.variables)
-    assert net.model == own.model
-    assert net.preprocess == own.preprocess
-    assert net.classes == own.classes
-    assert net.palette.tolist() == own.palette.tolist()
-    assert not net.assumed
-  np.testing.assert_array_equal(net.predict(picture), own.predict(picture))
-  card = (tmp_path / "mine" / "README.md").read_text()
-  assert "from_pretrained" in card and "| 4 | e | #0c0d0e |" in card
-  moved = (tmp_path / "mine" / "model.safetensors").rename(tmp_path / "alone.safetensors")
-  assert jaxseg.from_pretrained(moved).model == own.model
+KEEP = ("decoder/classifier/.*",)
 
 
 def test_what_was_assumed_stays_assumed_in_a_saved_copy(file, tmp_path):
@@ -152,7 +69,7 @@ def test_prefixes_and_wrappers(state, own, tmp_path):
   inner = {f"module.{k}": torch.tensor(v) for k, v in state.items()}
   for key in ("state_dict", "model", "model_state"):
     torch.save({"epoch": 3, key: inner}, tmp_path / "x.pth")
-    _same(jaxseg.from_pretrained(tmp_path / "x.pth").variables, own.variables)
+    same(jaxseg.from_pretrained(tmp_path / "x.pth").variables, own.variables)
 
 
 def test_missing_unexpected_and_shapes_in_one_sentence(file):
@@ -209,7 +126,7 @@ def test_variables_of_another_family(file):
 
 
 def _net(tmp_path):
-  model, variables = _init()
+  model, variables = init()
   return jaxseg.Net(model, variables, Preprocess(), tuple("abcde"), np.zeros((5, 3), np.uint8), "cgnet_m3n21")
 
 
@@ -222,7 +139,7 @@ def test_directories(own, state, tmp_path):
   with pytest.raises(ValueError, match="holds no weights"):
     jaxseg.from_pretrained(tmp_path)
   np.savez(tmp_path / "a.npz", **state)
-  _same(jaxseg.from_pretrained(tmp_path).variables, own.variables)
+  same(jaxseg.from_pretrained(tmp_path).variables, own.variables)
   np.savez(tmp_path / "b.npz", **state)
   with pytest.raises(ValueError, match=r"several weight files \(a.npz, b.npz\); name one"):
     jaxseg.from_pretrained(tmp_path)
@@ -253,7 +170,7 @@ def test_shards_are_read_together_and_only_from_their_directory(own, state, tmp_
     np.savez(tmp_path / f"{i}.npz", **{n: state[n] for n in part})
   index = {"weight_map": {n: f"{int(i >= 50)}.npz" for i, n in enumerate(names)}}
   (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-  _same(jaxseg.from_pretrained(tmp_path).variables, own.variables)
+  same(jaxseg.from_pretrained(tmp_path).variables, own.variables)
   index["weight_map"][names[0]] = "../0.npz"
   (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
   with pytest.raises(ValueError, match=r"names '../0.npz', expected a file of the same directory"):
@@ -261,20 +178,20 @@ def test_shards_are_read_together_and_only_from_their_directory(own, state, tmp_
 
 
 def test_transfer_to_another_number_of_classes(file, own):
-  _, fresh = _init(num_classes=3, decoder=dict(use_bias=False), seed=7)
+  _, fresh = init(num_classes=3, decoder=dict(use_bias=False), seed=7)
   with pytest.raises(
     ValueError, match=r"conv_seg.weight is \(5, 64, 1, 1\), the model wants \(3, 64, 1, 1\)"
   ):
     jaxseg.load_pretrained(file(), fresh)
-  filled = jaxseg.load_pretrained(file(), fresh, keep=_KEEP)
-  _same(filled["params"]["encoder"], own.variables["params"]["encoder"])
-  _same(filled["batch_stats"], own.variables["batch_stats"])
-  _same(filled["params"]["decoder"], fresh["params"]["decoder"])
+  filled = jaxseg.load_pretrained(file(), fresh, keep=KEEP)
+  same(filled["params"]["encoder"], own.variables["params"]["encoder"])
+  same(filled["batch_stats"], own.variables["batch_stats"])
+  same(filled["params"]["decoder"], fresh["params"]["decoder"])
   wrong = file(drop=("backbone.stem.0.bn.weight",), **{"backbone.stem.0.bn.strange": np.zeros(1, np.float32)})
   with pytest.raises(
     ValueError, match=r"missing \(1\): backbone.stem.0.bn.weight; unexpected \(1\): .*strange"
   ):
-    jaxseg.load_pretrained(wrong, fresh, keep=_KEEP)
+    jaxseg.load_pretrained(wrong, fresh, keep=KEEP)
   with pytest.raises(
     ValueError, match=r"'decoder/clasifier/.\*', which matches no path; there is 'decoder/classifier"
   ):
@@ -286,14 +203,14 @@ def test_transfer_to_another_number_of_classes(file, own):
 
 
 def test_a_lone_encoder_takes_its_part_of_a_whole_file_and_back(file, own, state, tmp_path):
-  _, encoder = _init(None, name="cgnet_m3n21_encoder", seed=3)
+  _, encoder = init(None, name="cgnet_m3n21_encoder", seed=3)
   own.save_pretrained(tmp_path / "mine")
   for source in (file(), tmp_path / "mine"):
     filled = jaxseg.load_pretrained(source, encoder)
-    _same(filled["params"], own.variables["params"]["encoder"])
-    _same(filled["batch_stats"], own.variables["batch_stats"]["encoder"])
+    same(filled["params"], own.variables["params"]["encoder"])
+    same(filled["batch_stats"], own.variables["batch_stats"]["encoder"])
     net = jaxseg.from_pretrained(source, arch="cgnet_m3n21_encoder")
-    _same(net.variables, filled)
+    same(net.variables, filled)
   with pytest.raises(ValueError, match="without a segmentation head"):
     net.predict(np.zeros((64, 64, 3), np.uint8))
   backbone = file(drop=("decode_head.conv_seg.weight", "decode_head.conv_seg.bias"))
@@ -301,92 +218,13 @@ def test_a_lone_encoder_takes_its_part_of_a_whole_file_and_back(file, own, state
   assert net.arch == "cgnet_m3n21_encoder" and net.classes == ()
   with pytest.raises(ValueError, match=r"missing \(2\): decode_head.conv_seg"):
     jaxseg.load_pretrained(backbone, own.variables)
-  _same(jaxseg.load_pretrained(backbone, own.variables, keep=("decoder/.*",)), own.variables)
+  same(jaxseg.load_pretrained(backbone, own.variables, keep=("decoder/.*",)), own.variables)
 
 
 def test_transfer_keeps_where_and_what_the_values_are(file, own):
   host = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), own.variables)
   filled = jaxseg.load_pretrained(file(), host)
   assert all(isinstance(x, np.ndarray) and x.dtype == jnp.bfloat16 for x in jax.tree.leaves(filled))
-
-
-def test_predict_is_the_argmax_of_the_resized_logits(own, picture):
-  image = (picture.astype(np.float32) - (1, 2, 3)) / (4, 5, 6)
-  apply = jax.jit(functools.partial(own.model.apply, train=False))
-  out = apply(own.variables, jnp.float32(image)[None, ..., ::-1])
-  expected = jnp.argmax(jaxseg.resize_logits(out["logits"], (50, 71)), -1)[0]
-  labels = own.predict(picture)
-  assert labels.dtype == np.int32 and isinstance(labels, np.ndarray)
-  assert len(np.unique(labels)) > 1
-  assert np.mean(labels == expected) >= 0.999
-  np.testing.assert_array_equal(own.predict(jnp.asarray(picture)), labels)
-
-
-def test_predict_with_a_crf_refines_the_probabilities(own, picture):
-  kernels = [(3, None, 3.0), (20, 10, 4.0)]
-  labels = own.predict(picture, crf=dict(kernels=kernels, steps=2, method="exact"))
-  apply = jax.jit(functools.partial(own.model.apply, train=False))
-  logits = apply(own.variables, own.preprocess(picture)[None])["logits"]
-  unary = -jax.nn.log_softmax(jaxseg.resize_logits(logits, (50, 71))[0])
-  expected = crf.mean_field(unary, picture, kernels, steps=2).argmax(-1)
-  assert np.mean(labels == expected) >= 0.999
-  assert np.any(labels != own.predict(picture))
-  with pytest.raises(
-    ValueError, match=r"crf has the keys \['kernel'\], expected kernels and perhaps steps, method"
-  ):
-    own.predict(picture, crf=dict(kernel=kernels))
-
-
-class _Corners(nn.Module):
-  """Every eighth pixel as logits, brought back by the decoder's rule."""
-
-  decoder: nn.Module
-
-  def __call__(self, image, *, train):
-    return {"logits": image[:, ::8, ::8]}
-
-
-@pytest.mark.parametrize("corners", [True, False])
-def test_the_corner_rule_of_the_logits_is_the_decoders(picture, corners):
-  model = _Corners(AllMLP(align_corners=corners))
-  logits = picture[None, ::8, ::8].astype(np.float32)
-  expected = {
-    c: np.argmax(jaxseg.resize_logits(logits, (50, 71), align_corners=c), -1) for c in (True, False)
-  }
-  assert np.any(expected[True] != expected[False])
-  plain = Preprocess((0.0,) * 3, (1.0,) * 3)
-  np.testing.assert_array_equal(make_predict(model, preprocess=plain)({}, picture[None]), expected[corners])
-  counts = make_eval_step(model, num_classes=3, preprocess=plain)
-  batch = {"image": picture[None], "label": expected[corners].astype(np.int32)}
-  assert np.trace(counts({}, batch)) == 50 * 71
-  # The same in training, where a config may say otherwise.
-  label = batch["label"]
-  for given in (None, True, False):
-    loss = make_loss({"align_corners": given}, align_corners=align_corners_of(model))
-    rule = corners if given is None else given
-    right = make_loss({"align_corners": rule})({"logits": logits}, label)[0]
-    np.testing.assert_array_equal(loss({"logits": logits}, label)[0], right)
-
-
-@pytest.mark.parametrize(
-  ("image", "sentence"),
-  [
-    (np.zeros((40, 40, 3), np.float32), "image is float32, expected uint8"),
-    (np.zeros((40, 40), np.uint8), "a grey picture"),
-    (np.zeros((40, 40, 1), np.uint8), "a grey picture"),
-    (np.zeros((1, 40, 40, 3), np.uint8), "a batch"),
-    (np.zeros((40, 40, 4), np.uint8), "expected RGB"),
-    (np.zeros((20, 40, 3), np.uint8), "at least 32 pixels"),
-  ],
-)
-def test_pictures_that_predict_refuses(own, image, sentence):
-  with pytest.raises(ValueError, match=sentence):
-    own.predict(image)
-
-
-def test_unknown_mode(own, picture):
-  with pytest.raises(ValueError, match="mode is 'hole'; did you mean 'whole'"):
-    own.predict(picture, mode="hole")
 
 
 def test_a_workdir_gives_its_best_checkpoint(own, tmp_path):
@@ -402,7 +240,7 @@ def test_a_workdir_gives_its_best_checkpoint(own, tmp_path):
       )  # fmt: skip
       checkpoints.save(step, state, metrics={"mIoU": miou})
       checkpoints.wait()
-  fields = {"num_classes": 5, "scales": [1.0], "encoder": _TINY, "decoder": {"use_bias": True}}
+  fields = {"num_classes": 5, "scales": [1.0], "encoder": TINY, "decoder": {"use_bias": True}}
   config = {
     "jaxseg_version": "0",
     "model": {"arch": "cgnet_m3n21", **fields},
@@ -412,7 +250,7 @@ def test_a_workdir_gives_its_best_checkpoint(own, tmp_path):
   }  # fmt: skip
   (tmp_path / "config.json").write_text(json.dumps(config))
   net = jaxseg.from_pretrained(tmp_path)
-  _same(net.variables, own.variables)
+  same(net.variables, own.variables)
   assert (net.classes, net.preprocess) == (own.classes, own.preprocess)
 
 
