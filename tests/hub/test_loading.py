@@ -1,4 +1,4 @@
-"""`from_pretrained`, `load_pretrained`, `to_torch`: sources, facts, errors, transfer, workdirs, the way back."""
+"""`from_pretrained`, `load_pretrained`, `to_torch`: sources, facts, errors, transfer, workdirs."""
 
 import functools
 import json
