@@ -165,6 +165,20 @@ def test_batches_of_one_size_need_no_grouping(variables):
   assert report.matrix.sum() == 2 * np.sum(labels[0] != 255)
 
 
+def test_processes_give_equal_shapes_whatever_they_read():
+  rule, (images, labels) = RULES["slide"], pictures()
+  sizes = [SIZES[0], SIZES[3]]
+  examples = [{"image": images[i], "label": labels[i], "id": str(i)} for i in (0, 3)]
+  whole = Grouping(rule).collate(examples, sizes=sizes, count=4)
+  parts = [Grouping(rule).collate(some, sizes=sizes, count=2) for some in (examples, [])]
+  for name, value in whole.items():
+    rows = np.concatenate([part[name] for part in parts])
+    assert rows.shape == value.shape and rows.dtype.kind == value.dtype.kind
+    np.testing.assert_array_equal(rows[:2], value[:2])
+  assert list(whole["id"]) == ["0", "3", "", ""]
+  assert (whole["label"][2:] == 255).all() and not whole["view0"][2:].any()
+
+
 def test_few_rows_at_a_time_are_the_same(variables, monkeypatch):
   rule, (images, labels) = RULES["whole, padded, flipped"], pictures()
   batch = next(grouped(rule, images, labels))
