@@ -209,7 +209,8 @@ def _operate(picture: Image.Image, operation: Operation, method: Image.Resamplin
   if name == "invert":
     return ImageOps.invert(picture)
   if name == "posterize":
-    return ImageOps.posterize(picture, int(amount))
+    # No bits, at the full magnitude, is black; Pillow refuses it since version 13.
+    return ImageOps.posterize(picture, int(amount)) if amount else Image.new("RGB", picture.size)
   if name == "solarize":
     return ImageOps.solarize(picture, int(amount))
   if name == "solarize_add":

@@ -84,6 +84,7 @@ def test_operations_by_hand():
 
   assert do("invert") == [[[245, 155, 5], [255, 128, 127]]]
   assert do("posterize", 1) == [[[0, 0, 128], [0, 0, 128]]]
+  assert do("posterize", strength("posterize", 10.0)) == [[[0, 0, 0], [0, 0, 0]]]
   assert do("solarize", 128) == [[[10, 100, 5], [0, 127, 127]]]
   assert do("solarize_add", 50) == [[[60, 150, 250], [50, 177, 128]]]
   assert do("brightness", 0.5) == [[[5, 50, 125], [0, 63, 64]]]
@@ -105,7 +106,8 @@ def test_operations_by_hand():
   square = _noise((6, 6))
   np.testing.assert_array_equal(do("rotate", 90.0, square), np.rot90(square))
   for name in OPERATIONS:
-    assert apply_operation(wide, Operation(name, strength(name, 9.0))).shape == wide.shape
+    for level in (0.0, 9.0, 10.0):
+      assert apply_operation(wide, Operation(name, strength(name, level))).shape == wide.shape
 
 
 def test_train_image():
