@@ -34,11 +34,11 @@ class Settings:
     ValueError: a weight or width that is no such thing, steps below 1, an unknown method.
   """
 
-  w1: float = 4.0  # weight of the appearance kernel
-  sxy: float = 67.0  # its σα, pixels
-  srgb: float = 3.0  # its σβ, grey levels
-  w2: float = 3.0  # weight of the smoothness kernel
-  smooth: float = 3.0  # its σγ, pixels
+  w1: Number = 4.0  # weight of the appearance kernel
+  sxy: Number = 67.0  # its σα, pixels
+  srgb: Number = 3.0  # its σβ, grey levels
+  w2: Number = 3.0  # weight of the smoothness kernel
+  smooth: Number = 3.0  # its σγ, pixels
   steps: int = 10
   method: str = "lattice"
 
