@@ -27,10 +27,14 @@ def parse_kernels(kernels: Any, num_classes: int | None, dtype: Any) -> tuple[Ke
   Raises:
     ValueError: what cannot be a kernel, with its position in the sequence.
   """
+  if not hasattr(kernels, "__len__"):
+    raise ValueError(f"kernels is {kernels!r}; expected a sequence of (sxy, srgb, compat)")
   if len(kernels) == 0:
     raise ValueError("kernels is empty; pass at least one (sxy, srgb, compat), such as (3, None, 3)")
   parsed = []
   for number, kernel in enumerate(kernels):
+    if not hasattr(kernel, "__len__"):
+      raise ValueError(f"kernel {number} is {kernel!r}; expected (sxy, srgb, compat)")
     if len(kernel) != 3:
       raise ValueError(f"kernel {number} has {len(kernel)} entries; expected (sxy, srgb, compat)")
     sxy, srgb, compat = kernel

@@ -89,7 +89,7 @@ def static_capacities(
   if capacity is None:
     wanted = [rooms.vertices(kernel, count) for kernel, count in enumerate(counts)]
     return tuple(map(min, wanted, most))
-  asked = [capacity] * len(most) if isinstance(capacity, int | np.integer) else list(capacity)
+  asked = [capacity] * len(most) if np.ndim(capacity) == 0 else list(capacity)
   if len(asked) != len(most) or not all(isinstance(c, int | np.integer) and c >= 1 for c in asked):
     raise ValueError(
       f"capacity is {capacity}; expected a positive whole number, or one for each of {len(most)} kernels"
