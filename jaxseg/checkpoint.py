@@ -21,6 +21,8 @@ _ITEMS = ("variables", "optimizer")
 # Deleting takes many files' time: a run killed in the middle of it must not leave half a checkpoint.
 _DELETED = "deleted"
 _SHOWN_DIFFERENCES = 3
+# What "best" means where nobody says: of segmentation models, and of image classifiers.
+_BEST_METRICS = ("mIoU", "top1")
 
 
 @runtime_checkable
@@ -41,10 +43,11 @@ class Checkpoints:
   Args:
     directory: made when it does not exist.
     keep_last: how many of the latest to keep; the best one is kept beside them.
-    best_metric: the metric, higher is better, by which "best" is meant.
+    best_metric: the metric, higher is better, by which "best" is meant; None takes "mIoU", and "top1"
+      where there is none (an image classifier).
   """
 
-  def __init__(self, directory: Any, *, keep_last: int = 3, best_metric: str = "mIoU"):
+  def __init__(self, directory: Any, *, keep_last: int = 3, best_metric: str | None = None):
     if keep_last < 1:
       raise ValueError(
         f"keep_last is {keep_last}, expected at least 1: a run resumes from its latest checkpoint"
@@ -162,7 +165,7 @@ class Checkpoints:
 
 
 def restore_variables(
-  directory: Any, *, step: int | Literal["best", "latest"] = "best", best_metric: str = "mIoU"
+  directory: Any, *, step: int | Literal["best", "latest"] = "best", best_metric: str | None = None
 ) -> dict[str, Any]:
   """{"params": ..., "batch_stats": ..., ...} of a checkpoint, as NumPy arrays.
 
@@ -171,7 +174,7 @@ def restore_variables(
   Args:
     directory: what `Checkpoints` was given.
     step: "best" (the latest, where no checkpoint was evaluated), "latest" or a number.
-    best_metric: which metric "best" goes by.
+    best_metric: which metric "best" goes by, as in `Checkpoints`.
 
   Raises:
     ValueError: there is no such checkpoint.
@@ -230,8 +233,10 @@ def _key(path) -> str:
   return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _score(metrics: Mapping[str, float] | None, name: str) -> float:
-  value = (metrics or {}).get(name, -math.inf)
+def _score(metrics: Mapping[str, float] | None, name: str | None) -> float:
+  metrics = metrics or {}
+  name = name or next((known for known in _BEST_METRICS if known in metrics), "")
+  value = metrics.get(name, -math.inf)
   return value if math.isfinite(value) else -math.inf
 
 

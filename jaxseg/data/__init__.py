@@ -25,6 +25,7 @@ DATASETS = {
   "pascal_context_59": "jaxseg.data.pascal_context",
   "pascal_context_60": "jaxseg.data.pascal_context",
   "synthetic": "jaxseg.data.synthetic",
+  "synthetic_classes": "jaxseg.data.synthetic_classes",
   "voc": "jaxseg.data.voc",
 }
 
@@ -32,6 +33,8 @@ DATASETS = {
 _LAZY = {
   "check_dataset": "jaxseg.data.check",
   "class_weights": "jaxseg.data.statistics",
+  "classifier_eval_batches": "jaxseg.data.classification_batches",
+  "classifier_train_batches": "jaxseg.data.classification_batches",
   "distort": "jaxseg.data.color",
   "eval_batches": "jaxseg.data.pipeline",
   "label_histogram": "jaxseg.data.statistics",

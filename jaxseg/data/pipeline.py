@@ -74,9 +74,6 @@ def train_batches(
   Raises:
     DataError: sizes, ranges or places that do not fit.
   """
-  rows = _rows_of_process(batch_size, process_index, process_count)
-  if seed < 0 or start_step < 0:
-    raise DataError(f"seed is {seed} and start_step {start_step}; both must be at least 0")
   rule = make_rule(
     crop_size=config_data.crop_size,
     scale_range=config_data.scale_range,
@@ -86,10 +83,39 @@ def train_batches(
     cat_max_ratio=config_data.cat_max_ratio,
     pad=config_data.pad,
   )
-  examples = _examples(open_split(config_data, config_data.train_split), rule, seed=seed, fill=fill)
+  return augmented_batches(
+    open_split(config_data, config_data.train_split),
+    _Augment(rule, seed, fill),
+    workers=config_data.workers,
+    batch_size=batch_size,
+    seed=seed,
+    start_step=start_step,
+    process_index=process_index,
+    process_count=process_count,
+  )
+
+
+def augmented_batches(
+  source: Source,
+  augment: grain.transforms.MapWithIndex,
+  *,
+  workers: int,
+  batch_size: int,
+  seed: int,
+  start_step: int,
+  process_index: int,
+  process_count: int,
+) -> Iterator[Batch]:
+  """`train_batches` of any source whose examples `augment` changes, by their global index below 2^63."""
+  rows = rows_of_process(batch_size, process_index, process_count)
+  if seed < 0 or start_step < 0:
+    raise DataError(f"seed is {seed} and start_step {start_step}; both must be at least 0")
+  shuffle_seed = int(np.random.SeedSequence((seed, _SHUFFLE_STREAM)).generate_state(1)[0])
+  shuffled = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat()
+  examples = shuffled.map_with_index(augment)
   mine = _Rows(examples, batch_size=batch_size, start_step=start_step, first=rows.start, count=len(rows))
-  options = _read_options(config_data.workers, ahead=2 * len(rows))
-  return iter(grain.MapDataset.source(mine).to_iter_dataset(options).batch(len(rows), batch_fn=_stack))
+  options = read_options(workers, ahead=2 * len(rows))
+  return iter(grain.MapDataset.source(mine).to_iter_dataset(options).batch(len(rows), batch_fn=stack))
 
 
 def eval_batches(
@@ -109,16 +135,21 @@ def eval_batches(
   Args and yields are those of `train_batches`, but for `box`; `grouping` decides otherwise what
   shares a batch and what a batch holds.
   """
-  rows = _rows_of_process(batch_size, process_index, process_count)
+  rows = rows_of_process(batch_size, process_index, process_count)
   source = open_split(config_data, split)
   grouping = grouping or _SameSize()
   plan = _plan(source, batch_size, grouping)
   load = _LoadRows(source, grouping, plan, rows)
-  options = _read_options(config_data.workers, ahead=2)
+  options = read_options(config_data.workers, ahead=2)
   return iter(grain.MapDataset.range(len(plan)).map(load).to_iter_dataset(options))
 
 
-def _rows_of_process(batch_size: int, process_index: int, process_count: int) -> range:
+def rows_of_process(batch_size: int, process_index: int, process_count: int) -> range:
+  """The rows of a global batch that a process reads.
+
+  Raises:
+    DataError: the processes cannot share it evenly, or there is no such process.
+  """
   if batch_size < 1 or batch_size % process_count:
     lower = batch_size // process_count * process_count
     raise DataError(
@@ -131,20 +162,11 @@ def _rows_of_process(batch_size: int, process_index: int, process_count: int) ->
   return range(process_index * count, (process_index + 1) * count)
 
 
-def _read_options(workers: int, *, ahead: int) -> grain.ReadOptions:
+def read_options(workers: int, *, ahead: int) -> grain.ReadOptions:
   """`workers` threads, none at 0, that stay about `ahead` elements before the reader."""
   if workers < 0:
     raise DataError(f"data.workers is {workers}; expected 0 (no threads) or more")
   return grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(ahead, workers) if workers else 0)
-
-
-def _examples(
-  source: Source, rule: GeometryRule, *, seed: int, fill: tuple[int, int, int]
-) -> grain.MapDataset:
-  """Global example index → augmented example, for any index below 2^63."""
-  shuffle_seed = int(np.random.SeedSequence((seed, _SHUFFLE_STREAM)).generate_state(1)[0])
-  shuffled = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat()
-  return shuffled.map_with_index(_Augment(rule, seed, fill))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +204,8 @@ class _Rows:
     return self.examples[(self.start_step + step) * self.batch_size + self.first + row]
 
 
-def _stack(examples: list[dict[str, Any]]) -> Batch:
+def stack(examples: list[dict[str, Any]]) -> Batch:
+  """Examples of one shape as a batch; labels become int32."""
   kinds = {"label": np.int32}
   return {
     name: np.stack([np.asarray(e[name]) for e in examples], dtype=kinds.get(name)) for name in examples[0]
@@ -203,7 +226,7 @@ class _SameSize:
       "label": np.full(sizes[0], IGNORE_LABEL, np.uint8),
       "id": "",
     }
-    return _stack([*examples, *[blank] * (count - len(examples))])
+    return stack([*examples, *[blank] * (count - len(examples))])
 
 
 def _plan(source: Source, batch_size: int, grouping: Grouping) -> list[list[tuple[int, tuple[int, int]]]]:

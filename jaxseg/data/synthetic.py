@@ -29,7 +29,7 @@ OUTLINE = (24, 22, 28)
 _CONTRAST = 150  # least sum of channel differences between a pattern's two colours
 MIN_CLASSES = 6
 SEED = 20240  # fixes the scenes; every split draws from its own stream
-_STREAMS = {"train": 0, "val": 1, "test": 2}
+STREAMS = {"train": 0, "val": 1, "test": 2}
 
 # Unit vectors in steps of 15 degrees, times 1024: written out, since the last bit of sin differs by libm.
 _DIRECTIONS = (
@@ -49,16 +49,26 @@ def info(config_data: Any) -> DatasetInfo:
 
 def open_split(config_data: Any, split: str) -> "SyntheticSource":
   """Reads `image_size`, `num_train`, `num_val` and `classes`; "test" is as long as "val"."""
-  if split not in _STREAMS:
-    raise DataError(f"synthetic has no split {split!r}; it has {', '.join(sorted(_STREAMS))}")
+  length, size = split_settings("synthetic", config_data, split)
+  return SyntheticSource(split=split, length=length, shape=size, num_classes=info(config_data).num_classes)
+
+
+def split_settings(name: str, config_data: Any, split: str) -> tuple[int, tuple[int, int]]:
+  """How many images the split of a drawn data set called `name` has, and their (h, w).
+
+  Raises:
+    DataError: no such split, too few or too small images.
+  """
+  if split not in STREAMS:
+    raise DataError(f"{name} has no split {split!r}; it has {', '.join(sorted(STREAMS))}")
   field = "num_train" if split == "train" else "num_val"
   length = config_data.num_train if split == "train" else config_data.num_val
   size = tuple(config_data.image_size)
   if len(size) != 2 or min(size) < 16:
-    raise DataError(f"synthetic: data.image_size is {size}; expected (height, width), each at least 16")
+    raise DataError(f"{name}: data.image_size is {size}; expected (height, width), each at least 16")
   if length < 1:
-    raise DataError(f"synthetic: split {split!r} has {length} examples; set data.{field} to at least 1")
-  return SyntheticSource(split=split, length=length, shape=size, num_classes=info(config_data).num_classes)
+    raise DataError(f"{name}: split {split!r} has {length} examples; set data.{field} to at least 1")
+  return length, size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +86,7 @@ class SyntheticSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     if not 0 <= index < self.length:
       raise IndexError(f"index {index} is outside the {self.length} examples of split {self.split!r}")
-    image, label = draw_scene(
-      SEED, _STREAMS[self.split], index, size=self.shape, num_classes=self.num_classes
-    )
+    image, label = draw_scene(SEED, STREAMS[self.split], index, size=self.shape, num_classes=self.num_classes)
     return {"image": image, "label": label, "id": f"{self.split}-{index:06d}"}
 
   def size(self, index: int) -> tuple[int, int]:
@@ -120,6 +128,20 @@ def draw_scene(
   edge[:-1] |= down
   image[edge] = OUTLINE
   label[edge] = IGNORE_LABEL
+  return np.clip(image, 0, 255).astype(np.uint8), label
+
+
+def draw_texture(
+  seed: int, stream: int, index: int, *, size: tuple[int, int], num_classes: int
+) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+  """One class's texture all over an RGB image, and the class: a scene for image classifiers."""
+  rng = np.random.default_rng((seed, stream, index))
+  y, x = (axis.astype(np.int32) for axis in np.ogrid[: size[0], : size[1]])
+  label = int(rng.integers(num_classes))
+  on = _pattern(rng, y, x, kind=label, num_classes=num_classes)
+  image = _two_colors(rng)[on.astype(np.uint8)]
+  image = image + rng.integers(-10, 11, size=(*size, 1), dtype=np.int16)  # sensor noise
+  image = (image.astype(np.int32) * int(rng.integers(205, 282))) >> 8  # exposure
   return np.clip(image, 0, 255).astype(np.uint8), label
 
 
