@@ -232,7 +232,7 @@ def list_models() -> list[str]:
   return sorted(SYSTEMS) + sorted(ENCODERS)
 
 
-def decoder_rates(name: str, output_stride: int | None = None) -> dict[str, tuple[int, ...]]:
+def decoder_rates(name: str, output_stride: int | None) -> dict[str, tuple[int, ...]]:
   """The decoder's field `rates` at an output stride of the encoder, {} where a system's do not follow it.
 
   The papers' rule is 6, 12, 18 at 16 and twice that at 8: rate times stride stays.
@@ -257,7 +257,7 @@ def scale_map(scale: float) -> str:
   return f"scale{round(scale * 100):03d}_logits"
 
 
-def align_corners_of(model: Any, given: bool | None = None) -> bool:
+def align_corners_of(model: Any, *, given: bool | None = None) -> bool:
   """Corner rule of the resize from the model's logits to the image: the one of its decoder's own resizes.
 
   Args:

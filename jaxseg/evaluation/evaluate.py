@@ -43,7 +43,7 @@ def make_eval_step(
   if not rule.plain:
     predictor = Predictor(model, rule=rule, preprocess=preprocess, mesh=mesh, align_corners=align_corners)
     return functools.partial(predictor.count, num_classes=num_classes, ignore_label=ignore_label)
-  apply, corners = forward(model), align_corners_of(model, align_corners)
+  apply, corners = forward(model), align_corners_of(model, given=align_corners)
 
   def count(variables, batch):
     labels = jnp.asarray(batch["label"])

@@ -51,7 +51,7 @@ class Predictor:
   ):
     self._apply, self._rule, self._preprocess = forward(model), rule, preprocess
     self._mesh, self._spread = mesh, mesh is not None and spread
-    self._align_corners = align_corners_of(model, align_corners)
+    self._align_corners = align_corners_of(model, given=align_corners)
     self._shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES])) if self._spread else 1
     self._view = self._jit(self._view_logits)
     self._labels = self._jit(merge.merge_labels, static=("size", "images"))
@@ -177,7 +177,7 @@ def make_predict(
       return predictor.labels(variables, {"image": image})[:, : image.shape[1], : image.shape[2]]
 
     return predict_by_rule
-  apply, corners = forward(model), align_corners_of(model, align_corners)
+  apply, corners = forward(model), align_corners_of(model, given=align_corners)
 
   def predict(variables, image):
     image = jnp.asarray(image)

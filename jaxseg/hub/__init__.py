@@ -69,7 +69,7 @@ def from_pretrained(
     extra = tree.spare(loading.whole_model(found, layout, told), tree.canonical(shapes).values())
     differences.unexpected = [name for name in differences.unexpected if name not in extra]
   if differences:
-    raise ValueError(loading.disagreement(found, differences, arch, loading.keep_hint(told, arch), told))
+    raise ValueError(loading.disagreement(found, differences, arch, loading.keep_hint(told, arch), told=told))
   known = facts.gather(found, layout, fields.get("num_classes"), preprocess)
   if "non-commercial" in (known.licence or "").lower():
     _LOG.warning("%s: the licence of these weights is %s", found.path, known.licence)

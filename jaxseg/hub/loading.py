@@ -148,7 +148,7 @@ def check_family(found: Weights, layout: Layout | None, leaves: Mapping[str, Any
 
 
 def disagreement(
-  found: Weights, differences: Differences, what: str, hint: str, told: Detected | None = None
+  found: Weights, differences: Differences, what: str, hint: str, *, told: Detected | None = None
 ) -> str:
   """The sentence about all differences between a file, which `told` what it is of, and `what`."""
   if told is not None and what != told.arch and what not in ENCODERS and told.arch not in ENCODERS:

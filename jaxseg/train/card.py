@@ -48,7 +48,7 @@ def recipe_card(
     "input": _input(config.preprocess),
     "labels": f"nearest neighbour; {config.loss.ignore_label} is ignored before loss and metrics",
     "logits": "bilinear to the label's size, no antialiasing, "
-    + ("corners aligned" if align_corners_of(model, config.loss.align_corners) else "half-pixel centres"),
+    + ("corners aligned" if align_corners_of(model, given=config.loss.align_corners) else "half-pixel centres"),
     "evaluation": make_inference_rule(config.eval).text(),
     "loss": _loss(config.loss),
     "optimizer": _optimizer(config.optimizer),

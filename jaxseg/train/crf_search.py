@@ -123,7 +123,7 @@ def run(
   }
   output = epath.Path(output)
   log = SearchLog(output, facts)
-  corners = align_corners_of(subject.model, config.loss.get("align_corners"))
+  corners = align_corners_of(subject.model, given=config.loss.get("align_corners"))
   scores = make_scores(
     subject.model, subject.variables, preprocess=subject.preprocess, rule=rule, align_corners=corners
   )

@@ -75,7 +75,7 @@ class Evaluator:
 
   def refined(self, variables: Any, crf: Settings) -> RefinedNetwork:
     """The network with a CRF behind it, for one picture after the other on this process's first device."""
-    corners = align_corners_of(self._model, self._config.loss.align_corners)
+    corners = align_corners_of(self._model, given=self._config.loss.align_corners)
     scores = make_scores(
       self._model, variables, preprocess=self._preprocess, rule=self._rule, align_corners=corners
     )
