@@ -25,12 +25,13 @@ _FREE = {
   "opt-barrier", "optimization-barrier", "partition-id", "replica-id", "domain", "unknown",
 }  # fmt: skip
 _SLICES = ("dynamic-slice", "slice", "gather")
-# Custom calls that are annotations, not kernels.
+# Custom calls that are annotations or names, not kernels.
 _MARKS = (
   "Sharding",
   "SPMDFullToShardShape",
   "SPMDShardToFullShape",
   "AllocateBuffer",
+  "ConcatBitcast",
   "AssumeGatherIndicesInBound",
 )
 
