@@ -102,10 +102,11 @@ def _memory(topology: Topology, attempt: Attempt, unit: str) -> str:
 def _breakdown(attempt: Attempt, state: Mapping[str, float | int]) -> list[str]:
   memory = attempt.memory
   parts = ", ".join(f"{name} {_gib(size)}" for name, size in state.items())
+  parts = f" ({parts})" if parts else ""
   if not memory.arguments:
-    return [f"state {_gib(sum(state.values()))} ({parts})"]
+    return [f"state {_gib(sum(state.values()))}{parts}"]
   lines = [
-    f"arguments {_gib(memory.arguments)} ({parts})",
+    f"arguments {_gib(memory.arguments)}{parts}",
     f"temporaries {_gib(memory.temporaries)}",
     f"output {_gib(memory.outputs)}, {_gib(memory.aliased)} of it in place of arguments",
   ]
