@@ -19,6 +19,20 @@ from jaxseg.train import create_state, make_loss, make_optimizer
 from jaxseg.train.step import jit_step, make_step
 
 
+_DEEPLAB = dict(
+  encoder=dict(stem="v1c", output_stride=8, multi_grid=(), contract_dilation=True),
+  decoder=dict(channels=512, rates=(12, 24, 36), fuse_kernel=3),
+)
+# Fields with which a model is mmsegmentation's own; the peers are that.
+MMSEG = {
+  "segformer_b0": dict(
+    encoder=dict(epsilons="mmseg"), decoder=dict(projection="conv", concat_order="fine_to_coarse")
+  ),
+  "deeplabv3_resnet50": _DEEPLAB,
+  "deeplabv3plus_resnet50": _DEEPLAB | dict(decoder=_DEEPLAB["decoder"] | dict(separable=True)),
+}
+
+
 def main() -> None:
   """One line a model: median and best of the counted runs, in milliseconds."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,6 +43,7 @@ def main() -> None:
   parser.add_argument("--runs", type=int, default=5)
   parser.add_argument("--dtype", default="float32")
   parser.add_argument("--train", action="store_true")
+  parser.add_argument("--mmseg", action="store_true", help="the variant of mmsegmentation")
   flags = parser.parse_args()
   height, width = map(int, flags.size.split("x"))
   for name in flags.models:
@@ -47,8 +62,11 @@ def main() -> None:
 def prepare(name: str, shape: tuple[int, int, int], flags: argparse.Namespace):
   """A function that runs once, and waits for it."""
   classes = flags.classes or (19 if name.startswith("cgnet") else 21 if "deeplab" in name else 150)
+  variant = MMSEG.get(name, {}) if flags.mmseg else {}
   model = jaxseg.create_model(
-    name, num_classes=classes, encoder=dict(dtype=flags.dtype), decoder=dict(dtype=flags.dtype)
+    name,
+    num_classes=classes,
+    **{part: dict(dtype=flags.dtype) | variant.get(part, {}) for part in ("encoder", "decoder")},
   )
   rng = np.random.default_rng(0)
   image = jnp.asarray(rng.standard_normal((*shape, 3)), jnp.float32)
