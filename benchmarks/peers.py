@@ -6,8 +6,8 @@ r"""Ours against PyTorch on this machine: the two in turn, and their ratio pair 
 The peers are mmsegmentation's PyTorch models; the README in their folder says how to set up the
 environment whose interpreter `--peer-python` names. Each measurement is a process of its own (two
 thread pools in one process disturb each other), ours and theirs in turn, so that a machine that
-speeds up or slows down does so for both. Ours is built as mmsegmentation's variant of the model. The peers' training step ends with the gradients; ours goes
-on to the optimizer's update.
+speeds up or slows down does so for both. Ours is built as mmsegmentation's variant of the model.
+The peers' training step ends with the gradients; ours goes on to the optimizer's update.
 """
 
 import argparse

@@ -18,7 +18,6 @@ from jaxseg import sharding
 from jaxseg.train import create_state, make_loss, make_optimizer
 from jaxseg.train.step import jit_step, make_step
 
-
 _DEEPLAB = dict(
   encoder=dict(stem="v1c", output_stride=8, multi_grid=(), contract_dilation=True),
   decoder=dict(channels=512, rates=(12, 24, 36), fuse_kernel=3),
