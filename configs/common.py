@@ -5,6 +5,7 @@ share; an experiment's file then reads as what is particular to it.
 """
 
 import dataclasses
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
@@ -36,9 +37,57 @@ def one_of(words: set[str], *known: str) -> str:
   return chosen[0] if chosen else known[0]
 
 
+def ablated(words: set[str], table: dict[str, tuple[str, str, Any]]) -> dict[str, dict[str, Any]]:
+  """{"encoder": fields, "decoder": fields} that ablations change, by a table word → (part, field, value)."""
+  changes, said = {"encoder": {}, "decoder": {}}, {}
+  for word in sorted(words & set(table)):
+    part, field, value = table[word]
+    if field in changes[part]:
+      raise ConfigError(
+        f"this config takes one of :{said[part, field]} and :{word}, which change the same part"
+      )
+    changes[part][field], said[part, field] = value, word
+  return changes
+
+
+def mmseg_data(
+  config: ml_collections.ConfigDict, name: str, *, resize: tuple[int, int], crop: tuple[int, int]
+) -> None:
+  """Data and evaluation as mmsegmentation's configs have them, and those written for it: whole pictures.
+
+  Args:
+    config: changed in place.
+    name: of the data set.
+    resize: (long, short) into which a picture is fitted, in training before the random scale.
+    crop: height, width.
+  """
+  config.data.update(name=name, resize=resize, crop_size=crop, cat_max_ratio=0.75, color="photometric")
+  config.eval.resize = resize
+
+
+def mmseg_adamw(config: ml_collections.ConfigDict, *, names: str, warmup: str) -> None:
+  """Loss, optimizer and schedule of SegFormer, which SegNeXt has taken over.
+
+  Args:
+    config: changed in place.
+    names: the layout whose parameter names the groups match.
+    warmup: "mmcv", as in the official repositories, or "mmengine", as in mmsegmentation 1.x.
+  """
+  config.init_keep = ("decoder/.*",)  # init_from is an encoder trained on ImageNet
+  config.loss.normalize_by = "all"
+  config.optimizer.update(name="adamw", learning_rate=6e-5, weight_decay=0.01, names=names)
+  # mmcv's custom_keys in the order in which it tries them, the longest first. What the layout has no name
+  # for, such as parts of an ablation, goes by ours.
+  config.optimizer.groups = (("pos_block", 1.0, 0.0), ("head|^decoder/", 10.0, 1.0), ("norm", 1.0, 0.0))
+  config.optimizer.schedule.update(
+    name="poly", power=1.0, warmup=warmup, warmup_steps=1500, warmup_ratio=1e-6
+  )
+
+
 def base() -> ml_collections.ConfigDict:
   """Every key, with its usual value."""
   config = ml_collections.ConfigDict()
+  config.task = "segmentation"  # or "classification", as configs/pretrain.py has it
   config.seed = 0
   config.total_steps = 1000
   config.batch_size = 8  # images a step, over all devices and micro-batches
@@ -100,7 +149,8 @@ def base() -> ml_collections.ConfigDict:
       crf=dataclasses.asdict(Settings()),
     )
   )
-  config.checkpoint = ml_collections.ConfigDict(dict(every_steps=1000, keep_last=3))
+  # save_pretrained also writes the best weights to WORKDIR/best, a folder that jaxseg.from_pretrained reads.
+  config.checkpoint = ml_collections.ConfigDict(dict(every_steps=1000, keep_last=3, save_pretrained=False))
   # panel_every_steps=0 draws none; otherwise one at the end too.
   config.log = ml_collections.ConfigDict(dict(every_steps=10, panel_every_steps=0, panel_images=4))
   # data=-1: what fsdp and spatial leave. devices=0: all of them.
