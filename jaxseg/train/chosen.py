@@ -42,7 +42,7 @@ def choose_config(flags: argparse.Namespace, changes: Sequence[tuple[str, str]])
   if flags.source and workdir.is_workdir(flags.source):
     flags.workdir, flags.source = flags.source, None
   if flags.config:
-    config = config_lib.load(flags.config)
+    config = config_lib.load(flags.config, overrides=changes)
   elif flags.workdir:
     config = workdir.read_config(flags.workdir)
   else:
@@ -55,7 +55,8 @@ def choose_config(flags: argparse.Namespace, changes: Sequence[tuple[str, str]])
       "config.model is not the model that is evaluated, so that changing it has no effect;"
       " give --workdir alone to evaluate its model with changed fields"
     )
-  config_lib.change(config, changes)
+  if not flags.config:
+    config_lib.change(config, changes)
   if flags.split:
     config.data.eval_split = flags.split
   return config

@@ -4,15 +4,11 @@ A config is a `ml_collections.ConfigDict` made by the `get_config(arg)` of one f
 `configs/common.py` holds the presets that the files share.
 """
 
-import contextlib
 import dataclasses
-import importlib.util
-import pathlib
 import re
-import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -24,6 +20,7 @@ from jaxseg import catalog, models
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
 from jaxseg.layers.atrous import check_output_stride
+from jaxseg.train import config_file
 from jaxseg.train import overrides as overrides_lib
 from jaxseg.train.overrides import ConfigError
 from jaxseg.types import Preprocess
@@ -195,20 +192,21 @@ def make_preprocess(preprocess: ml_collections.ConfigDict) -> Preprocess:
 
 
 def load(spec: str, *, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
-  """The config of `path/to/file.py:arg,arg`, with `overrides` (dotted key, text) applied.
+  """The config of `path/to/file.py:arg,arg` (see `config_file`), with `overrides` (dotted key, text) applied.
 
   `smoke` among the arguments shrinks any config (see `shrink`); the file sees the others.
 
   Raises:
     ConfigError: no such file or argument, unknown key, wrong type.
   """
-  path, _, arg = spec.partition(":")
-  args = [word.strip() for word in arg.split(",") if word.strip()]
-  config = _get_config(pathlib.Path(path))(",".join(word for word in args if word != "smoke"))
+  module, args = config_file.read(spec)
+  config = module.get_config(",".join(word for word in args if word != "smoke"))
   if "smoke" in args:
     shrink(config)
   config.lock()
   change(config, overrides)
+  if hasattr(module, "finish"):
+    module.finish(config, {key for key, _ in overrides})
   return config
 
 
@@ -326,29 +324,3 @@ def _tuples(value: Any) -> Any:
   if isinstance(value, dict):
     return {key: _tuples(item) for key, item in value.items()}
   return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _get_config(path: pathlib.Path) -> Any:
-  if not path.is_file():
-    here = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-    raise ConfigError(
-      f"there is no config file {str(path)!r}{overrides_lib.nearest(str(path), here) if here else ''}"
-    )
-  # A name below `configs`, so that an error of its own counts as ours (runtime.sentences).
-  spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
-  module = importlib.util.module_from_spec(spec)
-  with _importable(path.resolve().parent.parent):
-    spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise ConfigError(f"{str(path)!r} is no config: it has no function get_config(arg)")
-  return module.get_config
-
-
-@contextlib.contextmanager
-def _importable(folder: pathlib.Path) -> Iterator[None]:
-  """`from configs import common` works from any directory."""
-  sys.path.insert(0, str(folder))
-  try:
-    yield
-  finally:
-    sys.path.remove(str(folder))
