@@ -14,7 +14,7 @@ from jaxseg.data.source import DataError
 from jaxseg.types import IGNORE_LABEL
 
 # Pillow's names for what holds one id a pixel: bilevel, 8-bit grey, palette index, 16-bit grey.
-_MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
+MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 _UNKNOWN = -1
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY = b"\x08\x00"  # a PNG's bit depth 8 and colour type 0
@@ -190,7 +190,7 @@ def check_pair(
   """
   ih, iw = check_image(image, path=image_path)
   pillow_mask = load(mask, mask_path, "mask")
-  if pillow_mask.mode not in _MASK_MODES:
+  if pillow_mask.mode not in MASK_MODES:
     raise DataError(
       f"mask {mask_path} is {pillow_mask.mode}; expected one class id a pixel"
       " (8-bit or 16-bit grey, or a palette PNG)"

@@ -24,6 +24,7 @@ from jaxseg.evaluation.report import Report
 from jaxseg.models import align_corners_of
 from jaxseg.train import config as config_lib
 from jaxseg.train import validate, workdir
+from jaxseg.train.best import BestWeights
 from jaxseg.train.card import recipe_card
 from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.guard import Guard
@@ -146,7 +147,8 @@ def train(config: ml_collections.ConfigDict, directory: epath.PathLike) -> Repor
       active=first,
     )
     stack.callback(progress.close)
-    return _sequence(run, state, start, checkpoints, log, board, progress)
+    best = BestWeights(directory, checkpoints, active=config.checkpoint.get("save_pretrained", False))
+    return _sequence(run, state, start, checkpoints, best, log, board, progress)
 
 
 def _sequence(
@@ -154,6 +156,7 @@ def _sequence(
   state: TrainState,
   start: int,
   checkpoints: Checkpoints,
+  best: BestWeights,
   log: MetricsLog,
   board: Board,
   progress: Progress,
@@ -180,6 +183,7 @@ def _sequence(
       if step % config.log.every_steps == 0:
         board.scalars(step, line)
 
+  best.update()  # the last run may have been stopped before it could
   ahead = fetch() if start < total else None
   for step in range(start, total + 1):
     done = step == total
@@ -201,6 +205,8 @@ def _sequence(
         # Before the save: a checkpoint never knows of a step that the log does not.
         log.flush()
         checkpoints.save(step, state, metrics)
+        if evaluate:
+          best.update()
     log.flush()
     if done:
       break
