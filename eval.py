@@ -7,6 +7,7 @@ The first form evaluates a run of train.py on its own data (or on that of `--con
 any weights that `jaxseg.from_pretrained` reads. `--config.key=value` changes a value of the config.
 `--crf` puts the fully-connected CRF of `config.eval.crf` behind the network, and so does any
 `--config.eval.crf.key=value`; the report then has the scores of both.
+Of an image classifier (configs/pretrain.py) the scores are top-1 and top-5.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Trains a segmentation model.
+"""Trains a segmentation model, or an encoder as an image classifier (configs/pretrain.py).
 
   python train.py --config=configs/cgnet_m3n21_synthetic.py --workdir=runs/quickstart
 
@@ -11,7 +11,7 @@ import argparse
 import sys
 
 from jaxseg.train import config as config_lib
-from jaxseg.train import loop, overrides, runtime
+from jaxseg.train import loop, overrides, runtime, tasks
 
 
 def main(argv: list[str]) -> None:
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     runtime.start_processes()
     report = loop.train(config, flags.workdir)
     if report is not None and runtime.is_first_process():
-      print(f"mIoU {report.miou:.4f} on {config.data.eval_split}")
+      print(f"{tasks.headline(report)} on {config.data.eval_split}")
 
 
 if __name__ == "__main__":

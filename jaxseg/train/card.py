@@ -11,14 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg.macs import count_macs
-from jaxseg.models import align_corners_of
 from jaxseg.train.frozen import frozen_paths, path_of
-from jaxseg.train.loss import loss_settings
 from jaxseg.train.optimizer import parameter_groups
-from jaxseg.train.rule import make_inference_rule
-
-# Settings of losses that have words of their own on the card, or a row.
-_SHARED_SETTINGS = ("normalize_by", "class_weights", "ignore_label", "label_smoothing")
+from jaxseg.train.tasks import task_of
 
 
 def recipe_card(
@@ -39,18 +34,15 @@ def recipe_card(
     lengths: split → number of examples.
     start_step: step that the run goes on from.
   """
+  about = task_of(config).card_rows(config, model)
   rows = {
     "model": _model(config, model, params, num_classes),
     "data": ", ".join(f"{split} {n}" for split, n in lengths.items()) + f" ({config.data.name})",
     "batch": _batch(config, mesh, lengths[config.data.train_split]),
     "steps": _steps(config, start_step, lengths[config.data.train_split]),
-    "augmentation": _augmentation(config.data),
+    "augmentation": about.pop("augmentation"),
     "input": _input(config.preprocess),
-    "labels": f"nearest neighbour; {config.loss.ignore_label} is ignored before loss and metrics",
-    "logits": "bilinear to the label's size, no antialiasing, "
-    + ("corners aligned" if align_corners_of(model, given=config.loss.align_corners) else "half-pixel centres"),
-    "evaluation": make_inference_rule(config.eval).text(),
-    "loss": _loss(config.loss),
+    **about,
     "optimizer": _optimizer(config.optimizer),
     "schedule": _schedule(config.optimizer),
     "decay": _decay(config, params),
@@ -88,44 +80,9 @@ def _steps(config: ml_collections.ConfigDict, start: int, examples: int) -> str:
   return f"{config.total_steps:,} ({epochs:.4g} epochs){resumed}"
 
 
-def _augmentation(data: ml_collections.ConfigDict) -> str:
-  low, high = data.scale_range
-  step = f" in steps of {data.scale_step:g}" if data.scale_step else ""
-  base = f" of the fit into {data.resize[0]}x{data.resize[1]}" if data.resize else ""
-  height, width = data.crop_size
-  mixed = f" with no class at {data.cat_max_ratio:g} or more" if data.cat_max_ratio < 1 else ""
-  return (
-    f"scale {low:g} to {high:g}{step}{base}, crop {height}x{width}{mixed}, flip {data.flip:g},"
-    f" padded {data.pad.replace('_', ' ')}, colour {data.color}"
-  )
-
-
 def _input(preprocess: ml_collections.ConfigDict) -> str:
   mean, std = (" ".join(f"{value:g}" for value in preprocess[key]) for key in ("mean", "std"))
   return f"{preprocess.channel_order}, minus ({mean}), over ({std})"
-
-
-def _loss(loss: ml_collections.ConfigDict) -> str:
-  share = {
-    "valid": "mean over labelled pixels",
-    "all": "mean over all pixels",
-    "weights": "mean by class weight",
-    "kept": "mean over the kept pixels",
-  }
-  names = [name.strip() for name in loss.name.split("+")]
-  factors = tuple(loss.factors) or (1.0,) * len(names)
-  terms = [f"{f:g} x {n}" if f != 1 else n for n, f in zip(names, factors, strict=True)]
-  parts = [" + ".join(terms).replace("_", " ")]
-  if any("normalize_by" in loss_settings(name) for name in names):
-    parts.append(share.get(loss.normalize_by, loss.normalize_by))
-  if loss.class_weights:
-    parts.append(f"class weights {min(loss.class_weights):.4g} to {max(loss.class_weights):.4g}")
-  if loss.label_smoothing:
-    parts.append(f"label smoothing {loss.label_smoothing:g}")
-  own = {key: loss.get(key, default) for name in names for key, default in loss_settings(name).items()}
-  parts += [f"{key.replace('_', ' ')} {own[key]}" for key in own if key not in _SHARED_SETTINGS]
-  parts += [f"{name} x{weight:g}" for name, weight in loss.weights.items() if len(loss.weights) > 1]
-  return ", ".join(parts)
 
 
 def _kept(config: ml_collections.ConfigDict, params: Any) -> dict[str, str]:

@@ -23,6 +23,7 @@ from jaxseg.layers.atrous import check_output_stride
 from jaxseg.train import config_file
 from jaxseg.train import overrides as overrides_lib
 from jaxseg.train.overrides import ConfigError
+from jaxseg.train.tasks import name_of
 from jaxseg.types import Preprocess
 
 DTYPES = ("float32", "bfloat16")
@@ -48,7 +49,7 @@ def model_config(
   A system that only offers an auxiliary decoder has the key `auxiliary`, which switches it on.
 
   Args:
-    arch: a published system (`jaxseg.list_models()`).
+    arch: a published system (`jaxseg.list_models()`), or an encoder alone, as an image classifier.
     num_classes: 0 takes the data set's.
     encoder: fields that differ from the system's.
     decoder: likewise; `rates` that follow the encoder's output stride do so here, too.
@@ -57,13 +58,16 @@ def model_config(
   Raises:
     ConfigError: unknown system or field, a tuple of the wrong length.
   """
-  if arch not in models.SYSTEMS:
-    raise ConfigError(f"there is no model called {arch!r}; {catalog.suggestion(arch, models.SYSTEMS)}")
-  system = models.SYSTEMS[arch]
-  config = ml_collections.ConfigDict({"arch": arch, "num_classes": num_classes, "scales": system.scales})
-  if system.aux_offered is not None:
-    config.auxiliary = bool(aux_decoder)
-  following = models.decoder_rates(arch, (encoder or {}).get("output_stride"))
+  if arch not in models.list_models():
+    raise ConfigError(f"there is no model called {arch!r}; {catalog.suggestion(arch, models.list_models())}")
+  config = ml_collections.ConfigDict({"arch": arch, "num_classes": num_classes})
+  following = {}
+  if arch in models.SYSTEMS:
+    system = models.SYSTEMS[arch]
+    config.scales = system.scales
+    if system.aux_offered is not None:
+      config.auxiliary = bool(aux_decoder)
+    following = models.decoder_rates(arch, (encoder or {}).get("output_stride"))
   given = {"encoder": encoder or {}, "decoder": following | dict(decoder or {})}
   given["aux_decoder"] = aux_decoder or {}
   for part, entry, published in parts_of(arch):
@@ -79,7 +83,7 @@ def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Modul
   check_fields(config.model)
   parts = model_fields(config)
   return models.create_model(
-    config.model.arch, num_classes=num_classes, scales=tuple(config.model.scales), **parts
+    config.model.arch, num_classes=num_classes, scales=tuple(config.model.get("scales", ())) or None, **parts
   )
 
 
@@ -108,13 +112,16 @@ def check_fields(model: ml_collections.ConfigDict) -> None:
         _check_field(f"config.model.{part}.{name}", model[part][name], field.type)
   if "output_stride" in model.encoder:
     try:
-      check_output_stride(models.SYSTEMS[model.arch].encoder, model.encoder.output_stride)
+      system = models.SYSTEMS.get(model.arch)
+      check_output_stride(system.encoder if system else model.arch, model.encoder.output_stride)
     except ValueError as error:
       raise ConfigError(f"config.model.encoder.{error}") from None
 
 
 def parts_of(arch: str) -> list[tuple[str, Any, Mapping[str, Any]]]:
   """(key in the config, catalog entry, the system's own fields) of a system's parts, offered ones too."""
+  if arch in ENCODERS:
+    return [("encoder", ENCODERS[arch], {})]
   system = models.SYSTEMS[arch]
   parts = [
     ("encoder", ENCODERS[system.encoder], system.encoder_fields),
@@ -262,15 +269,13 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   Crop 64, batch 2, one block a stage, two steps, one device, and synthetic data of the same class count.
   """
   from jaxseg import data
-  from jaxseg.data import synthetic
 
   names = data.dataset_info(config.data).classes
-  # Scenes need a few classes to draw; a config with fewer is shrunk to that many.
-  names += tuple(f"extra{i}" for i in range(len(names), synthetic.MIN_CLASSES))
   with config.unlocked():
+    names = (_shrink_classification if name_of(config) == "classification" else _shrink_segmentation)(
+      config, names
+    )
     config.model.num_classes = len(names)
-    if config.loss.class_weights:
-      config.loss.class_weights += (1.0,) * (len(names) - len(config.loss.class_weights))
     for field in _DEPTH_FIELDS:
       if field in config.model.encoder:
         config.model.encoder[field] = (1,) * len(config.model.encoder[field])
@@ -278,29 +283,42 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     config.batch_size = 2
     config.init_from = ""
     config.data.update(
-      name="synthetic",
       classes=names,
-      label_map=(),
       train_split="train",
       eval_split="val",
       image_size=(_SMOKE_SIZE, _SMOKE_SIZE),
       crop_size=(_SMOKE_SIZE, _SMOKE_SIZE),
-      resize=(),
       num_train=8,
       num_val=3,  # odd, so that the last batch is padded
       workers=0,
     )
     config.optimizer.schedule.warmup_steps = min(config.optimizer.schedule.warmup_steps, 1)
-    config.eval.update(every_steps=1, batch_size=2, resize=(), scales=(1.0,), flip=False)
-    if config.eval.get("mode") == "slide":
-      config.eval.update(crop_size=(_SMOKE_SIZE, _SMOKE_SIZE), stride=(_SMOKE_SIZE, _SMOKE_SIZE))
-    if config.eval.resize:
-      config.eval.resize = (_SMOKE_SIZE, _SMOKE_SIZE)
-    if config.eval.mode == "slide":
-      config.eval.update(crop_size=(_SMOKE_SIZE * 3 // 4,) * 2, stride=(_SMOKE_SIZE // 2,) * 2)
+    config.eval.update(every_steps=1, batch_size=2)
     config.checkpoint.every_steps = 1
-    config.log.update(every_steps=1, panel_every_steps=0, panel_images=2)
+    config.log.every_steps = 1
     config.mesh.update(data=-1, fsdp=1, spatial=1, devices=1)
+
+
+def _shrink_segmentation(config: ml_collections.ConfigDict, names: tuple[str, ...]) -> tuple[str, ...]:
+  from jaxseg.data import synthetic
+
+  # Scenes need a few classes to draw; a config with fewer is shrunk to that many.
+  names += tuple(f"extra{i}" for i in range(len(names), synthetic.MIN_CLASSES))
+  if config.loss.class_weights:
+    config.loss.class_weights += (1.0,) * (len(names) - len(config.loss.class_weights))
+  config.data.update(name="synthetic", label_map=(), resize=())
+  config.eval.update(resize=(), scales=(1.0,), flip=False)
+  if config.eval.mode == "slide":
+    config.eval.update(crop_size=(_SMOKE_SIZE * 3 // 4,) * 2, stride=(_SMOKE_SIZE // 2,) * 2)
+  config.log.update(panel_every_steps=0, panel_images=2)
+  return names
+
+
+def _shrink_classification(config: ml_collections.ConfigDict, names: tuple[str, ...]) -> tuple[str, ...]:
+  config.data.name = "synthetic_classes"
+  # An epoch of the whole data set, after which the rate would change first.
+  config.optimizer.schedule.every = 1
+  return names
 
 
 def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:

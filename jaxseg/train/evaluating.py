@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from jaxseg import data
+from jaxseg import data, lazy
 from jaxseg.checkpoint import restore_variables
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
@@ -26,7 +26,7 @@ from jaxseg.evaluation.report import Report
 from jaxseg.evaluation.views import Grouping
 from jaxseg.models import align_corners_of
 from jaxseg.train import config as config_lib
-from jaxseg.train import validate, workdir
+from jaxseg.train import tasks, validate, workdir
 from jaxseg.train.overrides import ConfigError
 from jaxseg.train.rule import make_inference_rule
 from jaxseg.train.runtime import make_mesh
@@ -152,7 +152,7 @@ def from_source(source: str) -> Subject:
   from jaxseg import hub
 
   net = hub.from_pretrained(source)
-  num_classes = net.model.decoder.num_classes
+  num_classes = getattr(net.model, "decoder", net.model).num_classes
   return Subject(source, net.model, net.variables, net.preprocess, num_classes)
 
 
@@ -178,6 +178,11 @@ def run(
       f"{subject.name} has {subject.num_classes} classes, but {config.data.name} has {info.num_classes};"
       " choose the data that it was trained for"
     )
+  if tasks.name_of(config) == "classification":
+    if crf is not None:
+      raise ConfigError("an image classifier has no CRF behind it; leave out --crf and config.eval.crf")
+    evaluate_images = lazy.load("jaxseg.train.classification").evaluate
+    return evaluate_images(subject, config, output=output, info=info, mesh=mesh)
   evaluator = Evaluator(subject.model, config, info=info, preprocess=subject.preprocess, mesh=mesh)
   count = len(data.open_split(config.data, config.data.eval_split))
   first = jax.process_index() == 0

@@ -1,8 +1,9 @@
 """The training loop: restore → (evaluate → save → step)*. It only puts things in order.
 
-What a step does is in `step.py`; another method passes another loss or step to it and
-never copies this file. The position in the data is the global step and nothing else, and the
-random key is folded with it, so a resumed run takes the very steps that the stopped one would have.
+What a step does is in `step.py`, what is learned from which data in a task (`tasks.py`); another
+method passes another loss, step or task to it and never copies this file. The position in the data
+is the global step and nothing else, and the random key is folded with it, so a resumed run takes
+the very steps that the stopped one would have.
 """
 
 import contextlib
@@ -20,23 +21,20 @@ from jax.sharding import Mesh
 from jaxseg import data, sharding
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data.source import DatasetInfo
-from jaxseg.evaluation.report import Report
-from jaxseg.models import align_corners_of
 from jaxseg.train import config as config_lib
 from jaxseg.train import validate, workdir
 from jaxseg.train.best import BestWeights
 from jaxseg.train.card import recipe_card
-from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.guard import Guard
 from jaxseg.train.logging import Board, MetricsLog, Progress
-from jaxseg.train.loss import make_loss
 from jaxseg.train.optimizer import make_optimizer
 from jaxseg.train.overrides import ConfigError
 from jaxseg.train.runtime import make_mesh
 from jaxseg.train.schedule import make_schedule
 from jaxseg.train.state import TrainState, create_state
 from jaxseg.train.step import Step, jit_step, make_step
-from jaxseg.types import Batch, Preprocess
+from jaxseg.train.tasks import Report, headline, task_of
+from jaxseg.types import Preprocess
 
 # What a model may draw from in training; Light-Ham's bases are redrawn every step, as published.
 _STREAMS = ("dropout", "drop_path", "nmf")
@@ -82,7 +80,7 @@ def assemble(config: ml_collections.ConfigDict, mesh: Mesh) -> Run:
   info = data.dataset_info(config.data)
   num_classes = validate.validate_classes(config, info.classes)
   model = config_lib.build_model(config, num_classes)
-  loss_fn = make_loss(config.loss, align_corners=align_corners_of(model))
+  loss_fn = task_of(config).make_loss(config, model)
   shapes = jax.eval_shape(lambda: _init(model, config))
   tx = make_optimizer(config.optimizer, shapes["params"], frozen=tuple(config.frozen))
   return Run(
@@ -167,7 +165,9 @@ def _sequence(
   # Made on the mesh: under the transfer guard a step may not move it there.
   key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(run.mesh))()
   rates = _learning_rates(config)
-  evaluator = Evaluator(run.model, config, info=run.info, preprocess=run.preprocess, mesh=run.mesh)
+  evaluator = task_of(config).make_evaluator(
+    run.model, config, info=run.info, preprocess=run.preprocess, mesh=run.mesh
+  )
   fetch = _fetcher(run, start)
   guard, report = Guard(), None
   # A CPU is its own accelerator: waiting costs it nothing, and steps in flight can deadlock fake devices.
@@ -198,7 +198,7 @@ def _sequence(
           metrics = report.scalars()
           log.write(step, metrics)
           board.scalars(step, metrics, prefix="eval/")
-          progress.say(f"step {step}: mIoU {report.miou:.4f} on {config.data.eval_split}")
+          progress.say(f"step {step}: {headline(report)} on {config.data.eval_split}")
           if _due(step, config.log.panel_every_steps) or (done and config.log.panel_every_steps):
             board.image(step, "eval/predictions", evaluator.panel(state.eval_variables))
           progress.pause(time.perf_counter() - began)
@@ -226,7 +226,9 @@ def run_step(run: Run) -> Step:
   return make_step(
     run.loss_fn,
     run.tx,
-    prepare=make_prepare(run),
+    prepare=task_of(run.config).make_prepare(
+      run.config, preprocess=run.preprocess, num_classes=run.num_classes
+    ),
     streams=_STREAMS,
     frozen=tuple(run.config.frozen),
     ema_decay=run.config.ema_decay,
@@ -241,27 +243,9 @@ def lower_step(run: Run, *, batch_size: int) -> jax.stages.Lowered:
     run: what `plan` or `assemble` gives.
     batch_size: images, over all devices.
   """
-  pixels = (batch_size, *run.config.data.crop_size)
-  batch = {
-    "image": jax.ShapeDtypeStruct((*pixels, 3), np.uint8),
-    "label": jax.ShapeDtypeStruct(pixels, np.int32),
-    "box": jax.ShapeDtypeStruct((batch_size, 4), np.int32),
-  }
+  batch = task_of(run.config).batch_shapes(run.config, batch_size)
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jit_step(run_step(run), run.mesh, run.shapes).lower(run.shapes, batch, key)
-
-
-def make_prepare(run: Run) -> Callable[[Batch, jax.Array], Batch]:
-  """(batch, key) → batch with a normalised image: colour distortion and mean / std run on the device."""
-
-  def prepare(batch: Batch, key: jax.Array) -> Batch:
-    image = batch["image"]
-    if run.config.data.color == "photometric":
-      image = data.distort(image, key)
-    # Padding is 0 whatever the colours of the picture became.
-    return {**batch, "image": data.zero_padding(run.preprocess(image), batch["box"])}
-
-  return prepare
 
 
 def _init(model: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -300,18 +284,7 @@ def _create(run: Run, variables: Any) -> TrainState:
 
 def _fetcher(run: Run, start: int) -> Callable[[], tuple[list[str], dict[str, jax.Array]]]:
   """A function that gives the next batch: this process's example ids, and the global arrays."""
-  batches = iter(
-    data.train_batches(
-      run.config.data,
-      batch_size=run.config.batch_size,
-      seed=run.config.seed,
-      start_step=start,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      # Where a shrunken image does not reach: the mean colour is 0 once normalised.
-      fill=tuple(round(value) for value in run.preprocess.mean),
-    )
-  )
+  batches = iter(task_of(run.config).train_batches(run.config, preprocess=run.preprocess, start_step=start))
 
   def fetch():
     batch = next(batches)

@@ -6,28 +6,26 @@ from typing import Any
 import ml_collections
 from jax.sharding import Mesh
 
-from jaxseg import catalog, models, sharding
-from jaxseg.data import DataError
+from jaxseg import catalog, sharding
 from jaxseg.train import config as config_lib
 from jaxseg.train.overrides import ConfigError, nearest
-from jaxseg.train.rule import make_inference_rule
+from jaxseg.train.tasks import name_of, task_of
+
+# Dotted key → (lowest, highest) allowed; None is open.
+Ranges = dict[str, tuple[float, float | None]]
 
 # Optimizer, schedule, loss and data set check their own keys when they are made, which is before
 # anything is compiled too.
 _CHOICES = {
   "dtype": config_lib.DTYPES,
-  "data.color": ("none", "photometric"),
   "preprocess.channel_order": ("rgb", "bgr"),
 }
-# (lowest, highest) allowed; None is open.
-_RANGES = {
+_RANGES: Ranges = {
   "total_steps": (1, None),
   "batch_size": (1, None),
   "accumulate": (1, None),
   "ema_decay": (0.0, 1.0),
-  "model.num_classes": (0, 254),  # 255 is the ignore label
   "data.flip": (0.0, 1.0),
-  "data.scale_step": (0.0, None),
   "data.workers": (0, None),
   "optimizer.learning_rate": (0.0, None),
   "optimizer.weight_decay": (0.0, None),
@@ -46,8 +44,29 @@ _RANGES = {
   "checkpoint.every_steps": (0, None),
   "checkpoint.keep_last": (1, None),
   "log.every_steps": (1, None),
-  "log.panel_every_steps": (0, None),
-  "log.panel_images": (0, None),
+}
+_TASK_CHOICES = {
+  "segmentation": {"data.color": ("none", "photometric")},
+  "classification": {},
+}
+_TASK_RANGES: dict[str, Ranges] = {
+  "segmentation": {
+    "model.num_classes": (0, 254),  # 255 is the ignore label
+    "data.scale_step": (0.0, None),
+    "log.panel_every_steps": (0, None),
+    "log.panel_images": (0, None),
+  },
+  "classification": {
+    "model.num_classes": (0, None),
+    "data.randaugment_layers": (0, None),
+    "data.randaugment_magnitude": (0.0, 10.0),
+    "data.randaugment_std": (0.0, None),
+    "data.mixup_alpha": (0.0, None),
+    "data.cutmix_alpha": (0.0, None),
+    "data.switch_probability": (0.0, 1.0),
+    "data.erase_probability": (0.0, 1.0),
+    "eval.crop_share": (0.0, 1.0),
+  },
 }
 _MIN_CROP = 32
 
@@ -58,27 +77,22 @@ def validate(config: ml_collections.ConfigDict) -> None:
   Raises:
     ConfigError: the key, its value, what is allowed.
   """
-  if config.model.arch not in models.SYSTEMS:
-    hint = catalog.suggestion(config.model.arch, models.SYSTEMS)
-    raise ConfigError(f"config.model.arch is {config.model.arch!r}, which is no model; {hint}")
+  task, name = task_of(config), name_of(config)
+  known = task.archs()
+  if config.model.arch not in known:
+    hint = catalog.suggestion(config.model.arch, known)
+    raise ConfigError(f"config.model.arch is {config.model.arch!r}, which is no model of {name}; {hint}")
   config_lib.check_fields(config.model)
-  for key, choices in _CHOICES.items():
-    value = _get(config, key)
-    if value not in choices:
-      known = ", ".join(map(repr, choices))
-      hint = nearest(str(value), choices)
-      hint = hint if "did you mean" in hint else ""
-      raise ConfigError(f"config.{key} is {value!r}; expected one of {known}{hint}")
-  for key, (low, high) in _RANGES.items():
-    value = _get(config, key)
-    if value < low or (high is not None and value > high):
-      span = f"at least {low}" if high is None else f"between {low} and {high}"
-      raise ConfigError(f"config.{key} is {value}; expected {span}")
+  _check_choices(config, _CHOICES | _TASK_CHOICES[name])
+  _check_ranges(config, _RANGES | _TASK_RANGES[name])
   for key in ("ema_decay", "optimizer.b1", "optimizer.b2", "optimizer.momentum"):
     if _get(config, key) == 1.0:
       raise ConfigError(f"config.{key} is 1.0, with which nothing ever changes; expected below 1")
-  _check_data(config.data)
-  make_inference_rule(config.eval)
+  if min(config.data.crop_size) < _MIN_CROP:
+    raise ConfigError(
+      f"config.data.crop_size is {config.data.crop_size}; models need at least {_MIN_CROP} pixels a side"
+    )
+  task.check(config)
   if any(std <= 0 for std in config.preprocess.std):
     raise ConfigError(f"config.preprocess.std is {tuple(config.preprocess.std)}; each must be above 0")
   schedule = config.optimizer.schedule
@@ -89,21 +103,22 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def _check_data(data: ml_collections.ConfigDict) -> None:
-  if min(data.crop_size) < _MIN_CROP:
-    raise ConfigError(
-      f"config.data.crop_size is {data.crop_size}; models need at least {_MIN_CROP} pixels a side"
-    )
-  low, high = data.scale_range
-  if not 0 < low <= high:
-    raise ConfigError(f"config.data.scale_range is {(low, high)}; expected (low, high) with 0 < low <= high")
-  from jaxseg.data.transforms import make_rule  # brings OpenCV
+def _check_choices(config: ml_collections.ConfigDict, allowed: dict[str, tuple[str, ...]]) -> None:
+  for key, choices in allowed.items():
+    value = _get(config, key)
+    if value not in choices:
+      known = ", ".join(map(repr, choices))
+      hint = nearest(str(value), choices)
+      hint = hint if "did you mean" in hint else ""
+      raise ConfigError(f"config.{key} is {value!r}; expected one of {known}{hint}")
 
-  names = ("crop_size", "scale_range", "scale_step", "flip", "resize", "cat_max_ratio", "pad")
-  try:
-    make_rule(**{name: data[name] for name in names})
-  except DataError as error:
-    raise ConfigError(f"config.{error}") from None
+
+def _check_ranges(config: ml_collections.ConfigDict, allowed: Ranges) -> None:
+  for key, (low, high) in allowed.items():
+    value = _get(config, key)
+    if value < low or (high is not None and value > high):
+      span = f"at least {low}" if high is None else f"between {low} and {high}"
+      raise ConfigError(f"config.{key} is {value}; expected {span}")
 
 
 def validate_batches(
@@ -148,7 +163,7 @@ def validate_classes(config: ml_collections.ConfigDict, classes: Sequence[str]) 
       f"config.model.num_classes is {count}, but {config.data.name} has {len(classes)} classes"
       f" ({_short(classes)}); 0 takes the data set's"
     )
-  weights = config.loss.class_weights
+  weights = config.loss.get("class_weights")
   if weights and len(weights) != count:
     raise ConfigError(
       f"config.loss.class_weights has {len(weights)} values for {count} classes; give {count}, or () for none"

@@ -31,7 +31,7 @@ def record(
     "model": {
       "arch": config.model.arch,
       "num_classes": num_classes,
-      "scales": tuple(config.model.scales),
+      "scales": tuple(config.model.get("scales", ())),  # of segmentation models
       **parts,
     },
     "classes": list(classes),
