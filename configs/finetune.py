@@ -1,0 +1,134 @@
+r"""Any model, from weights of your choice, on your own images/ and masks/.
+
+  python train.py --config=configs/finetune.py:segformer_b0 \
+    --config.init_from=FILE_OR_HUB --config.data.dir=FOLDER --workdir=...
+
+The word after the colon is a model of `jaxseg.list_models()` (none means cgnet_m3n21); `:segformer_b0,frozen`
+leaves the encoder, its BatchNorms' statistics included, as it is. FILE_OR_HUB is anything that
+`jaxseg.from_pretrained` reads: a file, a workdir of train.py, "org/name" on the Hugging Face hub; a model of
+other classes or an encoder alone. FOLDER has images/ and masks/ (docs/own_data.md).
+
+Expected mIoU: depends on the data; nothing was published for this file.
+
+What the command line does not say is taken from the two:
+- the classes from FOLDER/classes.txt, one name a line in the order of the ids; without it "class0", "class1",
+  ... up to the largest id that any mask holds;
+- mean, std and channel order, and fields of the model in which published versions differ, from the weights.
+All but the classifier starts from the weights (of an encoder alone, all but the decoder). The best weights so
+far are kept in WORKDIR/best, a folder that `jaxseg.from_pretrained` reads.
+
+Batch 8, crops of 512x512, scales 0.5 to 2, flip and colours; AdamW with 6e-5 for SegFormer and SegNeXt, Adam
+with 1e-3 for CGNet, SGD with 0.01 for DeepLab: the optimizers that the models were published with, over 4,000
+steps, with ten times the rate for the decoder's new part (not for CGNet).
+"""
+
+import re
+
+from configs import common
+from jaxseg import hub, models
+from jaxseg.data import dataset_info, folder
+from jaxseg.encoders import ENCODERS
+from jaxseg.train import config as config_lib
+from jaxseg.train.overrides import ConfigError
+
+_CLASSIFIER = r"decoder/classifier\d?/.*"
+
+
+def get_config(arg: str = ""):
+  """A model's name; `frozen`."""
+  words = common.arguments(arg, "cgnet_m3n21", *models.SYSTEMS, "frozen")
+  arch = common.one_of(words, "cgnet_m3n21", *(name for name in models.SYSTEMS if name != "cgnet_m3n21"))
+  config = common.base()
+
+  config.data.name = "folder"
+  config.data.dir = ""
+  config.data.manual_dir = config.data.get_oneway_ref("dir")
+  config.data.classes = ("class0", "class1")  # until `finish` has looked
+  config.data.crop_size = (512, 512)
+  config.data.color = "photometric"
+
+  config.model = config_lib.model_config(arch)
+  config.init_keep = (_CLASSIFIER,)
+  if "frozen" in words:
+    config.frozen = ("encoder/.*",)
+
+  config.total_steps = 4000
+  config.optimizer.schedule.update(name="poly", power=0.9)
+  # 200 of 4,000 steps; a shorter run warms up for as large a share of it.
+  config.optimizer.schedule.warmup_steps = config.get_oneway_ref("total_steps") // 20
+  if arch.startswith(("segformer", "segnext")):
+    config.optimizer.update(name="adamw", learning_rate=6e-5, weight_decay=0.01)
+    config.optimizer.groups = ((_CLASSIFIER, 10.0, 1.0), ("norm", 1.0, 0.0))
+    config.optimizer.schedule.power = 1.0
+  elif arch.startswith("deeplab"):
+    config.optimizer.update(name="sgd", learning_rate=0.01, weight_decay=5e-4)
+    config.optimizer.groups = ((_CLASSIFIER, 10.0, 1.0),)
+  else:
+    config.optimizer.update(name="adam", learning_rate=1e-3, weight_decay=5e-4)
+
+  config.eval.every_steps = 400
+  config.checkpoint.every_steps = 400
+  config.checkpoint.save_pretrained = True
+  config.log.panel_every_steps = 400
+  return config
+
+
+def finish(config, given: set[str]):
+  """What the folder and the weights tell, where the command line (the keys `given`) does not."""
+  if config.data.name.startswith("synthetic"):
+    return  # nothing to look into
+  if config.data.name == "folder":
+    if not config.data.manual_dir:
+      raise ConfigError(
+        "config.data.dir is empty; give the folder that has images/ and masks/: --config.data.dir=FOLDER"
+      )
+    if "data.classes" not in given:
+      config.data.classes = folder.class_names(config.data)
+  if not config.init_from:
+    raise ConfigError(
+      "config.init_from is empty; give the weights to start from: --config.init_from=FILE,"
+      " a workdir, or org/name on the Hugging Face hub"
+    )
+  net = hub.from_pretrained(config.init_from)
+  _check_model(config, net)
+  for part in ("encoder", "decoder"):
+    for name, value in net.fields.get(part, {}).items():
+      if f"model.{part}.{name}" not in given and name in config.model[part]:
+        config.model[part][name] = value
+  config_lib.follow(config)
+  for name in ("mean", "std", "channel_order"):
+    if f"preprocess.{name}" not in given:
+      config.preprocess[name] = getattr(net.preprocess, name)
+  if "init_keep" not in given:
+    config.init_keep = ("decoder/.*",) if net.arch in ENCODERS else (_CLASSIFIER,)
+    if config.model.get("auxiliary"):
+      config.init_keep += ("aux_decoder/.*",)
+  _check_classes(config, net)
+
+
+def _check_model(config, net: hub.Net) -> None:
+  arch = config.model.arch
+  encoder = models.SYSTEMS[arch].encoder
+  if net.arch in (arch, encoder):
+    return
+  fits = [name for name, system in models.SYSTEMS.items() if net.arch in (name, system.encoder)]
+  use = (
+    f"use configs/finetune.py:{fits[0]}" if fits else f"give weights of {arch} or of its encoder {encoder}"
+  )
+  raise ConfigError(f"config.init_from {config.init_from} holds {net.arch}, not {arch}; {use}")
+
+
+def _check_classes(config, net: hub.Net) -> None:
+  """A classifier that is taken over has to be one of the same classes."""
+  if any(re.fullmatch(pattern, "decoder/classifier/kernel") for pattern in config.init_keep):
+    return
+  names = dataset_info(config.data).classes
+  if len(names) != len(net.classes):
+    raise ConfigError(
+      f"config.data has {len(names)} classes ({_some(names)}), but the classifier of {config.init_from} has"
+      f" {len(net.classes)} ({_some(net.classes)}); leave config.init_keep alone for a new classifier"
+    )
+
+
+def _some(names: tuple[str, ...]) -> str:
+  return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])}, ... {names[-1]}"
