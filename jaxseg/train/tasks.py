@@ -5,7 +5,7 @@ is all it takes to be known.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_collections
@@ -23,12 +23,14 @@ TASKS = {
 }
 
 
+@runtime_checkable
 class Report(Protocol):
   """What an evaluation gives; the first of its scores is the one that a run is judged by."""
 
   def scalars(self) -> dict[str, float]: ...
 
 
+@runtime_checkable
 class Task(Protocol):
   """The functions of a task's module.
 
