@@ -1,0 +1,129 @@
+"""Rows of one image on two devices give what one device gives, and travel only as was meant."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+# In a process of its own, since the number of fake devices is fixed when JAX starts. Unoptimised code: the
+# exchanges are the same, and compiling is what takes the time.
+_SCRIPT = """
+import collections
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxseg import sharding
+from jaxseg.encoders.mscan import MultiScaleConvAttention
+from jaxseg.encoders.resnet import max_pool
+from jaxseg.layers.atrous import AtrousConv
+from jaxseg.layers.attention import SpatialReductionAttention
+from jaxseg.layers.conv import Conv, DepthwiseConv
+from jaxseg.layers.nmf import NMF
+from jaxseg.layers.resize import resize
+
+MESH = sharding.make_mesh(spatial=2)
+ROWS = NamedSharding(MESH, PartitionSpec(None, "spatial"))
+WHOLE = NamedSharding(MESH, PartitionSpec())
+KINDS = "collective-permute|all-gather|all-reduce|all-to-all|reduce-scatter"
+
+
+class Pool(nn.Module):
+  def __call__(self, x):
+    return max_pool(x)
+
+
+class Enlarge(nn.Module):
+  factor: int
+
+  def __call__(self, x):
+    return resize(x, (self.factor * x.shape[1], 3 * x.shape[2]))
+
+
+class Factorise(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return NMF(rank=3, name="nmf")(nn.relu(x), train=False)
+
+
+def counted(text):
+  return dict(collections.Counter(re.findall(rf"= [^=]+? ({KINDS})\\(", text)))
+
+
+def check(name, layer, *, height=32, forward, backward):
+  x = jax.random.normal(jax.random.key(0), (2, height, 12, 8))
+  variables = layer.init(jax.random.key(1), x)
+
+  def apply(variables, x):
+    return layer.apply(variables, x)
+
+  def objective(x, variables):
+    return jnp.sin(apply(variables, x)).sum()
+
+  one = apply(variables, x), jax.grad(objective)(x, variables)
+  weights = jax.grad(objective, argnums=1)(x, variables)
+  with jax.set_mesh(MESH):
+    rows = ROWS if height % 2 == 0 else WHOLE
+    spread = jax.device_put(x, rows)
+    run = jax.jit(apply).lower(variables, spread).compile()
+    gradient = jax.jit(jax.grad(objective), out_shardings=rows).lower(spread, variables).compile()
+    assert counted(run.as_text()) == forward, (name, "forward", counted(run.as_text()))
+    assert counted(gradient.as_text()) == backward, (name, "backward", counted(gradient.as_text()))
+    two = jax.block_until_ready((run(variables, spread), gradient(spread, variables)))
+    spread_weights = jax.block_until_ready(jax.jit(jax.grad(objective, argnums=1))(spread, variables))
+  ours, wanted_ones = jax.tree.leaves((two, spread_weights)), jax.tree.leaves((one, weights))
+  for mine, wanted in zip(ours, wanted_ones, strict=True):
+    np.testing.assert_allclose(mine, wanted, atol=2e-5 * np.abs(wanted).max() + 1e-7, err_msg=name)
+  print(name, forward, backward, flush=True)
+
+
+both, up = {"collective-permute": 2}, {"collective-permute": 1}
+twice = {"collective-permute": 4}
+# The gradient's program runs forward, too: its exchanges come on top where they are needed for it.
+check("3x3", Conv(4, 3), forward=both, backward=twice)
+check("3x3 strided", Conv(4, 3, strides=2), forward=up, backward={"collective-permute": 2})
+check("1x5", DepthwiseConv((1, 5)), forward={}, backward={})
+check("5x5 at rate 3", DepthwiseConv(5, dilation=3), forward=both, backward=twice)
+check("atrous", AtrousConv(4, 6), forward=both, backward=twice)
+check("pool", Pool(), forward=up, backward={"collective-permute": 2})
+check("enlarge", Enlarge(4), forward=both, backward=twice)
+# One exchange of 12 rows each way, whatever the number of branches.
+check("MSCA", MultiScaleConvAttention(), forward=both, backward=twice)
+check("MSCA, two branches", MultiScaleConvAttention((7, 11)), forward=both, backward=twice)
+# 16 rows on two devices are fewer than 12 each: one gather, and the whole map on both.
+gathers = dict(forward={"all-gather": 1}, backward={"all-gather": 2})
+check("MSCA, few rows", MultiScaleConvAttention(), height=16, **gathers)
+check("odd rows", Conv(4, 3), height=33, forward={}, backward={})
+reduction = SpatialReductionAttention(2, reduction=4)
+check("attention", reduction, forward={"all-gather": 1}, backward={"all-gather": 1, "all-reduce": 1})
+# The two sums of a step travel together: never tokens, only rank x rank and width x rank numbers.
+check("NMF", Factorise(), forward={"all-reduce": 1}, backward={"all-reduce": 3})
+print("all equal")
+"""
+
+
+def test_rows_on_two_devices():
+  environment = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    " --xla_llvm_disable_expensive_passes=true",
+  }
+  done = subprocess.run(
+    [sys.executable, "-c", _SCRIPT],
+    env=environment,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert done.stdout.splitlines()[-1] == "all equal"
