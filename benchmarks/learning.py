@@ -7,6 +7,7 @@ r"""Learning beside PyTorch: the same weights, the same batches, the same recipe
 For each seed our initial weights go to mmsegmentation's model in `../shared/peers` (through `to_torch`), our
 pipeline writes the batches (geometry only, without colour distortion) to one file, and both train on it with
 dropout and drop path 0. `--score` evaluates both on CamVid's val split, with our evaluation, which is exact.
+`--double` says how far float32 itself goes: PyTorch's losses in float64, and how far both are from them.
 """
 
 import argparse
@@ -32,8 +33,8 @@ CLASSES = 11
 # What both sides train with; rates rise and fall as the published recipes' do, over the steps of the run.
 RECIPES = {
   "cgnet_m3n21": dict(name="adam", learning_rate=1e-3, weight_decay=5e-4, power=0.9),
-  "segformer_b0": dict(name="adamw", learning_rate=6e-4, weight_decay=0.01, power=1.0),
-  "segnext_tiny": dict(name="adamw", learning_rate=6e-4, weight_decay=0.01, power=1.0),
+  "segformer_b0": dict(name="adamw", learning_rate=6e-5, weight_decay=0.01, power=1.0),
+  "segnext_tiny": dict(name="adamw", learning_rate=6e-5, weight_decay=0.01, power=1.0),
   "deeplabv3plus_resnet50": dict(name="sgd", learning_rate=0.01, weight_decay=5e-4, momentum=0.9, power=0.9),
 }
 
@@ -50,7 +51,8 @@ def main() -> None:
   parser.add_argument("--size", default="128x128")
   parser.add_argument("--batch", type=int, default=4)
   parser.add_argument("--seeds", default="0")
-  parser.add_argument("--score", action="store_true")
+  parser.add_argument("--score", action="store_true", help="mIoU of both on val")
+  parser.add_argument("--double", action="store_true", help="PyTorch in float64 for 50 steps, too")
   flags = parser.parse_args()
   for model in flags.models:
     for seed in map(int, flags.seeds.split(",")):
@@ -98,6 +100,12 @@ def compare(model: str, seed: int, flags: argparse.Namespace) -> None:
   apart = [abs(a - b) / b for a, b in zip(ours[:first], theirs[:first], strict=True)]
   result = dict(model=model, seed=seed, ours=ours, theirs=theirs, worst_of_50=max(apart))
   line = f"{model} seed {seed}: losses of the first {first} steps differ by {100 * max(apart):.3f} % at most"
+  if flags.double:
+    peer(flags, folder, "double")
+    exact = json.loads((folder / "peer_double.json").read_text())[:first]
+    result["double"] = exact
+    far = [max(abs(a - b) / b for a, b in zip(side, exact, strict=False)) for side in (ours, theirs)]
+    line += f"; from float64 ours {100 * far[0]:.3f} %, theirs {100 * far[1]:.3f} %"
   if flags.score:
     trained = jaxseg.from_pretrained(folder / "peer_final.pth")
     result["miou"] = [

@@ -2,7 +2,7 @@
 
 `python learning_peer.py init FOLDER` makes a model of recipe.json's kind and writes peer_init.pth;
 `train` starts from start-*.npy, reads images.npy and labels.npy, and writes peer_losses.json and
-peer_final.pth.
+peer_final.pth. `double` does the first 50 steps in float64 and writes peer_double.json.
 """
 
 import json
@@ -43,13 +43,18 @@ def main() -> None:
     return
   start = {path.name[6:-4]: torch.from_numpy(np.load(path)) for path in folder.glob("start-*.npy")}
   model.load_state_dict(start, strict=True)
-  losses = train(model, recipe, folder)
+  if what == "double":
+    losses = train(model.double(), recipe, folder, steps=50)
+    (folder / "peer_double.json").write_text(json.dumps(losses))
+    return
+  losses = train(model, recipe, folder, steps=recipe["steps"])
   (folder / "peer_losses.json").write_text(json.dumps(losses))
   torch.save(model.state_dict(), folder / "peer_final.pth")
 
 
-def train(model, recipe, folder) -> list[float]:
-  """Losses of all steps."""
+def train(model, recipe, folder, *, steps: int) -> list[float]:
+  """Losses of the first steps, in the model's own precision."""
+  dtype = next(model.parameters()).dtype
   settings = dict(lr=recipe["learning_rate"], weight_decay=recipe["weight_decay"])
   match recipe["name"]:
     case "adam":
@@ -58,15 +63,15 @@ def train(model, recipe, folder) -> list[float]:
       optimizer = torch.optim.AdamW(model.parameters(), **settings)
     case "sgd":
       optimizer = torch.optim.SGD(model.parameters(), momentum=recipe["momentum"], **settings)
-  weights = torch.tensor(recipe["class_weights"]) if recipe["class_weights"] else None
-  mean, std = (torch.tensor(recipe[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+  weights = torch.tensor(recipe["class_weights"], dtype=dtype) if recipe["class_weights"] else None
+  mean, std = (torch.tensor(recipe[key], dtype=dtype).view(1, 3, 1, 1) for key in ("mean", "std"))
   images, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels"))
   model.train()
   losses = []
-  for step, (image, label) in enumerate(zip(images, labels, strict=True)):
+  for step, (image, label) in enumerate(zip(images[:steps], labels[:steps], strict=True)):
     for group in optimizer.param_groups:
       group["lr"] = recipe["learning_rate"] * (1 - step / recipe["steps"]) ** recipe["power"]
-    x = (torch.from_numpy(np.array(image)).permute(0, 3, 1, 2).float() - mean) / std
+    x = (torch.from_numpy(np.array(image)).permute(0, 3, 1, 2).to(dtype) - mean) / std
     y = torch.from_numpy(np.array(label)).long()
     total = 0.0
     for share, out in zip((1.0, 0.4), logits(model, x), strict=False):
