@@ -93,7 +93,8 @@ def finish(config, given: set[str]):
   _check_model(config, net)
   for part in ("encoder", "decoder"):
     for name, value in net.fields.get(part, {}).items():
-      if f"model.{part}.{name}" not in given and name in config.model[part]:
+      # In what precision others computed says nothing about this run.
+      if f"model.{part}.{name}" not in given and name in config.model[part] and name != "dtype":
         config.model[part][name] = value
   config_lib.follow(config)
   for name in ("mean", "std", "channel_order"):

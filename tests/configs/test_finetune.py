@@ -26,7 +26,7 @@ def weights(tmp_path_factory):
   model, variables = init()
   names = tuple(f"old{i}" for i in range(5))
   palette = np.arange(15, dtype=np.uint8).reshape(5, 3)
-  fields = {"num_classes": 5, "encoder": TINY}
+  fields = {"num_classes": 5, "encoder": TINY | {"dtype": "float32"}}
   net = hub.Net(model, variables, PREPROCESS, names, palette, arch="cgnet_m3n21", fields=fields)
   folder = tmp_path_factory.mktemp("weights")
   net.save_pretrained(folder)
@@ -66,7 +66,7 @@ def test_a_run_keeps_its_best_weights(weights, tmp_path):
   rest = (f"data.data_dir={tmp_path / 'prepared'}", "data.workers=0", "log.panel_every_steps=0")
   config = finetune("cgnet_m3n21,frozen", weights, folder, *small, *rest)
   assert (config.preprocess.mean, config.preprocess.std) == (PREPROCESS.mean, PREPROCESS.std)
-  assert config.model.encoder.widths == TINY["widths"]
+  assert (config.model.encoder.widths, config.model.encoder.dtype) == (TINY["widths"], None)
   loop.train(config, tmp_path / "run")
 
   best = jaxseg.from_pretrained(tmp_path / "run" / "best")
@@ -88,9 +88,7 @@ def test_what_is_missing_or_does_not_fit(weights, tmp_path):
     load("finetune:cgnet_m3n21", f"init_from={weights}")
   with pytest.raises(ConfigError, match=r"config.init_from is empty; give the weights"):
     load("finetune:cgnet_m3n21", f"data.dir={folder}")
-  with pytest.raises(
-    ConfigError, match=r"holds cgnet_m3n21, not segformer_b0; use configs/finetune.py"
-  ):
+  with pytest.raises(ConfigError, match=r"holds cgnet_m3n21, not segformer_b0; use configs/finetune.py"):
     finetune("segformer_b0", weights, folder)
   with pytest.raises(ConfigError, match=r"has 3 classes \(class0, .*has 5 \(old0, .*leave config.init_keep"):
     finetune("cgnet_m3n21", weights, folder, "init_keep=()")
