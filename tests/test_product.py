@@ -36,8 +36,11 @@ def test_two_steps(encoder, decoder):
 
 def trained(encoder: str, decoder: str):
   """Losses of two steps, and which of the two parts changed."""
+  part = smallest(ENCODERS, encoder)
+  if hasattr(part, "branches"):
+    part = part.clone(branches=(7,))  # of MSCA's strips one: three take three times as long to compile
   model = SegmentationModel(
-    encoder=smallest(ENCODERS, encoder),
+    encoder=part,
     decoder=catalog.build(DECODERS, decoder, {"num_classes": 3}, kind="decoder"),
   )
   image = jax.random.normal(jax.random.key(0), (2, 33, 47, 3))
