@@ -248,8 +248,8 @@ def follow(config: ml_collections.ConfigDict, *, before: int | None = None) -> N
     before: output stride before it was changed; None leaves the rates alone.
   """
   model = config.model
-  if model.arch not in models.SYSTEMS:
-    return  # `validate` has the sentence
+  if model.arch not in models.SYSTEMS or name_of(config) != "segmentation":
+    return  # nothing hangs on a classifier; where a model is of another task, `validate` has the sentence
   if before is not None and {"rates": model.decoder.get("rates")} == models.decoder_rates(model.arch, before):
     model.decoder.update(models.decoder_rates(model.arch, model.encoder.output_stride))
   maps = {"aux_logits": _AUX_WEIGHT} if "aux_decoder" in model_fields(config) else {}

@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 from jax.sharding import Mesh
 
-from jaxseg import catalog, sharding
+from jaxseg import catalog, models, sharding
 from jaxseg.train import config as config_lib
 from jaxseg.train.overrides import ConfigError, nearest
 from jaxseg.train.tasks import name_of, task_of
@@ -81,7 +81,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
   known = task.archs()
   if config.model.arch not in known:
     hint = catalog.suggestion(config.model.arch, known)
-    raise ConfigError(f"config.model.arch is {config.model.arch!r}, which is no model of {name}; {hint}")
+    kind = f"no model of {name}" if config.model.arch in models.list_models() else "no model"
+    raise ConfigError(f"config.model.arch is {config.model.arch!r}, which is {kind}; {hint}")
   config_lib.check_fields(config.model)
   _check_choices(config, _CHOICES | _TASK_CHOICES[name])
   _check_ranges(config, _RANGES | _TASK_RANGES[name])
