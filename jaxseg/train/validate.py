@@ -12,7 +12,7 @@ from jaxseg.train.overrides import ConfigError, nearest
 from jaxseg.train.tasks import name_of, task_of
 
 # Dotted key → (lowest, highest) allowed; None is open.
-Ranges = dict[str, tuple[float, float | None]]
+Ranges = dict[str, tuple[int | float, int | float | None]]
 
 # Optimizer, schedule, loss and data set check their own keys when they are made, which is before
 # anything is compiled too.
