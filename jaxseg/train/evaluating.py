@@ -18,6 +18,7 @@ from jaxseg import data, lazy
 from jaxseg.checkpoint import restore_variables
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
+from jaxseg.evaluation.classify import ClassificationReport
 from jaxseg.evaluation.evaluate import evaluate
 from jaxseg.evaluation.panel import panel
 from jaxseg.evaluation.predictor import make_predict
@@ -162,7 +163,7 @@ def run(
   *,
   output: epath.PathLike,
   crf: Settings | None = None,
-) -> Report:
+) -> Report | ClassificationReport:
   """Evaluates on `config`'s data, prints the table, writes `report.json` and `panel.png` to `output`.
 
   With `crf` the report is of the refined result, and also says what the network alone scores.
