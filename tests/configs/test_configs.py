@@ -150,7 +150,7 @@ def test_a_word_of_the_file_name_may_be_an_argument():
   [
     ("segnext_ade20k:tiny,large", "takes one of :tiny, :large, not all of them"),
     ("segnext_ade20k:ema,nonlocal", "takes one of :ema and :nonlocal, which change the same part"),
-    ("segformer_ade20k:b6", "no argument :b6; did you mean 'b5'"),
+    ("segformer_ade20k:b6", "no argument :b6; it has: 512, b0, b1"),
     ("cgnet_m3n21_cityscapes:512x1024", "give :mmseg,512x1024"),
     ("cgnet_m3n21_cityscapes:mmseg,trainval", "takes one of :mmseg, :trainval"),
   ],
