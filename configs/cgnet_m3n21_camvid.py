@@ -43,6 +43,7 @@ def get_config(arg: str = ""):
   config.data.eval_split = "test"
   config.data.crop_size = (360, 360)
   config.data.scale_step = 0.1
+  config.data.pad = "before_flip"
   config.preprocess.mean = (105.6578, 103.3298, 99.6254)
   config.preprocess.std = (1.0, 1.0, 1.0)
 
@@ -66,6 +67,7 @@ def get_config(arg: str = ""):
     config.data.eval_split = "val"
     config.data.crop_size = (256, 256)
     config.data.scale_step = 0.0
+    config.data.pad = "after_flip"
     config.total_steps = 1500
     config.loss.class_weights = WEIGHTS_TRAIN
     config.eval.every_steps = 250

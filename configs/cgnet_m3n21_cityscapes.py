@@ -82,6 +82,7 @@ def get_config(arg: str = ""):
     config.loss.normalize_by = "all"
   else:
     config.data.scale_step = 0.1
+    config.data.pad = "before_flip"
     config.total_steps = 300 * (2975 // 16)  # epochs x steps, the last partial batch dropped
     config.loss.normalize_by = "weights"
   if "trainval" in words:
