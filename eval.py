@@ -29,10 +29,10 @@ def main(argv: list[str]) -> None:
   changes, rest = overrides.split(argv)
   with runtime.sentences("eval.py"):
     flags = runtime.parse_flags(parser, rest)
+    runtime.start_processes()  # first: a config may read weights, which starts the backend
     config = chosen.choose_config(flags, changes)
     refine = flags.crf or any(key.startswith("eval.crf.") for key, _ in changes)
     crf = chosen.crf_settings(config) if refine else None
-    runtime.start_processes()
     output = flags.output or (f"{flags.workdir}/eval" if flags.workdir else "runs/eval")
     evaluating.run(chosen.load_subject(flags, config), config, output=output, crf=crf)
 

@@ -27,8 +27,8 @@ def main(argv: list[str]) -> None:
   changes, rest = overrides.split(argv)
   with runtime.sentences("train.py"):
     flags = runtime.parse_flags(parser, rest, required=("config", "workdir"))
+    runtime.start_processes()  # first: a config may read weights, which starts the backend
     config = config_lib.load(flags.config, overrides=changes)
-    runtime.start_processes()
     report = loop.train(config, flags.workdir)
     if report is not None and runtime.is_first_process():
       print(f"{tasks.headline(report)} on {config.data.eval_split}")

@@ -17,9 +17,10 @@ What the command line does not say is taken from the two:
 All but the classifier starts from the weights (of an encoder alone, all but the decoder). The best weights so
 far are kept in WORKDIR/best, a folder that `jaxseg.from_pretrained` reads.
 
-Batch 8, crops of 512x512, scales 0.5 to 2, flip and colours; AdamW with 6e-5 for SegFormer and SegNeXt, Adam
-with 1e-3 for CGNet, SGD with 0.01 for DeepLab: the optimizers that the models were published with, over 4,000
-steps, with ten times the rate for the decoder's new part (not for CGNet).
+Batch 8, crops of 512x512, scales 0.5 to 2, flip and colours; the optimizers that the models were published
+with, over 4,000 steps: AdamW with 6e-5 for SegFormer and SegNeXt, Adam with 1e-3 for CGNet, SGD for DeepLab,
+with 0.01 for v3 and v3+, 1e-3 for v1 and v2 on VGG16, 2.5e-4 for v2 on ResNet-101. The decoder's new part has
+ten times the rate (not for CGNet).
 """
 
 import re
@@ -32,6 +33,15 @@ from jaxseg.train import config as config_lib
 from jaxseg.train.overrides import ConfigError
 
 _CLASSIFIER = r"decoder/classifier\d?/.*"
+# Fields of encoders that no tensor shows, and that classifiers on ImageNet have otherwise.
+_CLASSIFIER_GEOMETRY = ("output_stride", "pool_size", "average_pool", "multi_grid", "contract_dilation")
+# The published rates of the DeepLabs without BatchNorm, or with a frozen one.
+_SMALL_RATES = {
+  "deeplabv1_vgg16": 1e-3,
+  "deeplabv1_msc_vgg16": 1e-3,
+  "deeplabv2_vgg16": 1e-3,
+  "deeplabv2_resnet101": 2.5e-4,
+}
 
 
 def get_config(arg: str = ""):
@@ -61,7 +71,7 @@ def get_config(arg: str = ""):
     config.optimizer.groups = ((_CLASSIFIER, 10.0, 1.0), ("norm", 1.0, 0.0))
     config.optimizer.schedule.power = 1.0
   elif arch.startswith("deeplab"):
-    config.optimizer.update(name="sgd", learning_rate=0.01, weight_decay=5e-4)
+    config.optimizer.update(name="sgd", learning_rate=_SMALL_RATES.get(arch, 0.01), weight_decay=5e-4)
     config.optimizer.groups = ((_CLASSIFIER, 10.0, 1.0),)
   else:
     config.optimizer.update(name="adam", learning_rate=1e-3, weight_decay=5e-4)
@@ -91,19 +101,31 @@ def finish(config, given: set[str]):
     )
   net = hub.from_pretrained(config.init_from)
   _check_model(config, net)
+  alone = net.arch in ENCODERS
   for part in ("encoder", "decoder"):
     for name, value in net.fields.get(part, {}).items():
-      # In what precision others computed says nothing about this run.
-      if f"model.{part}.{name}" not in given and name in config.model[part] and name != "dtype":
+      # In what precision others computed says nothing about this run, and how a classifier strides
+      # nothing about a segmentation model.
+      if name == "dtype" or (alone and name in _CLASSIFIER_GEOMETRY):
+        continue
+      if f"model.{part}.{name}" not in given and name in config.model[part]:
         config.model[part][name] = value
-  config_lib.follow(config)
+  if "model.scales" not in given and net.fields.get("scales"):
+    config.model.scales = tuple(net.fields["scales"])
+  # Rates taken from the weights are those of the weights' output stride.
+  stride = None if alone or "model.decoder.rates" in given else net.fields["encoder"].get("output_stride")
+  config_lib.follow(config, before=stride)
   for name in ("mean", "std", "channel_order"):
     if f"preprocess.{name}" not in given:
       config.preprocess[name] = getattr(net.preprocess, name)
   if "init_keep" not in given:
-    config.init_keep = ("decoder/.*",) if net.arch in ENCODERS else (_CLASSIFIER,)
+    config.init_keep = ("decoder/.*",) if alone else (_CLASSIFIER,)
     if config.model.get("auxiliary"):
       config.init_keep += ("aux_decoder/.*",)
+  if alone and "optimizer.groups" not in given:  # all of the decoder is new, not only its classifier
+    config.optimizer.groups = tuple(
+      ("decoder/", *g[1:]) if g[0] == _CLASSIFIER else g for g in config.optimizer.groups
+    )
   _check_classes(config, net)
 
 

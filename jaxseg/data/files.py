@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from etils import epath
 
+from jaxseg.data.source import DataError
+
 _REMOTE_REQUESTS = 32  # at a time: an object store answers slowly, but many at once
 
 
@@ -37,7 +39,7 @@ def names(folder: str) -> list[str]:
 
 def folders(path: epath.Path) -> list[str]:
   """Names of the folders in a folder, sorted."""
-  return sorted(member.name for member in path.iterdir() if member.is_dir())
+  return sorted(m.name for m in path.iterdir() if not m.name.startswith(".") and m.is_dir())
 
 
 def state(paths: Iterable[str], *, salt: bytes, edits: bool) -> str:
@@ -73,7 +75,10 @@ def _local_state(path: str, edits: bool) -> Iterator[str]:
         if entry.is_dir():
           below.append(entry.path)
         elif edits:
-          found = entry.stat()
+          try:
+            found = entry.stat()
+          except OSError as error:
+            raise DataError(f"{entry.path} cannot be read ({error.strerror}); mend or remove it") from None
           lines.append(f"{entry.name}\0{found.st_size}\0{found.st_mtime_ns}\n")
     # A folder's own time says whether a name came or went.
     time = 0 if edits else os.stat(folder).st_mtime_ns

@@ -6,6 +6,7 @@ A source gives {"image": uint8 h w 3, "label": int, "id": str}.
 """
 
 import functools
+import io
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -117,6 +118,10 @@ def _find(root: epath.Path) -> dict[str, list[Picture]]:
   synsets = _synsets(root)
   if not synsets:
     raise DataError(f"imagenet: {root / 'train'} has no folder; expected one for each synset, as\n{LAYOUT}")
+  for name in synsets:
+    # Any other folder would become a class, and shift those after it.
+    if not files.names(os.fspath(root / "train" / name)):
+      raise DataError(f"imagenet: {root / 'train' / name} is empty; put its pictures there, or remove it")
   inner = files.folders(root / "val")
   unknown = sorted(set(inner) - set(synsets))
   if unknown:
@@ -149,7 +154,12 @@ def _by_list(root: epath.Path, synsets: list[str]) -> list[Picture]:
     pairs.require(root, (f"{devkit}/{TRUTH}", f"{devkit}/meta.mat"), name="imagenet", layout=LAYOUT)
   else:
     return []
-  numbers = [int(number) for number in pairs.read_names(root / devkit / TRUTH)]
+  try:
+    numbers = [int(number) for number in pairs.read_names(root / devkit / TRUTH)]
+  except ValueError as error:
+    raise DataError(
+      f"imagenet: {root / devkit / TRUTH} is truncated or another file ({error}); expected a number a line"
+    ) from None
   if len(numbers) != len(names):
     raise DataError(
       f"imagenet: {root / 'val'} has {len(names)} pictures, but {root / devkit / TRUTH} {len(numbers)} lines;"
@@ -170,7 +180,7 @@ def _by_list(root: epath.Path, synsets: list[str]) -> list[Picture]:
 def _labels_of_numbers(path: epath.Path, synsets: list[str]) -> dict[int, int]:
   """ILSVRC2012_ID, which is not in the order of the synsets, → class."""
   try:
-    table = scipy.io.loadmat(str(path), squeeze_me=True)["synsets"]
+    table = scipy.io.loadmat(io.BytesIO(path.read_bytes()), squeeze_me=True)["synsets"]
     wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in np.atleast_1d(table)}
   except Exception as error:
     raise DataError(

@@ -83,8 +83,10 @@ def train_batches(
     cat_max_ratio=config_data.cat_max_ratio,
     pad=config_data.pad,
   )
+  source = open_split(config_data, config_data.train_split)
+  _check_masks(source, config_data.name)
   return augmented_batches(
-    open_split(config_data, config_data.train_split),
+    source,
     _Augment(rule, seed, fill),
     workers=config_data.workers,
     batch_size=batch_size,
@@ -93,6 +95,14 @@ def train_batches(
     process_index=process_index,
     process_count=process_count,
   )
+
+
+def _check_masks(source: Source, name: str) -> None:
+  if len(source) and not np.ndim(source[0]["label"]):
+    raise DataError(
+      f"config.data.name is {name!r}, whose pictures have one class each and no masks; choose a data set"
+      " for segmentation"
+    )
 
 
 def augmented_batches(
@@ -137,6 +147,7 @@ def eval_batches(
   """
   rows = rows_of_process(batch_size, process_index, process_count)
   source = open_split(config_data, split)
+  _check_masks(source, config_data.name)
   grouping = grouping or _SameSize()
   plan = _plan(source, batch_size, grouping)
   load = _LoadRows(source, grouping, plan, rows)

@@ -231,7 +231,8 @@ def prepare(
   parent = builder.data_path.parent
   with _lock(parent):
     if not _is_prepared(builder.data_path):  # else another process did it while this one waited
-      for leftover in parent.glob("incomplete.*"):
+      # Without a lock the leftover may be what another host is writing now.
+      for leftover in () if files.is_remote(os.fspath(parent)) else parent.glob("incomplete.*"):
         leftover.rmtree()
       counts = ", ".join(f"{len(members):,} {known}" for known, members in items.items())
       print(f"preparing {builder.name} ({counts} {builder.unit}) in {builder.data_path}", flush=True)
@@ -245,7 +246,11 @@ def prepare(
           stack.enter_context(beam.plain_errors())
         if progress:
           stack.enter_context(progress)
-        make(splits=splits).download_and_prepare(download_config=settings)
+        try:
+          make(splits=splits).download_and_prepare(download_config=settings)
+        except FileExistsError:  # on an object store another host was faster
+          if not _is_prepared(builder.data_path):
+            raise
   return make()  # anew: a builder reads the facts of its data when it is made
 
 

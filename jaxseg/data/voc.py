@@ -6,6 +6,7 @@ PNG is read by its index, never by its colour; a mask in RGB by VOC's colours. 2
 border drawn around every object, is no label.
 """
 
+import dataclasses
 import os
 from typing import Any
 
@@ -64,15 +65,17 @@ def original(config_data: Any) -> preparing.Original:
   root = pairs.inside(config_data.manual_dir, "VOCdevkit", "VOC2012")
   sbd = None if root is None else _find_sbd(epath.Path(config_data.manual_dir).expanduser(), root)
   extra = [] if sbd is None else [os.fspath(sbd / part) for part in ("cls", "train.txt", "val.txt")]
-  return pairs.original(
+  made = pairs.original(
     VOC,
     root,
     find=lambda: _find(root, sbd),
-    watch=(LISTS, "JPEGImages", "SegmentationClass", "SegmentationClassAug", *extra),
+    watch=(LISTS, "JPEGImages", "SegmentationClass", "SegmentationClassAug"),
     table=_table(),
     read=read,
     absent=_absent(root, sbd),
   )
+  # SBD lies beside the root: its paths are not below it.
+  return dataclasses.replace(made, watch=(*made.watch, *extra))
 
 
 def read(pair: pairs.Pair) -> list[pairs.Example]:
@@ -113,7 +116,8 @@ def _find(root: epath.Path, sbd: epath.Path | None) -> dict[str, list[pairs.Pair
   masks = _masks(root, sbd)
   lists = {split: root / LISTS / f"{split}.txt" for split in ("train", "val", "trainval")}
   if not _has_lists(root):
-    stems = [name.removesuffix(".png") for name in files.names(os.fspath(root / "SegmentationClass"))]
+    names = files.names(os.fspath(root / "SegmentationClass"))
+    stems = [name.removesuffix(".png") for name in names if name.endswith(".png")]
     return {"trainval": _pairs(root, stems, masks)}
   pairs.require(root, [f"{LISTS}/train.txt", f"{LISTS}/val.txt"], name="voc", layout=LAYOUT)
   names = {split: pairs.read_names(path) for split, path in lists.items() if path.exists()}

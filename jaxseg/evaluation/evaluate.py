@@ -46,6 +46,10 @@ def make_eval_step(
   apply, corners = forward(model), align_corners_of(model, given=align_corners)
 
   def count(variables, batch):
+    if "image" not in batch:
+      raise ValueError(
+        f"a batch has {sorted(batch)} and no image; under a plain rule batches are made without a Grouping"
+      )
     labels = jnp.asarray(batch["label"])
     pred = label_map(
       apply(variables, preprocess(jnp.asarray(batch["image"]))),

@@ -80,6 +80,10 @@ _TORCHVISION = {
   "resnet50-0676ba61": resnet.TORCHVISION_BACKBONE.record(1000),
   "resnet101-63fe2227": resnet.TORCHVISION_BACKBONE.record(1000),
   "vgg16-397923af": vgg.TORCHVISION_VGG.record(1000),
+  # Caffe's weights under torchvision's names: grey levels less Caffe's mean colour.
+  "vgg16_features-amdegroot-88682ab5": dataclasses.replace(
+    vgg.TORCHVISION_VGG.record(1000), preprocess=Preprocess(mean=(123.0, 117.0, 104.0), std=(1.0, 1.0, 1.0))
+  ),
 }
 
 

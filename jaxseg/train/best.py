@@ -39,12 +39,13 @@ class BestWeights:
     if best is None or best == self._written:
       return
     self._written = best
-    if jax.process_index() == 0:
-      save(self._workdir)
+    save(self._workdir)
 
 
 def save(workdir: epath.PathLike) -> None:
   """Writes `WORKDIR/best` from the best checkpoint of a run of train.py, local or on gs://.
+
+  Every process of a job has to call it, since they restore together; the first one writes.
 
   Raises:
     ValueError: no workdir, or it cannot be written.
@@ -52,6 +53,8 @@ def save(workdir: epath.PathLike) -> None:
   from jaxseg import hub
 
   net = hub.from_pretrained(workdir)
+  if jax.process_index() != 0:
+    return
   target = epath.Path(workdir) / FOLDER
   if "://" not in str(workdir):
     net.save_pretrained(target)

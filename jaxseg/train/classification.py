@@ -45,6 +45,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_settings(config.data)
   except DataError as error:
     raise ConfigError(f"config.{error}") from None
+  if config.log.panel_every_steps:
+    raise ConfigError(
+      f"config.log.panel_every_steps is {config.log.panel_every_steps}, but an image classifier draws no"
+      " panels; expected 0"
+    )
   if config.eval.crop_share <= 0:
     raise ConfigError("config.eval.crop_share is 0.0; expected above 0, up to 1 for no margin")
 

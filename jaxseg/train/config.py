@@ -253,7 +253,7 @@ def follow(config: ml_collections.ConfigDict, *, before: int | None = None) -> N
   if before is not None and {"rates": model.decoder.get("rates")} == models.decoder_rates(model.arch, before):
     model.decoder.update(models.decoder_rates(model.arch, model.encoder.output_stride))
   maps = {"aux_logits": _AUX_WEIGHT} if "aux_decoder" in model_fields(config) else {}
-  if len(model.scales) > 1:
+  if tuple(model.scales) != (1.0,):
     maps |= {models.scale_map(scale): _SCALE_WEIGHT for scale in model.scales}
   weights = config.loss.weights
   with config.unlocked():
@@ -334,6 +334,8 @@ def from_resolved(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
   parts = {p: model.pop(p) for p in ("encoder", "decoder", "aux_decoder") if p in model}
   config.model = model_config(model.pop("arch"), num_classes=model.pop("num_classes"), **parts)
   config.model.update(model)
+  if "align_corners" in config.get("loss", {}) and config.loss.align_corners is None:
+    config.loss.align_corners = config_dict.placeholder(bool)  # JSON's null has no type to check values by
   config.lock()
   return config
 

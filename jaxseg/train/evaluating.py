@@ -153,7 +153,9 @@ def from_source(source: str) -> Subject:
   from jaxseg import hub
 
   net = hub.from_pretrained(source)
-  num_classes = getattr(net.model, "decoder", net.model).num_classes
+  num_classes = getattr(getattr(net.model, "decoder", net.model), "num_classes", None)
+  if num_classes is None:
+    raise ConfigError(f"{source} holds {net.arch} without a classifier; give weights that have one")
   return Subject(source, net.model, net.variables, net.preprocess, num_classes)
 
 

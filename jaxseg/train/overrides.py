@@ -19,6 +19,7 @@ _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 FREE_LENGTH = (
   "classes", "label_map", "class_weights", "groups", "boundaries", "init_keep", "palette", "resize",
   "frozen", "factors", "multi_grid", "rates", "scales",
+  "branches", "stages", "side_stages",
 )  # fmt: skip
 
 

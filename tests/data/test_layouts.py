@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from jaxseg.data import DataError, dataset_info, isaid, open_split, pairs, pascal_context
+from jaxseg.data import DataError, dataset_info, isaid, open_split, pairs, pascal_context, voc
 from tests.data import miniature, official
 from tests.data.test_builders import assert_equal
 
@@ -186,3 +186,13 @@ def test_paths_and_lists_as_people_write_them(tmp_path):
   (tmp_path / "list.txt").write_bytes(b"a\r\nb c\r\n\r\n")
   assert pairs.read_names(epath.Path(tmp_path) / "list.txt") == ["a", "b"]
   assert pairs.inside("") is None and pairs.inside("~/x") == epath.Path(pathlib.Path.home() / "x")
+
+
+def test_a_relative_folder_is_watched_as_well(source, monkeypatch):
+  official.voc_devkit(source)
+  official.sbd(source, {"train": ["2008_000001"], "val": ["2008_000002"]})
+  monkeypatch.chdir(source)
+  watched = voc.original(miniature.settings("voc", manual_dir=".")).watch
+  beside = [pathlib.Path(path) for path in watched if "benchmark_RELEASE" in path]
+  assert len(beside) == 3
+  assert all(path.exists() for path in beside)

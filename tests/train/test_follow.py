@@ -153,3 +153,17 @@ def test_a_trained_model_is_evaluated_at_another_stride(tmp_path, monkeypatch):
   flags.config = str(CONFIGS / "deeplabv3.py")
   with pytest.raises(ConfigError, match="changing it has no effect; give --workdir alone"):
     subject("model.encoder.output_stride=8")
+
+
+def test_a_value_that_json_wrote_as_null_still_has_its_type():
+  config = load("cgnet_m3n21_synthetic")
+  stored = config_lib.from_resolved(json.loads(json.dumps(config_lib.resolved(config))))
+  config_lib.change(stored, [("loss.align_corners", "false")])
+  assert stored.loss.align_corners is False
+  with pytest.raises(ConfigError, match="align_corners"):
+    config_lib.change(stored, [("loss.align_corners", "maybe")])
+
+
+def test_one_scale_alone_is_a_map_too():
+  config = load("cgnet_m3n21_synthetic", "model.scales=(0.75,)")
+  assert dict(config.loss.weights) == {"logits": 1.0, "scale075_logits": 1.0}
