@@ -121,6 +121,8 @@ def train(config: ml_collections.ConfigDict, directory: epath.PathLike) -> Repor
     )
     stack.callback(checkpoints.close)
     state, start = _restore_or_init(run, checkpoints)
+    if first:  # not before: a config that cannot go on is not the workdir's
+      workdir.update(directory, record)
     log = MetricsLog(directory, resume_step=start, active=first)
     stack.callback(log.flush)
     board = Board(directory, resume_step=start, active=first)

@@ -42,9 +42,13 @@ def record(
 
 
 def prepare(workdir: epath.PathLike, values: dict[str, Any], *, write: bool) -> None:
-  """Makes the workdir and writes its `config.json`, or checks that an existing one is of the same model.
+  """Makes the workdir with its `config.json`, or checks that an existing one is of the same model.
+
+  An existing one stays as it is until the run has been restored: see `update`.
 
   Args:
+    workdir: of the run.
+    values: what `record` gives.
     write: only one process of a job writes; all of them check.
 
   Raises:
@@ -52,9 +56,20 @@ def prepare(workdir: epath.PathLike, values: dict[str, Any], *, write: bool) -> 
   """
   path = epath.Path(workdir) / CONFIG_FILE
   if path.exists():
-    _check_same_model(workdir, read(workdir), values)
-  if not write:
-    return
+    before = read(workdir)
+    _check_same_model(workdir, before, values)
+    values = before  # written again all the same, to know that it can be
+  if write:
+    update(workdir, values)
+
+
+def update(workdir: epath.PathLike, values: dict[str, Any]) -> None:
+  """Writes `config.json`: what the run goes on with.
+
+  Raises:
+    ValueError: the folder cannot be written.
+  """
+  path = epath.Path(workdir) / CONFIG_FILE
   try:
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     # Written beside and renamed: a reader sees the old file or the new one, never half of it.

@@ -44,6 +44,7 @@ def test_a_resumed_run_is_equal_to_the_bit(tmp_path):
   assert read_metrics(tmp_path / "parts") == lines
   with pytest.raises(ConfigError, match=r"at step 6, beyond config.total_steps 4"):
     loop.train(load("total_steps=4"), tmp_path / "parts")
+  assert workdir.read(tmp_path / "parts")["config"]["total_steps"] == 6, "what was refused is not written"
 
 
 def test_averages_micro_batches_and_frozen_parts_resume_to_the_bit(tmp_path, capsys):
