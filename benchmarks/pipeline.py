@@ -9,7 +9,7 @@ or more, flip, photometric distortion, and eight crops stacked. The other one do
 order: OpenCV resizes picture and label, both are cropped (np.unique counts the classes), NumPy and OpenCV
 change colours. In training our colours are changed on the device, so ours is given without them (what a
 host that feeds an accelerator does) and with the device's own code compiled for this core; the other one
-with its distortion, without it, and without counting classes. A third row of ours is
+with its distortion, without it, and without counting classes. `train_batches` is
 `jaxseg.data.train_batches` itself, which also reads records from disk and maps ids.
 
 They run in turn, a chunk each, on one core with one thread. Seconds are of processor time, which other
