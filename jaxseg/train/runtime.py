@@ -17,6 +17,8 @@ from jaxseg.train.overrides import ConfigError, nearest
 
 BAD_INPUT = 2  # exit code of a config, a data set or a workdir that cannot run
 STOPPED = 1  # exit code of a run that had to stop (NaN)
+# EX_TEMPFAIL: stopped from outside (preempted, lost host, hung step); the same command goes on.
+RESTART = 75
 
 # Launchers that say so in the environment; Cloud TPU says it in its metadata.
 _LAUNCHERS = (
