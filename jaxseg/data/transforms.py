@@ -123,12 +123,8 @@ def draw_geometry(
   size = scaled_size(shape, draw_scale(rng, rule), resize=rule.resize)
   top, left = _draw_offset(rng, size, rule.crop_size)
   if rule.cat_max_ratio < 1:
-    height, width = rule.crop_size
-    rows = _nearest(_steps(shape[0], size[0], 0, size[0]), shape[0])
-    columns = _nearest(_steps(shape[1], size[1], 0, size[1]), shape[1])
     for _ in range(MAX_RETRIES):
-      ids = label[rows[top : top + height]][:, columns[left : left + width]]
-      if _is_mixed(ids, rule.cat_max_ratio):
+      if _is_mixed(_class_counts(label, size, (top, left), rule.crop_size), rule.cat_max_ratio):
         break
       top, left = _draw_offset(rng, size, rule.crop_size)
   return Geometry(size=size, top=top, left=left, flip=bool(rng.random() < rule.flip))
@@ -169,10 +165,26 @@ def _draw_offset(
   return top, left
 
 
-def _is_mixed(ids: np.ndarray, cat_max_ratio: float) -> bool:
+def _class_counts(
+  label: np.ndarray, size: tuple[int, int], offset: tuple[int, int], crop_size: tuple[int, int]
+) -> np.ndarray:
+  """Pixels of each class in the crop of the resized label, unlabelled ones left out.
+
+  A source row that the crop shows several times is looked at once: rows that it shows equally often
+  are counted together.
+  """
+  rows, columns = _places(label.shape, size, offset, crop_size)
+  times = np.bincount(rows - rows[0])
+  counts = np.zeros(IGNORE_LABEL)
+  for count in set(times.tolist()) - {0}:
+    ids = label[rows[0] + np.flatnonzero(times == count)][:, columns]
+    # A quarter of np.bincount's time, which would widen the ids first.
+    counts += count * cv2.calcHist([ids], [0], None, [IGNORE_LABEL], [0, IGNORE_LABEL]).ravel()
+  return counts
+
+
+def _is_mixed(counts: np.ndarray, cat_max_ratio: float) -> bool:
   """More than one class, none of which has `cat_max_ratio` of the labelled pixels."""
-  # A quarter of np.bincount's time, which would widen the ids first.
-  counts = cv2.calcHist([ids], [0], None, [IGNORE_LABEL], [0, IGNORE_LABEL])
   return bool((counts > 0).sum() > 1 and counts.max() / counts.sum() < cat_max_ratio)
 
 
@@ -180,9 +192,8 @@ def crop_label(
   label: UInt8[np.ndarray, "h w"], geometry: Geometry, *, crop_size: tuple[int, int]
 ) -> UInt8[np.ndarray, "_ _"]:
   """The crop of the resized label, at most `crop_size`, neither mirrored nor padded."""
-  rows = _nearest(_steps(label.shape[0], geometry.size[0], geometry.top, crop_size[0]), label.shape[0])
-  columns = _nearest(_steps(label.shape[1], geometry.size[1], geometry.left, crop_size[1]), label.shape[1])
-  return label[rows][:, columns]
+  offset = (geometry.top, geometry.left)
+  return _take(label, *_places(label.shape, geometry.size, offset, crop_size))
 
 
 def crop_image(
@@ -209,9 +220,10 @@ def apply_geometry(
 ]:
   """The crop; where the resized image is smaller, the rest is `fill` and label 255."""
   picture = crop_image(image, geometry, crop_size=crop_size)
-  ids = crop_label(label, geometry, crop_size=crop_size)
+  rows, columns = _places(label.shape, geometry.size, (geometry.top, geometry.left), crop_size)
   if geometry.flip:
-    picture, ids = cv2.flip(picture, 1), cv2.flip(ids, 1)
+    picture, columns = cv2.flip(picture, 1), columns[::-1]
+  ids = _take(label, rows, columns)
   if picture.shape[:2] == tuple(crop_size):
     return np.ascontiguousarray(picture), ids
   box = filled_box(geometry, crop_size=crop_size, pad=pad)
@@ -242,6 +254,22 @@ def filled_box(
   )
   left = crop_size[1] - width if geometry.flip and pad == "before_flip" else 0
   return 0, left, height, left + width
+
+
+def _places(
+  shape: tuple[int, int], size: tuple[int, int], offset: tuple[int, int], crop_size: tuple[int, int]
+) -> tuple[Int[np.ndarray, "h"], Int[np.ndarray, "w"]]:
+  """Source rows and columns that a crop of the label shows, in its order."""
+  return tuple(
+    _nearest(_steps(source, resized, start, crop), source)
+    for source, resized, start, crop in zip(shape, size, offset, crop_size, strict=True)
+  )
+
+
+def _take(label: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+  """`label[rows][:, columns]`, columns first, and only of the rows that are needed."""
+  part = label[rows[0] : rows[-1] + 1]
+  return np.take(np.take(part, columns, axis=1), rows - rows[0], axis=0)
 
 
 def _steps(source: int, resized: int, offset: int, crop: int) -> np.ndarray:

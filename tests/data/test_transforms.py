@@ -157,12 +157,15 @@ def test_class_ratio_is_that_of_the_resized_label():
   rng = np.random.default_rng(0)
   label = rng.integers(0, 3, (31, 47), np.uint8)
   label[rng.random(label.shape) < 0.3] = 255
-  for size in ((64, 90), (20, 31), (31, 47)):
+  for size in ((64, 90), (20, 31), (31, 47), (140, 55)):
     whole = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
     for _ in range(20):
       top, left = (int(rng.integers(max(side - 16, 0) + 1)) for side in size)
       got = crop_label(label, Geometry(size, top=top, left=left), crop_size=(16, 16))
-      np.testing.assert_array_equal(got, whole[top : top + 16, left : left + 16])
+      want = whole[top : top + 16, left : left + 16]
+      np.testing.assert_array_equal(got, want)
+      counts = transforms._class_counts(label, size, (top, left), (16, 16))
+      np.testing.assert_array_equal(counts, np.bincount(want[want < 255], minlength=255))
 
 
 def test_padding_before_the_flip():
