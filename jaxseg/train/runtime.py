@@ -20,6 +20,11 @@ STOPPED = 1  # exit code of a run that had to stop (NaN)
 # EX_TEMPFAIL: stopped from outside (preempted, lost host, hung step); the same command goes on.
 RESTART = 75
 
+
+class Restart(RuntimeError):
+  """Stopped for a reason outside the run; the message names it. The same command goes on: exit code 75."""
+
+
 # Launchers that say so in the environment; Cloud TPU says it in its metadata.
 _LAUNCHERS = (
   "JAX_COORDINATOR_ADDRESS",
@@ -104,6 +109,8 @@ def sentences(program: str) -> Iterator[None]:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except TrainingStopped as error:
     _exit(program, error, STOPPED)
+  except Restart as error:
+    _exit(program, error, RESTART)
   except (ValueError, OSError) as error:
     if not _raised_by_us(error):
       raise
