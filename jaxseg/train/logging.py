@@ -15,7 +15,7 @@ class MetricsLog:
   """`metrics.jsonl`: one line a step, `{"step": 7, "loss": ..., "lr": ...}`, with its scores if evaluated.
 
   A float is written so that reading it back gives the same bits. On a file system that cannot append
-  (`gs://`) the file is rewritten at every flush.
+  (`gs://`) the file is rewritten at every flush, and elsewhere when scores come to a line that is in it.
   """
 
   def __init__(self, directory: epath.PathLike, *, resume_step: int, active: bool = True):
@@ -23,32 +23,40 @@ class MetricsLog:
     self._path = epath.Path(directory) / "metrics.jsonl"
     self._active = active
     self._new: list[dict[str, Any]] = []
+    self._last: dict[str, Any] = {}  # the last line of the file
+    self._amended = False  # whether the first new line takes its place
     if not active:
       return
     old = self._path.read_text().splitlines() if self._path.exists() else []
     self._kept = [line for line in old if _step_of(line) <= resume_step]
     # A kill in mid-write leaves half a line, and lines of steps that the checkpoint does not have.
     _write_whole(self._path, self._kept)
+    self._last = json.loads(self._kept[-1]) if self._kept else {}
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Adds a line, or to the step's line; `flush` brings it to the disk, and then it is closed."""
+    """Adds a line, or to the step's line where that is the last one; `flush` brings it to the disk."""
     if self._active:
-      if not self._new or self._new[-1]["step"] != step:
+      if not self._new and self._last.get("step") == step:
+        self._new, self._amended = [self._last], True
+      elif not self._new or self._new[-1]["step"] != step:
         self._new.append({"step": step})
       self._new[-1].update(scalars)
 
   def flush(self) -> None:
     """All lines written so far are in the file when this returns."""
-    lines = [json.dumps(line) for line in self._new]
-    self._new = []
-    if not lines:
+    if not self._new:
       return
-    if "://" in str(self._path):
-      self._kept += lines
-      _write_whole(self._path, self._kept)
-    else:
+    lines = [json.dumps(line) for line in self._new]
+    self._last, self._new = self._new[-1], []
+    remote = "://" in str(self._path)
+    if not remote and not self._amended:
       with open(self._path, "a") as file:
         file.write("".join(line + "\n" for line in lines))
+      return
+    kept = self._kept if remote else self._path.read_text().splitlines()
+    self._kept = kept[: len(kept) - self._amended] + lines
+    self._amended = False
+    _write_whole(self._path, self._kept)
 
 
 def read_metrics(directory: epath.PathLike) -> list[dict[str, Any]]:
