@@ -155,6 +155,17 @@ def base() -> ml_collections.ConfigDict:
   config.log = ml_collections.ConfigDict(dict(every_steps=10, panel_every_steps=0, panel_images=4))
   # data=-1: what fsdp and spatial leave. devices=0: all of them.
   config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, spatial=1, devices=0))
+  config.hosts = ml_collections.ConfigDict(
+    dict(
+      # Without a finished step, from the first on and beside evaluations and saves; then the run ends with
+      # exit code 75, to be started again. 0 waits for ever.
+      step_timeout_seconds=1800.0,
+    )
+  )
+  config.profile_steps = ()  # (first, last): a profiler's trace of these steps, in WORKDIR/profile
+  # Folder (gs:// too) of compiled programs, which a next run need not compile: "" is what
+  # JAX_COMPILATION_CACHE_DIR says, or ~/.cache/jaxseg/compiled; "off" keeps none.
+  config.compilation_cache = ""
   return config
 
 

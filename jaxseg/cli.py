@@ -142,7 +142,7 @@ def training_plan(
   opened = plan.open_topology(topology)
   mesh = runtime.make_mesh(config.mesh, devices=opened.devices)
   try:
-    sharding.check_batch(config.batch_size, mesh, processes=1)
+    sharding.check_batch(config.batch_size, mesh)
   except ValueError as error:
     advice = plan.advice(mesh.devices.size, config.batch_size, config.data.crop_size[0])
     raise overrides.ConfigError(f"config.batch_size: {error}; {advice}") from None

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from jax.sharding import Mesh
 
+from jaxseg.chips import GIB, Chip
 from jaxseg.plan.cost import Cost
 from jaxseg.plan.fit import Attempt, Largest
-from jaxseg.plan.topology import GIB, Chip, Topology
+from jaxseg.plan.topology import Topology
 
 _REASONS = 4
 

@@ -1,59 +1,18 @@
-"""What a step can be planned for: a TPU slice that is not there, or the devices that are.
-
-Published rates of the chips, from Google's and NVIDIA's pages; bandwidths count one direction.
-"""
+"""What a step can be planned for: a TPU slice that is not there, or the devices that are."""
 
 import dataclasses
 import importlib.util
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
 
 from jaxseg.catalog import suggestion
+from jaxseg.chips import TPUS, Chip, chip_of, count_chips
 
-GIB = 1 << 30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """Published rates of one chip.
-
-  Attributes:
-    name: as people say it.
-    flops: bfloat16 FLOP/s of the matrix units.
-    hbm_bytes: capacity of its memory.
-    hbm_rate: bytes/s to and from it.
-    link_rate: bytes/s that it can send to its neighbours over all of its links.
-    cores: TensorCores, of which the compiler may show each as a device.
-    axes: sizes that a slice of it has.
-  """
-
-  name: str
-  flops: float | int
-  hbm_bytes: float | int
-  hbm_rate: float | int
-  link_rate: float | int
-  cores: int = 1
-  axes: int = 0
-
-
-TPUS: Mapping[str, Chip] = {
-  "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, cores=2, axes=3),
-  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, axes=2),
-  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, cores=2, axes=3),
-  "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1640e9, 448e9, axes=2),
-}
-# By what the driver calls them; matched as a part of the name, the first that fits.
-_GPUS = {
-  "H200": Chip("H200", 989e12, 141e9, 4800e9, 450e9),
-  "H100": Chip("H100", 989e12, 80e9, 3350e9, 450e9),
-  "A100-SXM4-80GB": Chip("A100 80 GB", 312e12, 80e9, 2039e9, 300e9),
-  "A100": Chip("A100 40 GB", 312e12, 40e9, 1555e9, 300e9),
-}
 # What libtpu knows of the two kinds whose slices are flat.
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 # Otherwise libtpu asks the network for the machine that it is not on, and refuses a second process.
@@ -146,7 +105,7 @@ def _slice(name: str, kind: str, sizes: tuple[int, ...]) -> Topology:
     devices = topologies.get_topology_desc(name, "tpu", **options).devices
   except Exception as error:
     raise ValueError(f"libtpu refuses the topology {name!r}: {_first_line(error)}") from None
-  chips = len({tuple(device.coords) for device in devices})
+  chips = count_chips(devices)
   return Topology(name, devices, chip, chips, chip.hbm_bytes * chips / len(devices))
 
 
@@ -168,8 +127,7 @@ def _local_gpu(name: str) -> Topology:
     raise ValueError(
       f"topology {name!r} means the GPUs of this machine, and JAX sees none; {_hint(name)}"
     ) from None
-  kind = devices[0].device_kind
-  chip = next((chip for part, chip in _GPUS.items() if part in kind.replace(" ", "-")), None)
+  chip = chip_of(devices[0].device_kind)
   stats = devices[0].memory_stats() or {}
   memory = stats.get("bytes_limit") or (chip.hbm_bytes if chip else None)
   return Topology(name, devices, chip, len(devices), memory)

@@ -1,8 +1,7 @@
-"""Where a run's numbers go: `metrics.jsonl`, TensorBoard, and the terminal."""
+"""Where a run's numbers go: `metrics.jsonl`, `speed.jsonl`, TensorBoard, and the terminal."""
 
 import json
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,17 +9,25 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+METRICS = "metrics.jsonl"
+SPEED = "speed.jsonl"
+
 
 class MetricsLog:
   """`metrics.jsonl`: one line a step, `{"step": 7, "loss": ..., "lr": ...}`, with its scores if evaluated.
 
   A float is written so that reading it back gives the same bits. On a file system that cannot append
   (`gs://`) the file is rewritten at every flush, and elsewhere when scores come to a line that is in it.
+
+  Its lines follow from config, data and seed alone: a resumed run's are equal to the bit. What depends on
+  the machine, steps and images a second, is in a file of its own, `SPEED`.
   """
 
-  def __init__(self, directory: epath.PathLike, *, resume_step: int, active: bool = True):
-    """Opens the log and cuts every line after `resume_step`; only an `active` log writes."""
-    self._path = epath.Path(directory) / "metrics.jsonl"
+  def __init__(
+    self, directory: epath.PathLike, *, resume_step: int, active: bool = True, name: str = METRICS
+  ):
+    """Opens the log `name` and cuts every line after `resume_step`; only an `active` log writes."""
+    self._path = epath.Path(directory) / name
     self._active = active
     self._new: list[dict[str, Any]] = []
     self._last: dict[str, Any] = {}  # the last line of the file
@@ -59,9 +66,9 @@ class MetricsLog:
     _write_whole(self._path, self._kept)
 
 
-def read_metrics(directory: epath.PathLike) -> list[dict[str, Any]]:
-  """The lines of a workdir's `metrics.jsonl`, in order."""
-  text = (epath.Path(directory) / "metrics.jsonl").read_text()
+def read_metrics(directory: epath.PathLike, *, name: str = METRICS) -> list[dict[str, Any]]:
+  """The lines of a workdir's `metrics.jsonl` (or of its log `name`), in order."""
+  text = (epath.Path(directory) / name).read_text()
   return [json.loads(line) for line in text.splitlines()]
 
 
@@ -111,37 +118,35 @@ class Board:
 
 
 class Progress:
-  """A bar with loss, lr, images/s and time left on a terminal; a plain line now and then elsewhere."""
+  """A bar with loss, lr, speed and time left on a terminal; a plain line now and then elsewhere."""
 
-  def __init__(self, *, start: int, total: int, batch_size: int, log_every: int, active: bool = True):
-    self._total, self._batch, self._every = total, batch_size, log_every
+  def __init__(self, *, start: int, total: int, log_every: int, active: bool = True, batch_size: int = 0):
+    self._total, self._every = total, log_every
     self._active = active
+    self._rates: Mapping[str, float] = {}
     self._bar = None
-    # The clock starts after the first step, which is mostly compilation.
-    self._since, self._at = None, start
     if active and sys.stderr.isatty():
       self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
 
-  def step(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Shows that `step` is done; off a terminal a line every `log_every` steps."""
+  def step(self, step: int, scalars: Mapping[str, float], *, rates: Mapping[str, float] = {}) -> None:
+    """Shows that `step` is done; off a terminal a line every `log_every` steps.
+
+    Args:
+      step: that is done.
+      scalars: of it.
+      rates: what `Speed.take` gave, or {}: the last ones stay.
+    """
     if not self._active:
       return
+    self._rates = rates or self._rates
     if self._bar is not None:
-      if self._since is None:
-        self._bar.unpause()
-      rate = (self._bar.format_dict["rate"] or 0.0) * self._batch
-      self._bar.set_postfix_str(_numbers(scalars) + f", {rate:.1f} images/s", refresh=False)
+      self._bar.set_postfix_str(_numbers(scalars) + _speed(self._rates), refresh=False)
       self._bar.update(step - self._bar.n)
     elif step % self._every == 0 or step == self._total:
-      print(f"step {step}/{self._total}  {_numbers(scalars)}{self._speed(step)}", flush=True)
-    if self._since is None or step % self._every == 0:
-      self._since, self._at = time.perf_counter(), step
-
-  def _speed(self, step: int) -> str:
-    if self._since is None or step == self._at:
-      return ""
-    rate = (step - self._at) / max(time.perf_counter() - self._since, 1e-9)
-    return f", {rate * self._batch:.1f} images/s, {_clock((self._total - step) / rate)} left"
+      left = ""
+      if self._rates:
+        left = f", {_clock((self._total - step) / self._rates['steps_per_second'])} left"
+      print(f"step {step}/{self._total}  {_numbers(scalars)}{_speed(self._rates)}{left}", flush=True)
 
   def say(self, text: str) -> None:
     """A line that does not break the bar."""
@@ -151,10 +156,8 @@ class Progress:
       else:
         print(text, flush=True)
 
-  def pause(self, seconds: float) -> None:
-    """Time that was not training (an evaluation) does not count in images/s."""
-    if self._since is not None:
-      self._since += seconds
+  def pause(self, seconds: float = 0.0) -> None:
+    """The time since the last step was not training (an evaluation): the bar's rate leaves it out."""
     if self._bar is not None:
       self._bar.unpause()
 
@@ -165,6 +168,13 @@ class Progress:
 
 def _numbers(scalars: Mapping[str, float]) -> str:
   return ", ".join(f"{name} {scalars[name]:.4g}" for name in ("loss", "lr") if name in scalars)
+
+
+def _speed(rates: Mapping[str, float]) -> str:
+  if not rates:
+    return ""
+  mfu = f", MFU {rates['mfu']:.1%}" if "mfu" in rates else ""
+  return f", {rates['steps_per_second']:.3g} steps/s, {rates['images_per_second']:.1f} images/s{mfu}"
 
 
 def _clock(seconds: float) -> str:

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxseg import catalog, models, sharding
 from jaxseg.train import config as config_lib
+from jaxseg.train import watching
 from jaxseg.train.overrides import ConfigError, nearest
 from jaxseg.train.tasks import name_of, task_of
 
@@ -93,6 +94,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise ConfigError(
       f"config.data.crop_size is {config.data.crop_size}; models need at least {_MIN_CROP} pixels a side"
     )
+  watching.check(config)
   task.check(config)
   if any(std <= 0 for std in config.preprocess.std):
     raise ConfigError(f"config.preprocess.std is {tuple(config.preprocess.std)}; each must be above 0")

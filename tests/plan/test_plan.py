@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from jaxseg import cli, plan, sharding
+from jaxseg.chips import TPUS
 from jaxseg.plan.cost import Collective
 from jaxseg.plan.fit import Attempt, Memory, exhausted, largest_batch
 from jaxseg.plan.meshes import working_meshes
 from jaxseg.plan.report import report
-from jaxseg.plan.topology import TPUS, Topology
+from jaxseg.plan.topology import Topology
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GIB = 1 << 30

@@ -1,0 +1,78 @@
+"""How fast a run is: steps and images a second, and the model's share of the chips' published rate.
+
+Model FLOP utilisation counts what the model needs, not what the compiled program does: 2 FLOPs for each
+multiply-add of the forward pass (`jaxseg.macs`), and three times that for a training step, whose backward
+pass is two forward passes' worth; over the published dense bfloat16 rate of all chips, whatever the
+precision.
+"""
+
+import time
+from collections.abc import Sequence
+
+import jax
+
+from jaxseg.chips import chip_of, count_chips, peak_flops
+
+_FLOPS_A_MAC = 2
+_PASSES = 3  # forward, and the gradients of inputs and of weights
+
+
+class Speed:
+  """A stopwatch for finished steps, which stands still while the run does something else."""
+
+  def __init__(self, *, batch_size: int, macs: float | int, peak: float | int | None):
+    """Starts nothing.
+
+    Args:
+      batch_size: images a step, over all devices.
+      macs: multiply-adds of the model's forward pass, for one image.
+      peak: FLOP/s of all devices together; None where it is not known, and then there is no MFU.
+    """
+    self._batch, self._peak = batch_size, peak
+    self._flops = _FLOPS_A_MAC * _PASSES * macs
+    self._at, self._since = 0, None
+    self._steps, self._seconds = 0, 0.0
+
+  def begin(self, step: int) -> None:
+    """Everything up to `step` is finished, and the next one is about to be dispatched."""
+    self._at, self._since = step, time.perf_counter()
+
+  def finished(self, step: int) -> None:
+    """Everything up to `step` is finished."""
+    if self._since is not None and step > self._at:
+      now = time.perf_counter()
+      self._steps, self._seconds = self._steps + step - self._at, self._seconds + now - self._since
+      self._at, self._since = step, now
+
+  def end(self) -> None:
+    """What follows is not training; `begin` goes on."""
+    self._since = None
+
+  def take(self) -> dict[str, float | int]:
+    """Rates over the steps since the last call; {} where there were none.
+
+    Returns:
+      steps_per_second, images_per_second, mfu in [0, 1] where the peak is known, and over_steps: of how many
+      steps.
+    """
+    steps, seconds = self._steps, max(self._seconds, 1e-9)
+    self._steps, self._seconds = 0, 0.0
+    if not steps:
+      return {}
+    images = steps * self._batch / seconds
+    rates = {"steps_per_second": steps / seconds, "images_per_second": images}
+    if self._peak:
+      rates["mfu"] = images * self._flops / self._peak
+    return rates | {"over_steps": steps}
+
+
+def card_row(devices: Sequence[jax.Device]) -> str:
+  """What the recipe card says of the rates that the log will have."""
+  kind = devices[0].device_kind
+  chip, peak = chip_of(kind), peak_flops(devices)
+  if chip is None or peak is None:
+    return f"steps and images a second; no MFU, as the published rate of {kind!r} is not known"
+  return (
+    f"steps and images a second; MFU: {_PASSES} x {_FLOPS_A_MAC} x MACs an image, of {peak / 1e12:g} TFLOP/s"
+    f" ({count_chips(devices)} x {chip.name}, bfloat16)"
+  )

@@ -1,0 +1,125 @@
+"""What looks at a run's steps from beside: the stopwatch, the watchdog, the profiler."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from jaxseg.chips import peak_flops
+from jaxseg.macs import count_macs
+from jaxseg.train.overrides import ConfigError
+from jaxseg.train.profile import Profile
+from jaxseg.train.speed import Speed
+from jaxseg.train.watchdog import Watchdog
+
+
+class Watch:
+  """Is told what the loop does, and sees to the rest; a context for as long as the run goes."""
+
+  def __init__(
+    self,
+    directory: epath.PathLike,
+    config: ml_collections.ConfigDict,
+    *,
+    model: Any,
+    devices: Sequence[jax.Device],
+    start: int,
+    say: Callable[[str], None],
+  ):
+    """Starts nothing yet.
+
+    Args:
+      directory: the workdir.
+      config: of the run.
+      model: what is trained.
+      devices: on which.
+      start: step that the run goes on from.
+      say: prints a line.
+    """
+    peak = peak_flops(devices)
+    # Counting takes a moment, and only a utilisation needs it.
+    macs = 0 if peak is None else count_macs(model, tuple(config.data.crop_size))
+    self._speed = Speed(batch_size=config.batch_size, macs=macs, peak=peak)
+    self._watchdog = Watchdog(directory, seconds=_timeout(config))
+    self._profile = Profile(directory, tuple(config.get("profile_steps", ())), start=start)
+    self._start, self._say, self._result = start, say, None
+
+  def __enter__(self) -> "Watch":
+    self._stack = contextlib.ExitStack()
+    self._stack.enter_context(self._profile)
+    self._stack.enter_context(self._watchdog)
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._stack.__exit__(*error)
+
+  @contextlib.contextmanager
+  def step(self, step: int) -> Iterator[None]:
+    """Around the dispatch of a step."""
+    if self._profile.begins(step):
+      jax.block_until_ready(self._result)
+      self._speed.finished(step - 1)
+      self._speed.end()
+      self._profile.start()
+    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+      yield
+
+  def dispatched(self, step: int, result: jax.Array) -> None:
+    """`step` is under way, and finished when `result` is there."""
+    self._result = result
+    self._watchdog.dispatched(step, result)
+    if step == self._start + 1:  # it is compiled now, and the clocks begin
+      jax.block_until_ready(result)
+      self._watchdog.started(step)
+      self._speed.begin(step)
+    if self._profile.ends(step):
+      with self.aside(step):
+        jax.block_until_ready(result)
+        folder = self._profile.stop()
+        self._say(f"step {step}: profile in {folder}; tensorboard --logdir={folder} shows it")
+
+  @contextlib.contextmanager
+  def aside(self, step: int) -> Iterator[None]:
+    """Around what is no training, such as an evaluation, when `step` and all before are finished."""
+    self._speed.end()
+    with self._watchdog.aside():
+      yield
+    if not self._profile.tracing:
+      self._speed.begin(step)
+
+  def finished(self, step: int) -> None:
+    """Everything up to `step` is known to be finished."""
+    self._speed.finished(step)
+
+  def rates(self) -> dict[str, float | int]:
+    """Since the last call: see `Speed.take`."""
+    return self._speed.take()
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """`config.profile_steps` and `config.hosts.step_timeout_seconds`.
+
+  Raises:
+    ConfigError: neither no steps nor the first and the last of some of the run; a negative time.
+  """
+  steps = tuple(config.get("profile_steps", ()))
+  whole = all(type(step) is int for step in steps)
+  if steps and not (whole and len(steps) == 2 and 1 <= steps[0] <= steps[1] <= config.total_steps):
+    raise ConfigError(
+      f"config.profile_steps is {steps}; expected the first and the last step to trace, between 1 and"
+      f" config.total_steps {config.total_steps}, such as (10, 15), or () for none"
+    )
+  seconds = _timeout(config)
+  if not 0 <= seconds < math.inf:
+    raise ConfigError(
+      f"config.hosts.step_timeout_seconds is {seconds}; expected the seconds that no step may take, or 0 to"
+      " wait for ever"
+    )
+
+
+def _timeout(config: ml_collections.ConfigDict) -> float:
+  return float(config.get("hosts", {}).get("step_timeout_seconds", 0.0))
