@@ -26,14 +26,18 @@ def main(argv: list[str]) -> None:
   )
   chosen.add_flags(parser)
   parser.add_argument("--crf", action="store_true", help="refine the result by config.eval.crf")
+  runtime.add_job_flags(parser)
   changes, rest = overrides.split(argv)
   with runtime.sentences("eval.py"):
     flags = runtime.parse_flags(parser, rest)
-    runtime.start_processes()  # first: a config may read weights, which starts the backend
-    config = chosen.choose_config(flags, changes)
+    runtime.expect_processes("eval.py", flags)
+    config = chosen.choose_config(flags, changes, ready=runtime.start_processes)
     refine = flags.crf or any(key.startswith("eval.crf.") for key, _ in changes)
     crf = chosen.crf_settings(config) if refine else None
     output = flags.output or (f"{flags.workdir}/eval" if flags.workdir else "runs/eval")
+    runtime.check_processes(
+      "eval.py", config, source=flags.workdir or flags.source, step=flags.step, crf=refine
+    )
     evaluating.run(chosen.load_subject(flags, config), config, output=output, crf=crf)
 
 

@@ -2,7 +2,7 @@
 
   python train.py --config=configs/cgnet_m3n21_synthetic.py --workdir=runs/quickstart
 
-The same command on every host of a pod, and the same command again to go on after a stop.
+The same command on every host of a pod (docs/launch.md), and again to go on after a stop.
 `--config=FILE:arg,arg` picks structure (`:smoke` shrinks any config), `--config.key=value`
 changes any value of it.
 """
@@ -24,11 +24,13 @@ def main(argv: list[str]) -> None:
   )
   parser.add_argument("--config", metavar="FILE[:ARG,ARG]", help="the experiment")
   parser.add_argument("--workdir", metavar="DIR", help="where the run lives, local or gs://")
+  runtime.add_job_flags(parser)
   changes, rest = overrides.split(argv)
   with runtime.sentences("train.py"):
     flags = runtime.parse_flags(parser, rest, required=("config", "workdir"))
-    runtime.start_processes()  # first: a config may read weights, which starts the backend
-    config = config_lib.load(flags.config, overrides=changes)
+    runtime.expect_processes("train.py", flags)
+    config = config_lib.load(flags.config, overrides=changes, ready=runtime.start_processes)
+    runtime.check_processes("train.py", config, workdir=flags.workdir)
     report = loop.train(config, flags.workdir)
     if report is not None and runtime.is_first_process():
       print(f"{tasks.headline(report)} on {config.data.eval_split}")

@@ -155,8 +155,11 @@ def base() -> ml_collections.ConfigDict:
   config.log = ml_collections.ConfigDict(dict(every_steps=10, panel_every_steps=0, panel_images=4))
   # data=-1: what fsdp and spatial leave. devices=0: all of them.
   config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, spatial=1, devices=0))
+  # Of a job of several processes (docs/launch.md), all in seconds.
   config.hosts = ml_collections.ConfigDict(
     dict(
+      initialization_timeout_seconds=120.0,  # in which all of them have to come
+      heartbeat_timeout_seconds=20.0,  # without a sign of life, after which one counts as gone
       # Without a finished step, from the first on and beside evaluations and saves; then the run ends with
       # exit code 75, to be started again. 0 waits for ever.
       step_timeout_seconds=1800.0,

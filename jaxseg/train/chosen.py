@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
@@ -30,8 +30,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def choose_config(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> ml_collections.ConfigDict:
+def choose_config(
+  flags: argparse.Namespace,
+  changes: Sequence[tuple[str, str]],
+  *,
+  ready: Callable[[ml_collections.ConfigDict], None] | None = None,
+) -> ml_collections.ConfigDict:
   """The config that the flags mean, with `changes` (`overrides.split`) applied; a workdir as --source is one.
+
+  `ready` is called with it before any weights are read, as in `config.load`.
 
   Raises:
     ConfigError: neither or both of --workdir and --source, no config, a wrong change, or one of a model that
@@ -42,7 +49,7 @@ def choose_config(flags: argparse.Namespace, changes: Sequence[tuple[str, str]])
   if flags.source and workdir.is_workdir(flags.source):
     flags.workdir, flags.source = flags.source, None
   if flags.config:
-    config = config_lib.load(flags.config, overrides=changes)
+    config = config_lib.load(flags.config, overrides=changes, ready=ready)
   elif flags.workdir:
     config = workdir.read_config(flags.workdir)
   else:
@@ -57,6 +64,8 @@ def choose_config(flags: argparse.Namespace, changes: Sequence[tuple[str, str]])
     )
   if not flags.config:
     config_lib.change(config, changes)
+    if ready is not None:
+      ready(config)
   if flags.split:
     config.data.eval_split = flags.split
   return config

@@ -8,7 +8,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -198,10 +198,21 @@ def make_preprocess(preprocess: ml_collections.ConfigDict) -> Preprocess:
   )
 
 
-def load(spec: str, *, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+def load(
+  spec: str,
+  *,
+  overrides: Sequence[tuple[str, str]] = (),
+  ready: Callable[[ml_collections.ConfigDict], None] | None = None,
+) -> ml_collections.ConfigDict:
   """The config of `path/to/file.py:arg,arg` (see `config_file`), with `overrides` (dotted key, text) applied.
 
   `smoke` among the arguments shrinks any config (see `shrink`); the file sees the others.
+
+  Args:
+    spec: file and arguments.
+    overrides: in the order in which they are applied.
+    ready: called with the values as they were typed, before the file's `finish` looks into folders and
+      weights: reading weights can start JAX's backend, before which the processes of a job have to be joined.
 
   Raises:
     ConfigError: no such file or argument, unknown key, wrong type.
@@ -212,6 +223,8 @@ def load(spec: str, *, overrides: Sequence[tuple[str, str]] = ()) -> ml_collecti
     shrink(config)
   config.lock()
   change(config, overrides)
+  if ready is not None:
+    ready(config)
   if hasattr(module, "finish"):
     module.finish(config, {key for key, _ in overrides})
   return config

@@ -3,59 +3,99 @@
 import argparse
 import contextlib
 import os
-import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import ml_collections
 from jax.sharding import Mesh
 
+import jaxseg
 from jaxseg import sharding
+from jaxseg.train import config as config_lib
+from jaxseg.train import hosts, job, overrides
+from jaxseg.train.exits import BAD_INPUT, RESTART, STOPPED, Restart
 from jaxseg.train.guard import TrainingStopped
 from jaxseg.train.overrides import ConfigError, nearest
 
-BAD_INPUT = 2  # exit code of a config, a data set or a workdir that cannot run
-STOPPED = 1  # exit code of a run that had to stop (NaN)
-# EX_TEMPFAIL: stopped from outside (preempted, lost host, hung step); the same command goes on.
-RESTART = 75
+# Keys of a config that may differ between the hosts of a job.
+_OF_A_HOST = ("data.data_dir", "data.manual_dir", "data.dir", "data.workers", "compilation_cache")
+
+# Flags of every program that may run as several processes.
+_JOB_FLAGS = {
+  "coordinator": ("HOST:PORT", "of process 0, in a job of several processes without a launcher"),
+  "num_processes": ("N", "how many processes the job has"),
+  "process_id": ("I", "which of them this one is, from 0"),
+}
 
 
-class Restart(RuntimeError):
-  """Stopped for a reason outside the run; the message names it. The same command goes on: exit code 75."""
+def add_job_flags(parser: argparse.ArgumentParser) -> None:
+  """The flags that `expect_processes` reads."""
+  for name, (metavar, text) in _JOB_FLAGS.items():
+    parser.add_argument(f"--{name}", metavar=metavar, help=text)
 
 
-# Launchers that say so in the environment; Cloud TPU says it in its metadata.
-_LAUNCHERS = (
-  "JAX_COORDINATOR_ADDRESS",
-  "OMPI_COMM_WORLD_SIZE",
-  "SLURM_NTASKS",
-  "MEGASCALE_COORDINATOR_ADDRESS",
-)
+def expect_processes(program: str, flags: argparse.Namespace) -> None:
+  """Finds out whether this process is one of several, from flags or a launcher, and connects nothing yet.
 
+  Recognises what `jax.distributed` does (Cloud TPU, SLURM, Open MPI), JAX_COORDINATOR_ADDRESS with
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID, and the flags of `add_job_flags`, which go before.
 
-def start_processes() -> None:
-  """Joins the other processes of the job, when there are any: the same command runs on every host.
-
-  Recognises Cloud TPU, SLURM and Open MPI (`jax.distributed` reads rank and address from them), and
-  `JAX_COORDINATOR_ADDRESS` with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` for everything else.
+  Raises:
+    ConfigError: only some of them, or values that cannot be.
   """
-  if jax.distributed.is_initialized() or not (_launched() or _on_tpu()):
+  job.expect(program, {name: getattr(flags, name) for name in _JOB_FLAGS})
+
+
+def start_processes(config: ml_collections.ConfigDict) -> None:
+  """Joins the other processes of the job, when there are any; before anything starts JAX's backend.
+
+  Args:
+    config: of which `hosts` says how long to wait; a run from before there was one waits as by default.
+
+  Raises:
+    ConfigError: the others cannot be reached or do not come.
+  """
+  waits = config.get("hosts", {})
+  known = ("initialization_timeout_seconds", "heartbeat_timeout_seconds")
+  job.join(**{name: waits[name] for name in known if name in waits})
+
+
+def check_processes(program: str, config: ml_collections.ConfigDict, **facts: Any) -> None:
+  """All processes of the job run the same program with the same config, on as many devices.
+
+  What may rightly differ by host is not compared: where the data lie, and how many threads read them.
+
+  Args:
+    program: its name.
+    config: resolved or not.
+    facts: what else has to be the same, for plain values.
+
+  Raises:
+    ConfigError: on every process, naming what differs and how.
+  """
+  if not job.current():
     return
-  count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-  jax.distributed.initialize(
-    num_processes=int(count) if count else None, process_id=int(index) if index else None
+  values = config_lib.resolved(config)
+  keys = set(overrides.leaves(config)) - set(_OF_A_HOST)
+  facts |= {"program": program, "jaxseg": jaxseg.__version__, "jax": jax.__version__}
+  facts |= {f"config.{key}": _leaf(values, key) for key in keys if not key.startswith("hosts.")}
+  hosts.check_same(facts)
+  # In a second round: asking for devices starts the backends of all processes together.
+  hosts.check_same(
+    {
+      "number of local devices": jax.local_device_count(),
+      "kind of device": jax.local_devices()[0].device_kind,
+    }
   )
 
 
-def _launched() -> bool:
-  sizes = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
-  return any(name in os.environ and (name not in sizes or os.environ[name] != "1") for name in _LAUNCHERS)
-
-
-def _on_tpu() -> bool:
-  platforms = os.environ.get("JAX_PLATFORMS", "tpu")
-  return "tpu" in platforms and any(pathlib.Path("/dev").glob("accel[0-9]*"))
+def _leaf(values: Mapping[str, Any], key: str) -> Any:
+  for part in key.split("."):
+    values = values[part]
+  return values
 
 
 def is_first_process() -> bool:
@@ -101,23 +141,32 @@ def sentences(program: str) -> Iterator[None]:
   """Turns what a user can mend into `program: sentence` on stderr and an exit code, without traceback.
 
   A ValueError (or an OSError) that jaxseg itself or a config raised is such a sentence; one that comes
-  out of a library is a bug, and keeps its traceback.
+  out of a library is a bug, and keeps its traceback. In a job of several processes the others are told, and
+  end too; an error that another process's end has caused is the sentence of that.
   """
   try:
     yield
+    hosts.gather("the end")
+    job.finish()
   except BrokenPipeError:  # `jaxseg info x | head`: the reader has what it wanted
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except TrainingStopped as error:
     _exit(program, error, STOPPED)
   except Restart as error:
     _exit(program, error, RESTART)
-  except (ValueError, OSError) as error:
-    if not _raised_by_us(error):
-      raise
-    _exit(program, error, BAD_INPUT)
   except KeyboardInterrupt:
     print(f"\n{program}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    job.leave(130, "stopped from the keyboard")
     sys.exit(130)
+  except Exception as error:
+    if isinstance(error, (ValueError, OSError)) and _raised_by_us(error):
+      _exit(program, error, BAD_INPUT)
+    if job.caused_by_others(error):
+      job.leave_because_of(error)
+    if job.current():
+      traceback.print_exc()
+      job.leave(STOPPED, f"{type(error).__name__}: {error}")
+    raise
 
 
 def _raised_by_us(error: Exception) -> bool:
@@ -129,5 +178,6 @@ def _raised_by_us(error: Exception) -> bool:
 
 
 def _exit(program: str, error: Exception, code: int) -> None:
-  print(f"{program}: {error}", file=sys.stderr)
+  print(f"{program}: {error}", file=sys.stderr, flush=True)
+  job.leave(code, str(error))
   sys.exit(code)
