@@ -13,7 +13,7 @@ Of an image classifier (configs/pretrain.py) the scores are top-1 and top-5.
 import argparse
 import sys
 
-from jaxseg.train import chosen, evaluating, overrides, runtime
+from jaxseg.train import chosen, compiled, evaluating, overrides, runtime
 
 
 def main(argv: list[str]) -> None:
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
     flags = runtime.parse_flags(parser, rest)
     runtime.expect_processes("eval.py", flags)
     config = chosen.choose_config(flags, changes, ready=runtime.start_processes)
+    compiled.use_cache(config)
     refine = flags.crf or any(key.startswith("eval.crf.") for key, _ in changes)
     crf = chosen.crf_settings(config) if refine else None
     output = flags.output or (f"{flags.workdir}/eval" if flags.workdir else "runs/eval")

@@ -10,8 +10,8 @@ changes any value of it.
 import argparse
 import sys
 
+from jaxseg.train import compiled, loop, overrides, runtime, tasks
 from jaxseg.train import config as config_lib
-from jaxseg.train import loop, overrides, runtime, tasks
 
 
 def main(argv: list[str]) -> None:
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
     flags = runtime.parse_flags(parser, rest, required=("config", "workdir"))
     runtime.expect_processes("train.py", flags)
     config = config_lib.load(flags.config, overrides=changes, ready=runtime.start_processes)
+    compiled.use_cache(config)
     runtime.check_processes("train.py", config, workdir=flags.workdir)
     report = loop.train(config, flags.workdir)
     if report is not None and runtime.is_first_process():

@@ -6,8 +6,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-
-import jax
+from typing import Any
 
 GIB = 1 << 30
 
@@ -72,13 +71,13 @@ def chip_of(device_kind: str) -> Chip | None:
   return next((chip for named, chip in _GPUS if {name.lower() for name in named} <= words), None)
 
 
-def count_chips(devices: Sequence[jax.Device]) -> int:
+def count_chips(devices: Sequence[Any]) -> int:
   """How many chips the devices are: a TPU's may show each of its cores as a device, side by side."""
   places = {(getattr(d, "slice_index", 0), tuple(getattr(d, "coords", ()) or (d.id,))) for d in devices}
   return len(places)
 
 
-def peak_flops(devices: Sequence[jax.Device]) -> float | None:
+def peak_flops(devices: Sequence[Any]) -> float | None:
   """Published bfloat16 FLOP/s of all the devices together; None where that of their kind is not known."""
   chip = chip_of(devices[0].device_kind)
   return None if chip is None else float(chip.flops) * count_chips(devices)

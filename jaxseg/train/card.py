@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxseg.macs import count_macs
 from jaxseg.train.frozen import frozen_paths, path_of
 from jaxseg.train.optimizer import parameter_groups
+from jaxseg.train.speed import card_row
 from jaxseg.train.tasks import task_of
 
 
@@ -50,6 +51,7 @@ def recipe_card(
     "precision": f"computes in {config.dtype}; parameters, statistics and loss in float32",
     "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     + f" on {mesh.devices.size} {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
+    "speed": card_row(list(mesh.devices.flat)),
   }
   width = max(map(len, rows))
   return "\n".join(f"{name:>{width}}  {text}" for name, text in rows.items())

@@ -28,6 +28,7 @@ class Guard:
 
   def __init__(self):
     self._window: collections.deque[_Step] = collections.deque()
+    self.finished = 0  # the last step that was waited for
 
   def push(self, step: int, ids: Sequence[str], scalars: dict[str, jax.Array]) -> None:
     """Adds a dispatched step; `scalars` may still be on their way."""
@@ -43,7 +44,9 @@ class Guard:
       TrainingStopped: a scalar of the next step is NaN or infinite; earlier steps were yielded before.
     """
     ready = [self._window.popleft() for _ in range(max(0, len(self._window) - keep))]
-    for entry, values in zip(ready, jax.device_get([entry.scalars for entry in ready]), strict=True):
+    fetched = jax.device_get([entry.scalars for entry in ready])
+    self.finished = ready[-1].step if ready else self.finished
+    for entry, values in zip(ready, fetched, strict=True):
       scalars = {name: float(value) for name, value in values.items()}
       finite = scalars.pop("finite", 1.0)
       bad = [f"{name} is {value}" for name, value in scalars.items() if not math.isfinite(value)]

@@ -8,8 +8,7 @@ precision.
 
 import time
 from collections.abc import Sequence
-
-import jax
+from typing import Any
 
 from jaxseg.chips import chip_of, count_chips, peak_flops
 
@@ -66,7 +65,7 @@ class Speed:
     return rates | {"over_steps": steps}
 
 
-def card_row(devices: Sequence[jax.Device]) -> str:
+def card_row(devices: Sequence[Any]) -> str:
   """What the recipe card says of the rates that the log will have."""
   kind = devices[0].device_kind
   chip, peak = chip_of(kind), peak_flops(devices)

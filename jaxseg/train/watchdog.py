@@ -8,6 +8,7 @@ import collections
 import contextlib
 import faulthandler
 import os
+import queue
 import tempfile
 import threading
 import time
@@ -17,10 +18,10 @@ from typing import Any
 import jax
 from etils import epath
 
-from jaxseg.train.runtime import RESTART
+from jaxseg.train.exits import RESTART
 
 FOLDER = "hung"
-# How long writing the stacks may take: the file system may be what hangs.
+# How long writing the stacks may take.
 _WRITING_SECONDS = 20.0
 
 
@@ -107,29 +108,36 @@ class Watchdog:
 
   def _bark(self) -> None:
     where = self._folder / f"step-{self._last + 1}-process-{self._process}.txt"
-    written = threading.Event()
+    # A thread's, which can be left behind: the file system may be what hangs.
+    written: queue.Queue[bool] = queue.Queue()
     threading.Thread(target=_write_stacks, args=(where, written), daemon=True).start()
-    stacks = f"the stacks of all threads are in {where}"
-    if not written.wait(_WRITING_SECONDS):
-      stacks = f"{where} could not be written, so the stacks of all threads follow"
+    try:
+      whole = written.get(timeout=_WRITING_SECONDS)
+    except queue.Empty:
+      whole = False
+    stacks = "the stacks of all threads " + ("are in" if whole else "follow, as they cannot be written to")
     # Past Python's buffers, whose locks a hanging thread may hold.
     os.write(
       2,
       f"\ntrain.py: step {self._last + 1} hangs: no step has finished for {self._seconds:g} s (process"
-      f" {self._process}); {stacks}. Exit code {RESTART}: the same command goes on from the last"
+      f" {self._process}); {stacks} {where}. Exit code {RESTART}: the same command goes on from the last"
       " checkpoint; where steps do take that long, raise --config.hosts.step_timeout_seconds\n".encode(),
     )
-    if not written.is_set():
+    if not whole:
       faulthandler.dump_traceback(2, all_threads=True)
     self._end(RESTART)
 
 
-def _write_stacks(where: epath.Path, written: threading.Event) -> None:
-  # Into a file of this machine first: faulthandler needs a descriptor, and a bucket has none.
-  with tempfile.TemporaryFile() as file, contextlib.suppress(OSError):
-    faulthandler.dump_traceback(file, all_threads=True)
-    file.seek(0)
-    text = file.read().decode(errors="replace")
+def _write_stacks(where: epath.Path, written: queue.Queue) -> None:
+  try:
+    # Into a file of this machine first: faulthandler needs a descriptor, and a bucket has none.
+    with tempfile.TemporaryFile() as file:
+      faulthandler.dump_traceback(file, all_threads=True)
+      file.seek(0)
+      text = file.read().decode(errors="replace")
     where.parent.mkdir(parents=True, exist_ok=True)
     where.write_text(text)
-    written.set()
+  except Exception:  # whatever a bucket's client raises
+    written.put(False)
+  else:
+    written.put(True)

@@ -11,6 +11,7 @@ from etils import epath
 
 from jaxseg.chips import peak_flops
 from jaxseg.macs import count_macs
+from jaxseg.train.logging import SPEED, MetricsLog
 from jaxseg.train.overrides import ConfigError
 from jaxseg.train.profile import Profile
 from jaxseg.train.speed import Speed
@@ -29,6 +30,7 @@ class Watch:
     devices: Sequence[jax.Device],
     start: int,
     say: Callable[[str], None],
+    active: bool = True,
   ):
     """Starts nothing yet.
 
@@ -39,6 +41,7 @@ class Watch:
       devices: on which.
       start: step that the run goes on from.
       say: prints a line.
+      active: whether this process writes the log of rates.
     """
     peak = peak_flops(devices)
     # Counting takes a moment, and only a utilisation needs it.
@@ -46,6 +49,7 @@ class Watch:
     self._speed = Speed(batch_size=config.batch_size, macs=macs, peak=peak)
     self._watchdog = Watchdog(directory, seconds=_timeout(config))
     self._profile = Profile(directory, tuple(config.get("profile_steps", ())), start=start)
+    self._log = MetricsLog(directory, resume_step=start, active=active, name=SPEED)
     self._start, self._say, self._result = start, say, None
 
   def __enter__(self) -> "Watch":
@@ -95,9 +99,13 @@ class Watch:
     """Everything up to `step` is known to be finished."""
     self._speed.finished(step)
 
-  def rates(self) -> dict[str, float | int]:
-    """Since the last call: see `Speed.take`."""
-    return self._speed.take()
+  def rates(self, step: int) -> dict[str, float | int]:
+    """Rates since the last call, see `Speed.take`; they are in the log as `step`'s when this returns."""
+    rates = self._speed.take()
+    if rates:
+      self._log.write(step, rates)
+      self._log.flush()
+    return rates
 
 
 def check(config: ml_collections.ConfigDict) -> None:
