@@ -1,4 +1,4 @@
-"""The training loop: restore → (evaluate → save → step)*. It only puts things in order.
+"""The training loop: restore → (save → evaluate → step)*. It only puts things in order.
 
 What a step does is in `step.py`, what is learned from which data in a task (`tasks.py`); another
 method passes another loss, step or task to it and never copies this file. The position in the data
@@ -29,6 +29,7 @@ from jaxseg.train.guard import Guard
 from jaxseg.train.logging import Board, MetricsLog, Progress
 from jaxseg.train.optimizer import make_optimizer
 from jaxseg.train.overrides import ConfigError
+from jaxseg.train.preemption import Preempted, Preemption, sentence
 from jaxseg.train.runtime import make_mesh
 from jaxseg.train.schedule import make_schedule
 from jaxseg.train.state import TrainState, create_state
@@ -108,7 +109,15 @@ def train(config: ml_collections.ConfigDict, directory: epath.PathLike) -> Repor
   Raises:
     ValueError: a config, data set or workdir that cannot run.
     TrainingStopped: a loss or gradient that is not finite.
+    Preempted: told to go (SIGTERM); what was done is saved.
   """
+  with Preemption() as preemption:
+    return _train(config, directory, preemption)
+
+
+def _train(
+  config: ml_collections.ConfigDict, directory: epath.PathLike, preemption: Preemption
+) -> Report | None:
   run = plan(config)
   first = jax.process_index() == 0
   record = workdir.record(
@@ -121,6 +130,7 @@ def train(config: ml_collections.ConfigDict, directory: epath.PathLike) -> Repor
     )
     stack.callback(checkpoints.close)
     state, start = _restore_or_init(run, checkpoints)
+    preemption.saved(start)
     if first:  # not before: a config that cannot go on is not the workdir's
       workdir.update(directory, record)
     log = MetricsLog(directory, resume_step=start, active=first)
@@ -148,7 +158,7 @@ def train(config: ml_collections.ConfigDict, directory: epath.PathLike) -> Repor
     )
     stack.callback(progress.close)
     best = BestWeights(directory, checkpoints, active=config.checkpoint.get("save_pretrained", False))
-    return _sequence(run, state, start, checkpoints, best, log, board, progress)
+    return _sequence(run, state, start, checkpoints, best, log, board, progress, preemption)
 
 
 def _sequence(
@@ -160,8 +170,9 @@ def _sequence(
   log: MetricsLog,
   board: Board,
   progress: Progress,
+  preemption: Preemption,
 ) -> Report | None:
-  """Restore is done; now (evaluate → save → step)*."""
+  """Restore is done; now (save → evaluate → step)*."""
   config, total = run.config, run.config.total_steps
   step_fn = jit_step(run_step(run), run.mesh, state)
   # Made on the mesh: under the transfer guard a step may not move it there.
@@ -185,36 +196,53 @@ def _sequence(
       if step % config.log.every_steps == 0:
         board.scalars(step, line)
 
+  def leave(step: int) -> None:
+    checkpoints.wait()
+    raise Preempted(sentence(step))
+
+  def evaluate(step: int) -> Report:
+    """Scores what is saved as `step`, and adds the scores to the log and to the checkpoint."""
+    began = time.perf_counter()
+    checkpoints.wait()
+    preemption.saved(step)  # a notice needs not wait for the end of the evaluation
+    report = evaluator(state.eval_variables, progress=lambda _: preemption.reached() and leave(step))
+    metrics = report.scalars()
+    log.write(step, metrics)
+    board.scalars(step, metrics, prefix="eval/")
+    progress.say(f"step {step}: {headline(report)} on {config.data.eval_split}")
+    if _due(step, config.log.panel_every_steps) or (step == total and config.log.panel_every_steps):
+      board.image(step, "eval/predictions", evaluator.panel(state.eval_variables))
+    log.flush()
+    checkpoints.add_metrics(step, metrics)
+    best.update()
+    progress.pause(time.perf_counter() - began)
+    return report
+
   best.update()  # the last run may have been stopped before it could
   ahead = fetch() if start < total else None
   for step in range(start, total + 1):
     done = step == total
+    # A run that was stopped in an evaluation has the step, and owes its scores.
+    evaluating = done or _due(step, config.eval.every_steps)
+    evaluating = evaluating and (step > start or (step > 0 and not checkpoints.metrics(step)))
     if step > start:
-      evaluate = done or _due(step, config.eval.every_steps)
-      if evaluate or _due(step, config.checkpoint.every_steps):
+      going = preemption.reached()
+      if going or evaluating or _due(step, config.checkpoint.every_steps):
         settle(keep=0)
-        metrics = None
-        if evaluate:
-          began = time.perf_counter()
-          report = evaluator(state.eval_variables)
-          metrics = report.scalars()
-          log.write(step, metrics)
-          board.scalars(step, metrics, prefix="eval/")
-          progress.say(f"step {step}: {headline(report)} on {config.data.eval_split}")
-          if _due(step, config.log.panel_every_steps) or (done and config.log.panel_every_steps):
-            board.image(step, "eval/predictions", evaluator.panel(state.eval_variables))
-          progress.pause(time.perf_counter() - began)
         # Before the save: a checkpoint never knows of a step that the log does not.
         log.flush()
-        checkpoints.save(step, state, metrics)
-        if evaluate:
-          best.update()
+        checkpoints.save(step, state)
+      if going:
+        leave(step)
+    if evaluating:
+      report = evaluate(step)
     log.flush()
     if done:
       break
     ids, batch = ahead
     with jax.transfer_guard("disallow"):
       state, scalars = step_fn(state, batch, key)
+    preemption.unsaved()
     guard.push(step + 1, ids, scalars)
     # The device works on the step while the host prepares the next batch.
     ahead = fetch() if step + 1 < total else None
@@ -256,18 +284,16 @@ def _init(model: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _restore_or_init(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-  """The latest checkpoint's state; else weights of `init_from`; else fresh ones. And the step."""
+  """The state of the latest whole checkpoint; else weights of `init_from`; else fresh ones. And the step."""
   shardings = sharding.state_sharding(run.shapes, run.mesh)
   step = checkpoints.latest_step()
-  if step is not None:
-    if step > run.config.total_steps:
-      raise ConfigError(
-        f"the workdir is at step {step}, beyond config.total_steps {run.config.total_steps}; raise it"
-      )
-    like = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), run.shapes, shardings
+  if step is not None and step > run.config.total_steps:
+    raise ConfigError(
+      f"the workdir is at step {step}, beyond config.total_steps {run.config.total_steps}; raise it"
     )
-    return checkpoints.restore(like, step), step
+  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), run.shapes, shardings)
+  if (found := checkpoints.restore_latest(like)) is not None:
+    return found
   if run.config.init_from:
     from jaxseg import hub
 

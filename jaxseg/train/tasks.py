@@ -40,7 +40,8 @@ class Task(Protocol):
   - `make_prepare(config, ...)`: (batch, key) → batch, on the device, see `make_step`;
   - `batch_shapes(config, batch_size)`: what a step is given, as shapes;
   - `train_batches(config, ...)`: this process's rows of the batches from `start_step` on;
-  - `make_evaluator(model, config, ...)`: a function variables → Report;
+  - `make_evaluator(model, config, ...)`: a function (variables, progress=) → Report, which calls `progress`
+    after each batch, in every process of a job;
   - `card_rows(config, model)`: name → text of the recipe card, with a row "augmentation".
   """
 
@@ -64,7 +65,7 @@ class Task(Protocol):
     info: DatasetInfo,
     preprocess: Preprocess,
     mesh: Mesh,
-  ) -> Callable[[Mapping[str, Any]], Report]: ...
+  ) -> Callable[..., Report]: ...
   def card_rows(self, config: ml_collections.ConfigDict, model: Any) -> dict[str, str]: ...
 
 

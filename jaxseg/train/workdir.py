@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 import jaxseg
+from jaxseg.checkpoint import bucket
 from jaxseg.train import config as config_lib
 
 CONFIG_FILE = "config.json"
@@ -52,8 +53,9 @@ def prepare(workdir: epath.PathLike, values: dict[str, Any], *, write: bool) -> 
     write: only one process of a job writes; all of them check.
 
   Raises:
-    ValueError: the folder cannot be written, or holds another model's run.
+    ValueError: the folder cannot be reached or written, or holds another model's run.
   """
+  bucket.reach(workdir)
   path = epath.Path(workdir) / CONFIG_FILE
   if path.exists():
     before = read(workdir)
@@ -99,6 +101,7 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
   Raises:
     ValueError: there is none, or it is not one of ours.
   """
+  bucket.reach(workdir)
   path = epath.Path(workdir) / CONFIG_FILE
   if not path.exists():
     raise ValueError(f"{str(workdir)!r} is no workdir of train.py: it has no {CONFIG_FILE}")

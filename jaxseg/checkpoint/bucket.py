@@ -1,0 +1,75 @@
+"""Workdirs on a bucket (`gs://`): set-up of the file system that `etils.epath` uses for it, and moves."""
+
+import functools
+import threading
+from typing import Any
+
+from etils import epath
+
+# Seconds for the first answer; gcsfs alone goes on trying for minutes.
+_PATIENCE = 30
+
+
+def is_remote(path: epath.PathLike) -> bool:
+  """Whether the path is an URL (`gs://...`)."""
+  return "://" in str(path)
+
+
+def reach(path: epath.PathLike) -> None:
+  """Makes sure that a bucket answers; nothing for a local path.
+
+  Raises:
+    ValueError: it cannot be reached or read, or what reads it is not installed.
+  """
+  if is_remote(path):
+    scheme, rest = str(path).split("://", 1)
+    _reach(scheme, rest.split("/", 1)[0])
+
+
+def move(source: epath.Path, target: epath.Path) -> None:
+  """Moves a folder; on a bucket, file by file."""
+  if not is_remote(source):
+    source.rename(target)
+    return
+  # epath.rename wants the folder around the target to exist, which on a bucket it never does.
+  _file_system(str(source).split("://", 1)[0]).mv(str(source), str(target), recursive=True)
+
+
+@functools.lru_cache
+def _reach(scheme: str, bucket: str) -> None:
+  problems: list[Exception] = []
+
+  def look() -> None:
+    try:
+      _file_system(scheme).ls(bucket)
+    except Exception as error:  # of HTTP, of aiohttp, of google.auth
+      problems.append(error)
+
+  where = f"{scheme}://{bucket}"
+  thread = threading.Thread(target=look, daemon=True)
+  thread.start()
+  thread.join(_PATIENCE)
+  if thread.is_alive():
+    raise ValueError(
+      f"{where} did not answer for {_PATIENCE} s; check the network and the credentials"
+      " (gcloud auth application-default login)"
+    )
+  if problems and isinstance(problems[0], ImportError):
+    raise ValueError(
+      f"{where} needs a file system that is not installed; pip install 'jaxseg[tpu]' brings gcsfs"
+    )
+  if problems:
+    reason = " ".join(str(problems[0]).split()) or type(problems[0]).__name__
+    raise ValueError(
+      f"{where} cannot be read ({reason}); check its name, and the credentials"
+      " (gcloud auth application-default login)"
+    )
+
+
+def _file_system(scheme: str) -> Any:
+  import fsspec
+
+  name = "gcs" if scheme == "gs" else scheme
+  # TensorStore and other processes write there too, which a listing kept in memory does not see.
+  fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
+  return fsspec.filesystem(name)

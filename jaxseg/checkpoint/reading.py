@@ -1,0 +1,295 @@
+"""Reading a checkpoint, and telling whether it is whole.
+
+Items are read by Orbax's handlers and not by its manager, whose barriers would leave the other processes
+of a job waiting where one of them finds a damaged file.
+"""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxseg.checkpoint import bucket
+from jaxseg.checkpoint.sums import path_of, sums_of
+
+ITEMS = ("variables", "optimizer")
+SUMS = "sums"  # in the custom metadata of a step
+_METADATA = "_CHECKPOINT_METADATA"
+_METRICS = ("metrics", "metrics")  # item and file, as Orbax names them
+_COMMITTED = "commit_success.txt"
+_SHOWN_DIFFERENCES = 3
+_SHOWN_REASON = 160  # characters
+# What "best" means where nobody says: of segmentation models, and of image classifiers.
+_BEST_METRICS = ("mIoU", "top1")
+# TensorStore says so in its messages; another try may succeed.
+_UNREACHABLE = ("UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED", "DEADLINE_EXCEEDED", "ABORTED")
+
+Score = Callable[[Mapping[str, float] | None], float]
+
+
+class Damaged(Exception):
+  """A checkpoint that cannot be what was saved; the message is the reason."""
+
+
+class Manager(ocp.CheckpointManager):
+  """Orbax's, except that it does not ask the preemption service, which the loop asks by counts of its own."""
+
+  def __init__(self, directory: epath.Path, options: ocp.CheckpointManagerOptions):
+    handlers = {name: ocp.PyTreeCheckpointHandler() for name in ITEMS}
+    try:
+      super().__init__(directory, options=options, item_handlers=handlers)
+    except (ValueError, TypeError, AttributeError, KeyError):
+      # A step whose own description is damaged: list it without, it is found out when it is read.
+      options.lightweight_initialize = True
+      super().__init__(directory, options=options, item_handlers=handlers)
+
+  def reached_preemption(self, step: int) -> bool:
+    """Never: see above."""
+    return False
+
+  def metrics(self, step: int) -> dict[str, float] | None:
+    """What the step was evaluated with; None where that cannot be read."""
+    try:
+      return super().metrics(step)
+    except (ValueError, OSError):
+      return None
+
+
+def make_path(directory: Any) -> epath.Path:
+  """An absolute path, or one on a bucket as it is.
+
+  Raises:
+    ValueError: the bucket cannot be read.
+  """
+  path = epath.Path(directory)
+  bucket.reach(path)
+  # Orbax refuses relative paths; resolving gs://bucket/x would break it.
+  return path if bucket.is_remote(path) else path.expanduser().resolve()
+
+
+def restore_variables(
+  directory: Any, *, step: int | Literal["best", "latest"] = "best", best_metric: str | None = None
+) -> dict[str, Any]:
+  """{"params": ..., "batch_stats": ..., ...} of a checkpoint, as NumPy arrays.
+
+  Reads only, and nothing of the optimizer: safe beside a run that is writing there. Of the best or the
+  latest, one that is damaged is passed over for the next, which is said on stderr.
+
+  Args:
+    directory: what `Checkpoints` was given.
+    step: "best" (the latest, where no checkpoint was evaluated), "latest" or a number.
+    best_metric: which metric "best" goes by, as in `Checkpoints`.
+
+  Raises:
+    ValueError: there is no such checkpoint, or none that is whole.
+  """
+  directory = make_path(directory)
+  if not directory.is_dir():
+    raise ValueError(
+      f"there is no directory {directory}; give the checkpoints directory of a train.py workdir"
+    )
+  # Neither creates nor cleans up anything: another process may be saving here.
+  manager = Manager(directory, ocp.CheckpointManagerOptions(create=False, cleanup_tmp_directories=False))
+  try:
+    score = lambda metrics: score_of(metrics, best_metric)  # noqa: E731
+    order = sorted(manager.all_steps(), reverse=True)
+    if step == "best":
+      order.sort(key=lambda known: score(manager.metrics(known)), reverse=True)
+    elif step != "latest":
+      order = [resolve(manager, score, directory, step)]
+  finally:
+    manager.close()
+  _, saved = first_whole(order, directory, lambda known: _read_variables(directory / str(known)))
+  return {"params": saved["params"], **saved["model_state"]}
+
+
+def first_whole(steps: Iterable[int], directory: epath.Path, read: Callable[[int], Any]) -> tuple[int, Any]:
+  """(step, what `read` gives) of the first step that is not damaged; says which were passed over, and why.
+
+  Raises:
+    ValueError: there are no steps, or all are damaged.
+  """
+  damaged: list[str] = []
+  for step in steps:
+    try:
+      found = read(step)
+    except Damaged as error:
+      damaged.append(f"{step} ({error})")
+      continue
+    if damaged:
+      say(f"in {directory} these checkpoints are damaged: {', '.join(damaged)}; {step} is taken instead")
+    return step, found
+  if not damaged:
+    raise ValueError(f"there is no finished checkpoint in {directory}")
+  raise ValueError(
+    f"no checkpoint in {directory} is whole: {', '.join(damaged)}; nothing was changed there, so bring back"
+    " a copy of one, or start anew in another workdir"
+  )
+
+
+def say(text: str) -> None:
+  """One line on stderr, from the first process of a job."""
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr, flush=True)
+
+
+def description(path: epath.Path) -> dict[str, Any]:
+  """What the checkpoint's folder says of itself.
+
+  Raises:
+    Damaged: it says nothing, or that it is not complete.
+  """
+  with _noticing_damage():
+    if not path.is_dir():
+      raise Damaged("not a folder")
+    if not (path / _METADATA).exists():
+      raise Damaged(f"without {_METADATA}")
+    said = json.loads((path / _METADATA).read_text())
+    if not isinstance(said, dict):
+      raise Damaged(f"{_METADATA} is not a description")
+    if not (path / _COMMITTED).exists() and said.get("commit_timestamp_nsecs") is None:
+      raise Damaged("never finished")
+    return said
+
+
+def saved_shapes(path: epath.Path, items: tuple[str, ...] = ITEMS) -> dict[str, Any]:
+  """Item → tree of the metadata of its arrays.
+
+  Raises:
+    Damaged: it cannot be read.
+  """
+  with _noticing_damage():
+    return {name: ocp.PyTreeCheckpointHandler().metadata(path / name).tree for name in items}
+
+
+def read_items(path: epath.Path, args: Mapping[str, ocp.args.PyTreeRestore]) -> dict[str, Any]:
+  """Item → tree of arrays, read as `args` says; not yet compared with their sums.
+
+  Raises:
+    Damaged: a file is missing, short, or cannot be unpacked.
+  """
+  with _noticing_damage():
+    return {name: ocp.PyTreeCheckpointHandler().restore(path / name, args=args[name]) for name in args}
+
+
+def check_sums(said: Mapping[str, Any], trees: Mapping[str, Any]) -> None:
+  """Compares arrays with what they added up to when they were saved; older checkpoints have no sums.
+
+  Raises:
+    Damaged: other values.
+  """
+  sums = (said.get("custom_metadata") or {}).get(SUMS)
+  found = sums_of(trees)
+  if sums is None:
+    return
+  wrong = [path for path, value in found.items() if sums.get(path) != value]
+  if wrong:
+    raise Damaged(f"{wrong[0]} has other values than were saved")
+
+
+@contextlib.contextmanager
+def _noticing_damage() -> Iterator[None]:
+  """What a reader stumbles over is damage, unless the place cannot be reached at all."""
+  try:
+    yield
+  except (Damaged, PermissionError, ConnectionError, TimeoutError, MemoryError, jax.errors.JaxRuntimeError):
+    raise
+  except Exception as error:  # readers of damaged files fail in every way
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if any(sign in reason for sign in _UNREACHABLE):
+      raise
+    raise Damaged(reason if len(reason) < _SHOWN_REASON else f"{reason[:_SHOWN_REASON]}...") from error
+
+
+def _read_variables(path: epath.Path) -> Any:
+  said = description(path)
+  shapes = saved_shapes(path, ("variables",))["variables"]
+  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+  found = read_items(path, {"variables": ocp.args.PyTreeRestore(restore_args=as_numpy)})
+  check_sums(said, found)
+  return found["variables"]
+
+
+def metrics_file(path: epath.Path) -> epath.Path:
+  """Where Orbax keeps a step's metrics."""
+  return path.joinpath(*_METRICS)
+
+
+def score_of(metrics: Mapping[str, float] | None, name: str | None) -> float:
+  """The metric that "best" goes by, or -inf."""
+  metrics = metrics or {}
+  name = name or next((known for known in _BEST_METRICS if known in metrics), "")
+  value = metrics.get(name, -math.inf)
+  return value if math.isfinite(value) else -math.inf
+
+
+def best_step(manager: Manager, score: Score) -> int | None:
+  """The step with the highest score, the later of equals; None when no step has one."""
+  scored = [(score(manager.metrics(step)), step) for step in manager.all_steps()]
+  best = max(scored, default=(-math.inf, None))
+  return best[1] if best[0] > -math.inf else None
+
+
+def resolve(manager: Manager, score: Score, directory: epath.Path, step: int | str | None) -> int:
+  """The number of the step that is meant.
+
+  Raises:
+    ValueError: there is none.
+  """
+  steps = sorted(manager.all_steps())
+  if not steps:
+    raise ValueError(f"there is no finished checkpoint in {directory}")
+  if step is None or step == "latest":
+    return steps[-1]
+  if step == "best":
+    best = best_step(manager, score)
+    if best is None:
+      raise ValueError(
+        f"no checkpoint in {directory} was evaluated, so none is the best; it has steps {steps}"
+      )
+    return best
+  if step not in steps:
+    raise ValueError(
+      f"there is no checkpoint {step!r} in {directory}; it has steps {steps}, 'best' and 'latest'"
+    )
+  return step
+
+
+def check_same(wanted: Any, saved: Any, where: str) -> None:
+  """Compares paths, shapes and types.
+
+  Raises:
+    ValueError: the first differences.
+  """
+  here, there = _shapes(wanted), _shapes(saved)
+  differences = [f"{path} is not in it" for path in here if path not in there]
+  differences += [f"it has {path}, which is not here" for path in there if path not in here]
+  differences += [
+    f"{path} is {there[path]} there and {here[path]} here"
+    for path in here
+    if path in there and there[path] != here[path]
+  ]
+  if not differences:
+    return
+  more = len(differences) - _SHOWN_DIFFERENCES
+  shown = "; ".join(differences[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+  raise ValueError(
+    f"{where} is of another model or optimizer: {shown};"
+    " use a new workdir, or the config that this one was made with"
+  )
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+  """Path → "float32(3, 3, 32)" of every leaf; items' own names are left out of the path."""
+  return {
+    path_of(path): f"{np.dtype(x.dtype).name}{tuple(x.shape)}"
+    for item in ITEMS
+    for path, x in jax.tree_util.tree_flatten_with_path(tree[item])[0]
+  }
