@@ -65,7 +65,7 @@ class ConvNorm(nn.Module):
     activation: applied last.
     padding: see `Padding`; they differ only where the convolution strides.
     folded: the convolution has a bias and there is no BatchNorm, as in weights exported for inference.
-    epsilon, momentum: of the BatchNorm.
+    epsilon, momentum, scale_init: of the BatchNorm.
   """
 
   features: int | None
@@ -78,6 +78,7 @@ class ConvNorm(nn.Module):
   epsilon: float = 1e-5
   momentum: float = 0.1
   dtype: Any = None
+  scale_init: Initializer = nn.initializers.ones_init()
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo k"]:
@@ -89,7 +90,8 @@ class ConvNorm(nn.Module):
       y = nn.relu(y) if self.activation != "none" else y
     else:
       slope = None if self.activation == "none" else jnp.zeros(y.shape[-1])
-      norm = BatchNorm(self.epsilon, self.momentum, dtype=self.dtype, name="norm")
+      fields = dict(dtype=self.dtype, scale_init=self.scale_init)
+      norm = BatchNorm(self.epsilon, self.momentum, **fields, name="norm")
       y = norm(y, train=train, slope=slope)
     return jnp.minimum(y, 6) if self.activation == "relu6" else y
 

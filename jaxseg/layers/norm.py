@@ -29,13 +29,14 @@ class BatchNorm(nn.Module):
   epsilon: float = 1e-5
   momentum: float = 0.1
   dtype: Any = None
+  scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
 
   @nn.compact
   def __call__(
     self, x: Float[AnyArray, "*b c"], *, train: bool, slope: Float[Array, " c"] | None = None
   ) -> Float[Array, "*b c"]:
     c = x.shape[-1]
-    scale = self.param("scale", nn.initializers.ones_init(), (c,))
+    scale = self.param("scale", self.scale_init, (c,))
     bias = self.param("bias", nn.initializers.zeros_init(), (c,))
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
     running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
