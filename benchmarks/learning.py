@@ -50,6 +50,7 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=50)
   parser.add_argument("--size", default="128x128")
   parser.add_argument("--batch", type=int, default=4)
+  parser.add_argument("--learning_rate", type=float, help="instead of the recipe's")
   parser.add_argument("--seeds", default="0")
   parser.add_argument("--score", action="store_true", help="mIoU of both on val")
   parser.add_argument("--double", action="store_true", help="PyTorch in float64 for 50 steps, too")
@@ -68,6 +69,8 @@ def compare(model: str, seed: int, flags: argparse.Namespace) -> None:
     config.data.crop_size = tuple(map(int, flags.size.split("x")))
   recipe = dict(RECIPES[model], steps=flags.steps, model=model, classes=CLASSES, std=[1.0] * 3)
   recipe["mean"] = list(config.preprocess.mean)
+  if flags.learning_rate is not None:
+    recipe["learning_rate"] = flags.learning_rate
   weights = list(config.loss.class_weights) if model == "cgnet_m3n21" else []
   recipe["class_weights"] = weights
   if model != "cgnet_m3n21":

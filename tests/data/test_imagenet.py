@@ -1,11 +1,13 @@
 """ImageNet: classes by the order of the folders, a val/ in folders or by the devkit's list."""
 
+import importlib.util
 import pathlib
 
 import numpy as np
 import pytest
 import scipy.io
 
+from jaxseg import data
 from jaxseg.data import DataError, dataset_info, files, imagenet, open_split, preparing
 from tests.data import miniature, official
 
@@ -42,11 +44,11 @@ def _val_in_folders(root: pathlib.Path) -> list:
 
 
 def _val_by_list(root: pathlib.Path) -> list:
-  data = root / "ILSVRC2012_devkit_t12/data"
-  official.names_file(data / "ILSVRC2012_validation_ground_truth.txt", VAL)
+  devkit = root / "ILSVRC2012_devkit_t12/data"
+  official.names_file(devkit / "ILSVRC2012_validation_ground_truth.txt", VAL)
   fields = [("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)]
   table = np.array([(number, wnid, 0) for number, wnid in NUMBERS.items()], fields)
-  scipy.io.savemat(data / "meta.mat", {"synsets": table[:, None]})
+  scipy.io.savemat(devkit / "meta.mat", {"synsets": table[:, None]})
   names = [f"ILSVRC2012_val_{i + 1:08d}" for i in range(len(VAL))]
   return [
     (name, official.picture(root / f"val/{name}.JPEG", i), SYNSETS.index(NUMBERS[number]))
@@ -88,6 +90,15 @@ def test_interrupted_prepare_is_done_again(settings, source, monkeypatch):
       open_split(settings, "train")
   assert not list(pathlib.Path(settings.data_dir).rglob("dataset_info.json"))
   _assert_equal(open_split(settings, "train"), truth)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="needs the beam extra")
+@pytest.mark.filterwarnings("ignore")  # Beam's own
+def test_beam_writes_the_same(settings, source):
+  train, val = _train(source), _val_by_list(source)
+  data.prepare(settings, beam_runner="DirectRunner")
+  _assert_equal(open_split(settings, "train"), train)
+  _assert_equal(open_split(settings, "val"), val)
 
 
 def _cut(path: pathlib.Path) -> None:
