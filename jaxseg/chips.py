@@ -23,7 +23,6 @@ class Chip:
     link_rate: bytes/s that it can send to its neighbours over all of its links.
     cores: TensorCores, of which the compiler may show each as a device.
     axes: sizes that a slice of it has.
-    per_host: chips that a host of a slice of several hosts has.
   """
 
   name: str
@@ -33,14 +32,13 @@ class Chip:
   link_rate: float | int
   cores: int = 1
   axes: int = 0
-  per_host: int = 0
 
 
 TPUS: Mapping[str, Chip] = {
-  "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, cores=2, axes=3, per_host=4),
-  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, axes=2, per_host=4),
-  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, cores=2, axes=3, per_host=4),
-  "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1640e9, 448e9, axes=2, per_host=4),
+  "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, cores=2, axes=3),
+  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, axes=2),
+  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, cores=2, axes=3),
+  "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1640e9, 448e9, axes=2),
 }
 # What JAX calls their devices.
 _TPU_KINDS = {

@@ -1,6 +1,7 @@
 """A plan as lines of text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -51,6 +52,8 @@ def report(
   """
   unit = "device" if topology.per_chip > 1 or topology.chip is None else "chip"
   rows = {"topology": _topology(topology), "mesh": _mesh(mesh, attempt.batch_size, image)}
+  if len({device.process_index for device in mesh.devices.flat}) > 1:
+    rows["hosts"] = _hosts(mesh, attempt.batch_size)
   rows["memory"] = _memory(topology, attempt, unit)
   rows[""] = _breakdown(attempt, state)
   if not attempt.fits:
@@ -85,6 +88,22 @@ def _mesh(mesh: Mesh, batch_size: int, image: tuple[int, int]) -> str:
   groups = mesh.shape["data"] * mesh.shape["fsdp"]
   axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   return f"{axes}; {batch_size} images of {image[0]}x{image[1]} a step, {batch_size // groups} a device group"
+
+
+def _hosts(mesh: Any, batch_size: int) -> str:
+  """Which host reads how much: a host reads the images of all device groups in which it has devices."""
+  groups = mesh.devices.reshape(-1, mesh.shape["spatial"])
+  of_group = [{device.process_index for device in group} for group in groups]
+  hosts = sorted(set().union(*of_group))
+  devices = mesh.devices.size / len(hosts)
+  reads = [sum(host in group for group in of_group) * batch_size // len(groups) for host in hosts]
+  text = f"{len(hosts)}, {devices:g} devices each, which read {_range(reads)} of the {batch_size} images"
+  spans = max(map(len, of_group))
+  return text + (f"; an image lies on {spans} hosts" if spans > 1 else "")
+
+
+def _range(counts: Sequence[int]) -> str:
+  return f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
 
 
 def _memory(topology: Topology, attempt: Attempt, unit: str) -> str:

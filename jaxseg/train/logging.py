@@ -120,7 +120,7 @@ class Board:
 class Progress:
   """A bar with loss, lr, speed and time left on a terminal; a plain line now and then elsewhere."""
 
-  def __init__(self, *, start: int, total: int, log_every: int, active: bool = True, batch_size: int = 0):
+  def __init__(self, *, start: int, total: int, log_every: int, active: bool = True):
     self._total, self._every = total, log_every
     self._active = active
     self._rates: Mapping[str, float] = {}
@@ -128,7 +128,7 @@ class Progress:
     if active and sys.stderr.isatty():
       self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
 
-  def step(self, step: int, scalars: Mapping[str, float], *, rates: Mapping[str, float] = {}) -> None:
+  def step(self, step: int, scalars: Mapping[str, float], *, rates: Mapping[str, float]) -> None:
     """Shows that `step` is done; off a terminal a line every `log_every` steps.
 
     Args:
@@ -156,7 +156,7 @@ class Progress:
       else:
         print(text, flush=True)
 
-  def pause(self, seconds: float = 0.0) -> None:
+  def pause(self) -> None:
     """The time since the last step was not training (an evaluation): the bar's rate leaves it out."""
     if self._bar is not None:
       self._bar.unpause()

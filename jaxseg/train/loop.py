@@ -8,7 +8,6 @@ the very steps that the stopped one would have.
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +34,7 @@ from jaxseg.train.schedule import make_schedule
 from jaxseg.train.state import TrainState, create_state
 from jaxseg.train.step import Step, jit_step, make_step
 from jaxseg.train.tasks import Report, headline, task_of
+from jaxseg.train.watching import Watch
 from jaxseg.types import Preprocess
 
 # What a model may draw from in training; Light-Ham's bases are redrawn every step, as published.
@@ -152,13 +152,22 @@ def _train(
     progress = Progress(
       start=start,
       total=config.total_steps,
-      batch_size=config.batch_size,
       log_every=config.log.every_steps,
       active=first,
     )
     stack.callback(progress.close)
+    watch = Watch(
+      directory,
+      config,
+      model=run.model,
+      devices=list(run.mesh.devices.flat),
+      start=start,
+      say=progress.say,
+      active=first,
+    )
+    stack.enter_context(watch)
     best = BestWeights(directory, checkpoints, active=config.checkpoint.get("save_pretrained", False))
-    return _sequence(run, state, start, checkpoints, best, log, board, progress, preemption)
+    return _sequence(run, state, start, checkpoints, best, log, board, progress, preemption, watch)
 
 
 def _sequence(
@@ -171,6 +180,7 @@ def _sequence(
   board: Board,
   progress: Progress,
   preemption: Preemption,
+  watch: Watch,
 ) -> Report | None:
   """Restore is done; now (save → evaluate → step)*."""
   config, total = run.config, run.config.total_steps
@@ -190,11 +200,15 @@ def _sequence(
   def settle(keep: int) -> None:
     """Looks at all but the last `keep` steps, and writes them down."""
     for step, scalars in guard.drain(keep=keep, last_good=lambda: _last_good(checkpoints)):
+      watch.finished(guard.finished)
       line = {"loss": scalars.pop("loss"), "lr": float(rates[step - 1]), **scalars}
       log.write(step, line)
-      progress.step(step, line)
+      speed = {}
       if step % config.log.every_steps == 0:
+        speed = watch.rates(step)
         board.scalars(step, line)
+        board.scalars(step, speed, prefix="speed/")
+      progress.step(step, line, rates=speed)
 
   def leave(step: int) -> None:
     checkpoints.wait()
@@ -202,7 +216,6 @@ def _sequence(
 
   def evaluate(step: int) -> Report:
     """Scores what is saved as `step`, and adds the scores to the log and to the checkpoint."""
-    began = time.perf_counter()
     checkpoints.wait()
     preemption.saved(step)  # a notice needs not wait for the end of the evaluation
     report = evaluator(state.eval_variables, progress=lambda _: preemption.reached() and leave(step))
@@ -215,7 +228,7 @@ def _sequence(
     log.flush()
     checkpoints.add_metrics(step, metrics)
     best.update()
-    progress.pause(time.perf_counter() - began)
+    progress.pause()
     return report
 
   best.update()  # the last run may have been stopped before it could
@@ -231,17 +244,20 @@ def _sequence(
         settle(keep=0)
         # Before the save: a checkpoint never knows of a step that the log does not.
         log.flush()
-        checkpoints.save(step, state)
+        with watch.aside(step):
+          checkpoints.save(step, state)
       if going:
         leave(step)
     if evaluating:
-      report = evaluate(step)
+      with watch.aside(step):
+        report = evaluate(step)
     log.flush()
     if done:
       break
     ids, batch = ahead
-    with jax.transfer_guard("disallow"):
+    with watch.step(step + 1), jax.transfer_guard("disallow"):
       state, scalars = step_fn(state, batch, key)
+    watch.dispatched(step + 1, scalars["loss"])
     preemption.unsaved()
     guard.push(step + 1, ids, scalars)
     # The device works on the step while the host prepares the next batch.

@@ -98,7 +98,7 @@ class Watchdog:
   def _watch(self) -> None:
     while not self._stop.wait(min(1.0, self._seconds / 4)):
       with self._lock:
-        while self._steps and self._steps[0][1].is_ready():
+        while self._steps and _is_ready(self._steps[0][1]):
           self._last, self._since = self._steps.popleft()[0], time.monotonic()
         waiting = self._since is not None and not self._aside
         over = waiting and time.monotonic() - self._since > self._seconds
@@ -126,6 +126,13 @@ class Watchdog:
     if not whole:
       faulthandler.dump_traceback(2, all_threads=True)
     self._end(RESTART)
+
+
+def _is_ready(result: Any) -> bool:
+  try:
+    return result.is_ready()
+  except RuntimeError:  # the step has failed, which the loop will say
+    return True
 
 
 def _write_stacks(where: epath.Path, written: queue.Queue) -> None:

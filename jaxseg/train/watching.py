@@ -79,7 +79,8 @@ class Watch:
     if step == self._start + 1:  # it is compiled now, and the clocks begin
       jax.block_until_ready(result)
       self._watchdog.started(step)
-      self._speed.begin(step)
+      if not self._profile.tracing:
+        self._speed.begin(step)
     if self._profile.ends(step):
       with self.aside(step):
         jax.block_until_ready(result)

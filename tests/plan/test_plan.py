@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jaxseg.chips import TPUS
 from jaxseg.plan.cost import Collective
 from jaxseg.plan.fit import Attempt, Memory, exhausted, largest_batch
 from jaxseg.plan.meshes import working_meshes
-from jaxseg.plan.report import report
+from jaxseg.plan.report import _hosts, report
 from jaxseg.plan.topology import Topology
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -133,6 +134,25 @@ def test_the_command_plans_the_step_that_trains(tmp_path, capsys):
   cost = plan.count(plan.parse(dump.read_text()))
   # The last layer alone: 4 images, forward and weight gradient at least.
   assert cost.flops > 0 and cost.nbytes > 4 * 64 * 64 * 3 and not cost.collectives
+
+
+def test_hosts_and_what_they_read():
+  """Four hosts of two devices: whole images a host, images that two share, an image over all of them."""
+  devices = [types.SimpleNamespace(process_index=i // 2) for i in range(8)]
+
+  def said(*shape, batch_size):
+    mesh = types.SimpleNamespace(
+      devices=np.array(devices).reshape(shape), shape=dict(zip(sharding.AXES, shape, strict=True))
+    )
+    return _hosts(mesh, batch_size)
+
+  assert said(8, 1, 1, batch_size=16) == "4, 2 devices each, which read 4 of the 16 images"
+  assert said(2, 1, 4, batch_size=2) == (
+    "4, 2 devices each, which read 1 of the 2 images; an image lies on 2 hosts"
+  )
+  assert said(1, 1, 8, batch_size=3) == (
+    "4, 2 devices each, which read 3 of the 3 images; an image lies on 4 hosts"
+  )
 
 
 def test_report_and_the_rates():
