@@ -3,9 +3,12 @@
 Axes: `data` (different images), `fsdp` (different images too, and parameters and optimizer
 state are split over it), `spatial` (rows of one image; the layers that exchange halos do
 the splitting). They are Auto axes: the compiler places what is not said here.
+
+Images of a batch belong to device groups, one for each place on `data` and `fsdp`. A process reads the
+images of the groups in which it has devices; processes that share a group read the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +21,8 @@ from jaxseg.types import AnyArray
 AXES = ("data", "fsdp", "spatial")
 # Axes over which the images of a batch are spread.
 BATCH_AXES = ("data", "fsdp")
+# Entries of a batch whose second axis is the rows of an image, where they have three axes or more.
+_PICTURES = ("image", "label")
 
 # A leaf with fewer elements is kept whole everywhere: gathering it costs more than it saves.
 MIN_SPLIT_ELEMENTS = 1 << 14
@@ -63,6 +68,20 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def batch_shardings(batch: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> dict[str, NamedSharding]:
+  """Shardings for the entries of a batch (or their shapes): images and labels also have their rows split.
+
+  Rows lie over `spatial` where they divide, and whole otherwise, like every other entry.
+  """
+
+  def sharding(name: str, shape: tuple[int, ...]) -> NamedSharding:
+    if name in _PICTURES and len(shape) > 2 and shape[1] % mesh.shape["spatial"] == 0:
+      return NamedSharding(mesh, PartitionSpec(BATCH_AXES, "spatial"))
+    return batch_sharding(mesh)
+
+  return {name: sharding(name, np.shape(x)) for name, x in batch.items()}
+
+
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """Whole on every device."""
   return NamedSharding(mesh, PartitionSpec())
@@ -91,43 +110,110 @@ def state_sharding(state: Any, mesh: Mesh | AbstractMesh, *, min_elements: int =
 def place(tree: Any, mesh: Mesh, *, min_elements: int = MIN_SPLIT_ELEMENTS) -> Any:
   """`tree` on the mesh as `state_sharding` says, in buffers of its own.
 
-  The training step donates its state; a copy keeps the caller's arrays alive.
+  The training step donates its state; a copy keeps the caller's arrays alive. In a job of several
+  processes each gives the same values.
   """
   # device_put with may_alias=False still shares the buffer of the device that has the array already.
-  copies = jax.tree.map(jnp.copy, tree)
-  return jax.device_put(copies, state_sharding(tree, mesh, min_elements=min_elements))
+  copies = jax.tree.map(lambda x: np.array(x) if _is_spread_from_host(x, mesh) else jnp.copy(x), tree)
+  return put(copies, state_sharding(tree, mesh, min_elements=min_elements))
 
 
-def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, *, processes: int | None = None) -> None:
-  """Raises ValueError unless `batch_size` images can be spread evenly over devices and processes."""
-  processes = jax.process_count() if processes is None else processes
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
-  unit = int(np.lcm(shards, processes))
+def put(tree: Any, shardings: Any) -> Any:
+  """`tree` laid out as `shardings`, also over several processes, each of which gives the same values.
+
+  Arrays that lie so already are not copied.
+  """
+
+  def one(x, sharding):
+    if not _is_spread_from_host(x, sharding):
+      return jax.device_put(x, sharding)
+    # Not device_put, which would send every value between the processes to compare them.
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+  return jax.tree.map(one, tree, shardings)
+
+
+def _is_spread_from_host(x: Any, where: Mesh | NamedSharding) -> bool:
+  """Whether `x` is this process's own, and is to be spread over several processes."""
+  mesh = where.mesh if isinstance(where, NamedSharding) else where
+  return mesh.is_multi_process and not (isinstance(x, jax.Array) and not x.is_fully_addressable)
+
+
+def groups_of_process(mesh: Mesh, *, process: int | None = None) -> tuple[int, ...]:
+  """The device groups (places on data x fsdp, in the order of the batch) in which a process has devices."""
+  process = jax.process_index() if process is None else process
+  groups = mesh.devices.reshape(-1, mesh.shape["spatial"])
+  return tuple(i for i, group in enumerate(groups) if any(d.process_index == process for d in group))
+
+
+def rows_to_read(batch_size: int, mesh: Mesh, *, process: int | None = None) -> tuple[int, ...]:
+  """The rows of a global batch that a process reads and gives to `to_global`: the images of its groups.
+
+  Args:
+    batch_size: images of the global batch.
+    mesh: over the devices of all processes.
+    process: its index; None is this one.
+
+  Raises:
+    ValueError: the batch cannot be spread evenly.
+  """
+  check_batch(batch_size, mesh)
+  each = batch_size // _groups(mesh)
+  return tuple(g * each + i for g in groups_of_process(mesh, process=process) for i in range(each))
+
+
+def check_batch(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
+  """Raises ValueError unless `batch_size` images can be spread evenly over the device groups of the mesh."""
+  unit = _groups(mesh)
   if batch_size >= 1 and batch_size % unit == 0:
     return
   below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
   nearest = f"{below} or {above}" if below > 0 else f"{above}"
   raise ValueError(
-    f"a batch of {batch_size} cannot be spread evenly over {shards} device groups (data x fsdp) and"
-    f" {processes} processes; use {nearest}"
+    f"a batch of {batch_size} cannot be spread evenly over {unit} device groups (data x fsdp); use {nearest}"
   )
 
 
-def to_global(batch: dict[str, AnyArray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Rows of a batch that this process read → global arrays, spread over the mesh.
+def to_global(batch: Mapping[str, AnyArray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Rows of a batch that this process read → global arrays, laid out as `batch_shardings` says.
 
-  Every process gives the same number of rows. Entries that are not numbers (`id`) have no
+  With several processes, each gives its `rows_to_read`, in order and whole: the rows of an image
+  that other processes' devices hold are dropped here. Entries that are not numbers (`id`) have no
   place on a device and are left out.
 
   Raises:
-    ValueError: the rows of all processes do not divide among the devices.
+    ValueError: the rows do not divide among this process's device groups.
   """
-  sharding = batch_sharding(mesh)
   arrays = {name: np.asarray(x) for name, x in batch.items()}
   arrays = {name: x for name, x in arrays.items() if x.dtype.kind in "biuf" or x.dtype.name == "bfloat16"}
-  if arrays:
-    check_batch(len(next(iter(arrays.values()))) * jax.process_count(), mesh)
-  return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays.items()}
+  if not arrays:
+    return {}
+  rows = len(next(iter(arrays.values())))
+  mine = groups_of_process(mesh)
+  each, left = divmod(rows, len(mine))
+  if left or not rows:
+    check_batch(rows, mesh)
+    raise ValueError(
+      f"this process gave {rows} images for its {len(mine)} device groups (data x fsdp); give a multiple of"
+      f" {len(mine)}, as jaxseg.sharding.rows_to_read says"
+    )
+  # Rows of the global batch -> where this process has them.
+  place_of = {g * each: i * each for i, g in enumerate(mine)}
+  shardings = batch_shardings(arrays, mesh)
+
+  def spread(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    def local(index: tuple[slice, ...]) -> np.ndarray:
+      first = place_of[index[0].start or 0]
+      return x[(slice(first, first + each), *index[1:])]
+
+    return jax.make_array_from_callback((each * _groups(mesh), *x.shape[1:]), sharding, local)
+
+  return {name: spread(x, shardings[name]) for name, x in arrays.items()}
+
+
+def _groups(mesh: Mesh | AbstractMesh) -> int:
+  return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def _divisors(n: int) -> list[int]:

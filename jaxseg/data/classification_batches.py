@@ -5,7 +5,7 @@ the device in `jaxseg.data.mixing`.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxseg.data import open_split
 from jaxseg.data.classification import INTERPOLATIONS, eval_image, train_image
-from jaxseg.data.pipeline import augmented_batches, read_options, rows_of_process, stack
+from jaxseg.data.pipeline import augmented_batches, chosen_rows, read_options, stack
 from jaxseg.data.source import DataError, Source
 from jaxseg.types import Batch
 
@@ -26,6 +26,7 @@ def classifier_train_batches(
   start_step: int,
   process_index: int = 0,
   process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
   """Endless augmented batches from `start_step` on: this process's rows of each global batch.
 
@@ -60,6 +61,7 @@ def classifier_train_batches(
     start_step=start_step,
     process_index=process_index,
     process_count=process_count,
+    rows=rows,
   )
 
 
@@ -71,6 +73,7 @@ def classifier_eval_batches(
   crop_share: float = 0.875,
   process_index: int = 0,
   process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
   """The middle of every picture of a split, once: this process's rows of each global batch.
 
@@ -78,7 +81,7 @@ def classifier_eval_batches(
   `crop_share` is as in `eval_image`; the rest is as in `classifier_train_batches`.
   """
   check_settings(config_data)
-  rows = rows_of_process(batch_size, process_index, process_count)
+  rows = chosen_rows(batch_size, process_index, process_count, rows)
   source = _source(config_data, split)
   load = _LoadRows(source, batch_size, rows, config_data.crop_size[0], crop_share, config_data.interpolation)
   options = read_options(config_data.workers, ahead=2)
@@ -148,7 +151,7 @@ class _LoadRows(grain.transforms.Map):
 
   source: Source
   batch_size: int
-  rows: range
+  rows: Sequence[int]
   size: int
   crop_share: float
   interpolation: str

@@ -2,8 +2,8 @@
 
 Training is a pure function (seed, global example index) → example: epoch after epoch of
 a global shuffle, each example augmented by a generator seeded with its index. Batch
-`s` holds the indices [s·B, (s+1)·B), of which process h of n reads the h-th n-th, so
-that batches depend neither on the number of processes nor on that of worker threads,
+`s` holds the indices [s·B, (s+1)·B), of which process h of n reads the h-th n-th (or the
+rows it is told), so that batches depend neither on the number of processes nor on that of worker threads,
 and resuming is starting to count at another step.
 """
 
@@ -52,6 +52,7 @@ def train_batches(
   start_step: int,
   process_index: int = 0,
   process_count: int = 1,
+  rows: Sequence[int] | None = None,
   fill: tuple[int, int, int] = MEAN_FILL,
 ) -> Iterator[Batch]:
   """Endless augmented batches from `start_step` on: this process's rows of each global batch.
@@ -64,6 +65,8 @@ def train_batches(
     start_step: global step of the first batch; costs the same for any value.
     process_index: this process's place, 0 to process_count - 1.
     process_count: how many processes share a batch.
+    rows: which rows of each global batch to read, ascending, in place of the two arguments before
+      (`jaxseg.sharding.rows_to_read`: processes that share an image read the same).
     fill: RGB grey levels where a scaled-down image does not reach; the model's mean
       colour gives the published "0 after normalisation".
 
@@ -94,6 +97,7 @@ def train_batches(
     start_step=start_step,
     process_index=process_index,
     process_count=process_count,
+    rows=rows,
   )
 
 
@@ -115,15 +119,16 @@ def augmented_batches(
   start_step: int,
   process_index: int,
   process_count: int,
+  rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
   """`train_batches` of any source whose examples `augment` changes, by their global index below 2^63."""
-  rows = rows_of_process(batch_size, process_index, process_count)
+  rows = chosen_rows(batch_size, process_index, process_count, rows)
   if seed < 0 or start_step < 0:
     raise DataError(f"seed is {seed} and start_step {start_step}; both must be at least 0")
   shuffle_seed = int(np.random.SeedSequence((seed, _SHUFFLE_STREAM)).generate_state(1)[0])
   shuffled = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat()
   examples = shuffled.map_with_index(augment)
-  mine = _Rows(examples, batch_size=batch_size, start_step=start_step, first=rows.start, count=len(rows))
+  mine = _Rows(examples, batch_size=batch_size, start_step=start_step, rows=rows)
   options = read_options(workers, ahead=2 * len(rows))
   return iter(grain.MapDataset.source(mine).to_iter_dataset(options).batch(len(rows), batch_fn=stack))
 
@@ -135,6 +140,7 @@ def eval_batches(
   batch_size: int,
   process_index: int = 0,
   process_count: int = 1,
+  rows: Sequence[int] | None = None,
   grouping: Grouping | None = None,
 ) -> Iterator[Batch]:
   """Every example of a split once, unchanged: this process's rows of each global batch.
@@ -145,7 +151,7 @@ def eval_batches(
   Args and yields are those of `train_batches`, but for `box`; `grouping` decides otherwise what
   shares a batch and what a batch holds.
   """
-  rows = rows_of_process(batch_size, process_index, process_count)
+  rows = chosen_rows(batch_size, process_index, process_count, rows)
   source = open_split(config_data, split)
   _check_masks(source, config_data.name)
   grouping = grouping or _SameSize()
@@ -153,6 +159,21 @@ def eval_batches(
   load = _LoadRows(source, grouping, plan, rows)
   options = read_options(config_data.workers, ahead=2)
   return iter(grain.MapDataset.range(len(plan)).map(load).to_iter_dataset(options))
+
+
+def chosen_rows(
+  batch_size: int, process_index: int, process_count: int, rows: Sequence[int] | None
+) -> Sequence[int]:
+  """`rows` of a global batch where they are given, else those of `rows_of_process`.
+
+  Raises:
+    DataError: they are not ascending rows of the batch; as `rows_of_process`.
+  """
+  if rows is None:
+    return rows_of_process(batch_size, process_index, process_count)
+  if not rows or list(rows) != sorted({row for row in rows if 0 <= row < batch_size}):
+    raise DataError(f"rows is {tuple(rows)}; expected rows of a batch of {batch_size}, ascending")
+  return tuple(rows)
 
 
 def rows_of_process(batch_size: int, process_index: int, process_count: int) -> range:
@@ -204,15 +225,14 @@ class _Rows:
   examples: grain.MapDataset
   batch_size: int
   start_step: int
-  first: int
-  count: int
+  rows: Sequence[int]
 
   def __len__(self) -> int:
     return sys.maxsize
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    step, row = divmod(index, self.count)
-    return self.examples[(self.start_step + step) * self.batch_size + self.first + row]
+    step, row = divmod(index, len(self.rows))
+    return self.examples[(self.start_step + step) * self.batch_size + self.rows[row]]
 
 
 def stack(examples: list[dict[str, Any]]) -> Batch:
@@ -263,10 +283,10 @@ class _LoadRows(grain.transforms.Map):
   source: Source
   grouping: Grouping
   plan: list[list[tuple[int, tuple[int, int]]]]
-  rows: range
+  rows: Sequence[int]
 
   def map(self, element: int) -> Batch:
     members = self.plan[element]
-    mine = members[self.rows.start : self.rows.stop]
+    mine = [members[row] for row in self.rows if row < len(members)]
     examples = [self.source[index] for index, _ in mine]
     return self.grouping.collate(examples, sizes=[size for _, size in members], count=len(self.rows))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jaxseg.evaluation.inference import PredictFn, forward
 from jaxseg.metrics.topk import topk_hits
-from jaxseg.sharding import batch_sharding, replicated, state_sharding, to_global
+from jaxseg.sharding import put, replicated, state_sharding, to_global
 from jaxseg.types import Batch, Preprocess
 
 
@@ -49,7 +49,7 @@ def evaluate_classifier(
     model: a Linen module, or a function (variables, normalised image) → logits b k.
     variables: the model's.
     batches: {"image": uint8 b h w 3, "label": int b}; a batch is filled up with the label -1.
-      With several processes, each gives its own rows.
+      With several processes, each gives the rows that `jaxseg.sharding.rows_to_read` says.
     preprocess: from uint8 to the model's input, applied on the device.
     mesh: where to run; None for the default device.
     top: the k.
@@ -61,7 +61,7 @@ def evaluate_classifier(
   make = _cached_step if isinstance(model, Hashable) else _make_step
   step = make(model, preprocess, mesh, tuple(top))
   if mesh is not None:
-    variables = jax.device_put(variables, state_sharding(variables, mesh))
+    variables = put(variables, state_sharding(variables, mesh))
   total, pending, images = np.zeros(1 + len(top), np.int64), None, 0
   for batch in batches:
     counts = step(variables, {name: batch[name] for name in ("image", "label")})
@@ -93,7 +93,7 @@ def _make_step(model, preprocess, mesh, top):
 
   if mesh is None:
     return jax.jit(count)
-  compiled = jax.jit(count, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+  compiled = jax.jit(count, out_shardings=replicated(mesh))
 
   def step(variables, batch):
     with jax.set_mesh(mesh):

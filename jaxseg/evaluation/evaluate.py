@@ -16,7 +16,7 @@ from jaxseg.evaluation.report import Report
 from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.metrics import confusion_matrix
 from jaxseg.models import align_corners_of
-from jaxseg.sharding import batch_sharding, replicated, state_sharding, to_global
+from jaxseg.sharding import put, replicated, state_sharding, to_global
 from jaxseg.types import IGNORE_LABEL, Batch, Preprocess
 
 EvalStep = Callable[[Mapping[str, Any], Batch], jax.Array]
@@ -61,8 +61,8 @@ def make_eval_step(
   if mesh is None:
     compiled = jax.jit(count)
     return lambda variables, batch: compiled(variables, {name: batch[name] for name in ("image", "label")})
-  # Variables come as they are laid out already (split over fsdp, or whole).
-  compiled = jax.jit(count, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+  # All comes as it is laid out already: variables split over fsdp or whole, the batch by `to_global`.
+  compiled = jax.jit(count, out_shardings=replicated(mesh))
 
   def step(variables, batch):
     with jax.set_mesh(mesh):
@@ -90,8 +90,9 @@ def evaluate(
     model: a Linen module, or a function (variables, normalised image) → logits or label map.
     variables: the model's.
     batches: {"image": uint8 b h w 3, "label": b h w, "id"}; a batch is filled up with images
-      whose label is all `ignore_label`. With several processes, each gives its own rows. Or
-      batches that `Grouping(rule)` made, in which pictures may differ in size.
+      whose label is all `ignore_label`. With several processes, each gives the rows that
+      `jaxseg.sharding.rows_to_read` says. Or batches that `Grouping(rule)` made, in which
+      pictures may differ in size.
     num_classes: classes of the matrix.
     preprocess: from uint8 to the model's input, applied on the device.
     mesh: where to run; None for the default device.
@@ -114,7 +115,7 @@ def evaluate(
     rule=rule,
   )
   if mesh is not None:
-    variables = jax.device_put(variables, state_sharding(variables, mesh))
+    variables = put(variables, state_sharding(variables, mesh))
   total = np.zeros((num_classes, num_classes), np.int64)
   pending, images = None, 0
   for batch in batches:

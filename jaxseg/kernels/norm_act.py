@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxseg.kernels.sums import pixel_sum
+
 
 def batch_norm_act_reference(
   x: Float[Array, "*b c"],
@@ -51,11 +53,21 @@ def batch_norm_act(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _norm_act(x, scale, bias, slope, epsilon):
-  return batch_norm_act_reference(x, scale, bias, slope, epsilon=epsilon)
+  return _forward(x, scale, bias, slope, epsilon)
+
+
+def _forward(x, scale, bias, slope, epsilon):
+  """The definition, with sums that do not depend on the devices."""
+  wide, count = x.astype(jnp.float32), x.size // x.shape[-1]
+  mean = pixel_sum(wide) / count
+  var = pixel_sum(jnp.square(wide - mean)) / count
+  z = (wide - mean) * (scale * lax.rsqrt(var + epsilon)) + bias
+  y = z if slope is None else jnp.where(z > 0, z, slope * z)
+  return y.astype(x.dtype), mean, var
 
 
 def _fwd(x, scale, bias, slope, epsilon):
-  y, mean, var = batch_norm_act_reference(x, scale, bias, slope, epsilon=epsilon)
+  y, mean, var = _forward(x, scale, bias, slope, epsilon)
   return (y, mean, var), (x, mean, lax.rsqrt(var + epsilon), scale, bias, slope)
 
 
@@ -63,15 +75,14 @@ def _bwd(epsilon, residuals, gradients):
   del epsilon
   x, mean, rstd, scale, bias, slope = residuals
   dy = gradients[0].astype(jnp.float32)
-  axes = tuple(range(x.ndim - 1))
   normal = (x.astype(jnp.float32) - mean) * rstd
   if slope is None:
     dz, dslope = dy, None
   else:
     z = normal * scale + bias
     dz = jnp.where(z > 0, dy, slope * dy)
-    dslope = jnp.sum(dy * jnp.minimum(z, 0), axes)
-  dbias, dscale = dz.sum(axes), (dz * normal).sum(axes)
+    dslope = pixel_sum(dy * jnp.minimum(z, 0))
+  dbias, dscale = pixel_sum(dz), pixel_sum(dz * normal)
   count = x.size // x.shape[-1]
   dx = (scale * rstd) * (dz - dbias / count - normal * (dscale / count))
   return dx.astype(x.dtype), dscale, dbias, dslope

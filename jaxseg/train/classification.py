@@ -21,6 +21,7 @@ from jaxseg.data.source import DatasetInfo
 from jaxseg.encoders import ENCODERS
 from jaxseg.evaluation.classify import ClassificationReport, evaluate_classifier
 from jaxseg.losses import soft_cross_entropy
+from jaxseg.sharding import rows_to_read
 from jaxseg.train.loss import LossFn
 from jaxseg.train.overrides import ConfigError
 from jaxseg.types import AnyArray, Batch, Preprocess
@@ -98,7 +99,7 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
 
 
 def train_batches(
-  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int
+  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
 ) -> Iterator[Batch]:
   """Rows of this process of `jaxseg.data.classifier_train_batches`."""
   del preprocess
@@ -107,8 +108,7 @@ def train_batches(
     batch_size=config.batch_size,
     seed=config.seed,
     start_step=start_step,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=rows_to_read(config.batch_size, mesh),
   )
 
 
@@ -126,8 +126,7 @@ def make_evaluator(
       config.data.eval_split,
       batch_size=config.eval.batch_size,
       crop_share=config.eval.crop_share,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      rows=rows_to_read(config.eval.batch_size, mesh),
     )
     return evaluate_classifier(
       model, variables, batches, preprocess=preprocess, mesh=mesh, top=_TOP, progress=progress

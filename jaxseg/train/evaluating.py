@@ -26,6 +26,7 @@ from jaxseg.evaluation.refined import RefinedNetwork, evaluate_refined, make_sco
 from jaxseg.evaluation.report import Report
 from jaxseg.evaluation.views import Grouping
 from jaxseg.models import align_corners_of
+from jaxseg.sharding import rows_to_read
 from jaxseg.train import config as config_lib
 from jaxseg.train import tasks, validate, workdir
 from jaxseg.train.overrides import ConfigError
@@ -57,8 +58,7 @@ class Evaluator:
       self._config.data,
       self._config.data.eval_split,
       batch_size=self._config.eval.batch_size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      rows=rows_to_read(self._config.eval.batch_size, self._mesh),
       grouping=None if self._rule.plain else Grouping(self._rule),
     )
     return evaluate(

@@ -328,7 +328,8 @@ def _create(run: Run, variables: Any) -> TrainState:
 
 def _fetcher(run: Run, start: int) -> Callable[[], tuple[list[str], dict[str, jax.Array]]]:
   """A function that gives the next batch: this process's example ids, and the global arrays."""
-  batches = iter(task_of(run.config).train_batches(run.config, preprocess=run.preprocess, start_step=start))
+  make = task_of(run.config).train_batches
+  batches = iter(make(run.config, preprocess=run.preprocess, start_step=start, mesh=run.mesh))
 
   def fetch():
     batch = next(batches)

@@ -12,6 +12,7 @@ from jaxseg import data, models
 from jaxseg.data import DataError
 from jaxseg.data.source import DatasetInfo
 from jaxseg.models import align_corners_of
+from jaxseg.sharding import rows_to_read
 from jaxseg.train import loss as loss_lib
 from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.loss import LossFn, loss_settings
@@ -79,7 +80,7 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
 
 
 def train_batches(
-  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int
+  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
 ) -> Iterator[Batch]:
   """Rows of this process of `jaxseg.data.train_batches`."""
   return data.train_batches(
@@ -87,8 +88,7 @@ def train_batches(
     batch_size=config.batch_size,
     seed=config.seed,
     start_step=start_step,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=rows_to_read(config.batch_size, mesh),
     # Where a shrunken image does not reach: the mean colour is 0 once normalised.
     fill=tuple(round(value) for value in preprocess.mean),
   )

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from jaxseg.sharding import BATCH_AXES, MIN_SPLIT_ELEMENTS, batch_sharding, replicated, state_sharding
+from jaxseg.sharding import BATCH_AXES, MIN_SPLIT_ELEMENTS, batch_shardings, put, replicated, state_sharding
 from jaxseg.train.frozen import frozen_norms, frozen_paths, keep_statistics, path_of
 from jaxseg.train.loss import LossFn
 from jaxseg.train.state import TrainState
@@ -150,7 +150,8 @@ def _parts(x: Array, count: int) -> Array:
     raise ValueError(f"a batch of {x.shape[0]} cannot be cut into accumulate={count} parts of one size")
   parts = jnp.moveaxis(jnp.reshape(x, (x.shape[0] // count, count, *x.shape[1:])), 1, 0)
   if set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
-    parts = jax.lax.with_sharding_constraint(parts, PartitionSpec(None, BATCH_AXES))
+    others = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    parts = jax.lax.with_sharding_constraint(parts, PartitionSpec(None, BATCH_AXES, *others))
   return parts
 
 
@@ -170,24 +171,31 @@ def jit_step(step: Step, mesh: Mesh, state: TrainState, *, min_elements: int = M
     state: the state it will be given, or its shapes; place it with `jaxseg.sharding.place`, which
       also keeps the caller's own arrays from being donated.
     min_elements: what `place` was given.
+
+  The step's batch is what `jaxseg.sharding.to_global` gives; in one process also arrays of the host.
   """
   shardings = state_sharding(state, mesh, min_elements=min_elements)
   whole = replicated(mesh)
   compiled = jax.jit(
     step,
-    in_shardings=(shardings, batch_sharding(mesh), whole),
+    # The batch as it comes: which rows can be split, its shapes say.
+    in_shardings=(shardings, None, whole),
     out_shardings=(shardings, whole),
     donate_argnums=0,
   )
 
   def run(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Scalars]:
+    placed = put(dict(batch), batch_shardings(batch, mesh))
     with jax.set_mesh(mesh):
-      return compiled(state, batch, key)
+      return compiled(state, placed, key)
 
-  run.lower = lambda *args: _under(mesh, compiled.lower, *args)
+  def lower(state: TrainState, batch: Batch, key: Array) -> jax.stages.Lowered:
+    layout = batch_shardings(batch, mesh)
+    shapes = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout[name]) for name, x in batch.items()
+    }
+    with jax.set_mesh(mesh):
+      return compiled.lower(state, shapes, key)
+
+  run.lower = lower
   return run
-
-
-def _under(mesh: Mesh, function: Callable, *args):
-  with jax.set_mesh(mesh):
-    return function(*args)

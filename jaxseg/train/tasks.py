@@ -4,7 +4,7 @@ A task is one module with the functions of `Task`; `config.task` names it, and i
 is all it takes to be known.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -55,7 +55,7 @@ class Task(Protocol):
     self, config: ml_collections.ConfigDict, batch_size: int
   ) -> dict[str, jax.ShapeDtypeStruct]: ...
   def train_batches(
-    self, config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int
+    self, config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
   ) -> Iterator[Batch]: ...
   def make_evaluator(
     self,

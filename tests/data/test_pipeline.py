@@ -189,6 +189,24 @@ def test_evaluation_sees_every_example_once_unchanged(mixed_sizes, workers):
       np.testing.assert_array_equal(label, example["label"])
 
 
+def test_rows_in_any_share_are_those_of_the_whole_batch(mixed_sizes):
+  # As where one image spans processes, or where the links between chips order them.
+  shares = [(1, 2), (0, 3), (0, 3)]
+  config = miniature.settings("synthetic")
+  whole = next(train_batches(config, batch_size=4, seed=3, start_step=5))
+  for rows in shares:
+    part = next(train_batches(config, batch_size=4, seed=3, start_step=5, rows=rows))
+    for name in ("image", "label", "id", "box"):
+      np.testing.assert_array_equal(part[name], whole[name][list(rows)])
+  whole = list(eval_batches(mixed_sizes, "val", batch_size=4))
+  for rows in shares:
+    for part, batch in zip(eval_batches(mixed_sizes, "val", batch_size=4, rows=rows), whole, strict=True):
+      for name in ("image", "label", "id"):
+        np.testing.assert_array_equal(part[name], batch[name][list(rows)])
+  with pytest.raises(DataError, match=r"rows is .* expected rows of a batch of 4, ascending"):
+    train_batches(config, batch_size=4, seed=0, start_step=0, rows=(3, 1))
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_evaluation_rows_of_processes(mixed_sizes, count):
   whole = [_digest(b) for b in eval_batches(mixed_sizes, "val", batch_size=4)]
