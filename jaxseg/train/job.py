@@ -46,7 +46,7 @@ class _Job:
 
   def __init__(self, program: str, place: launch.Place):
     self.program, self.place = program, place
-    self.joined = False
+    self.tried, self.joined = False, False
     self.exit_code: int | None = None  # once this process leaves
     self.told: dict[str, Any] | None = None  # another process's last words
     self.alive: set[int] | None = None  # at the last roll call
@@ -93,6 +93,7 @@ def join(
   job = _job
   if job is None or job.joined:
     return
+  job.tried = True
   for name, value in (
     ("initialization_timeout_seconds", initialization_timeout_seconds),
     ("heartbeat_timeout_seconds", heartbeat_timeout_seconds),
@@ -271,6 +272,11 @@ def _answers(address: str) -> bool:
   return True
 
 
+def at_good_end(close: Callable[[], None]) -> Callable[..., None]:
+  """`close` for `ExitStack.push`; in a job it is left out after an error, as it would wait for the others."""
+  return lambda kind, *_: close() if kind is None or current() is None else None
+
+
 def caused_by_others(error: BaseException) -> bool:
   """Whether an error can be another process's end, rather than a fault of this one's."""
   if _job is None or not _job.joined:
@@ -302,7 +308,7 @@ def leave(code: int, sentence: str) -> None:
   job = _job
   if job is None:
     return
-  if not job.joined:
+  if not job.tried:
     with contextlib.suppress(Exception):
       join()
   _end(job, code, sentence, tell=True, say=False)

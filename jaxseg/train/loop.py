@@ -21,7 +21,7 @@ from jaxseg import data, sharding
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data.source import DatasetInfo
 from jaxseg.train import config as config_lib
-from jaxseg.train import validate, workdir
+from jaxseg.train import hosts, job, validate, workdir
 from jaxseg.train.best import BestWeights
 from jaxseg.train.card import recipe_card
 from jaxseg.train.guard import Guard
@@ -123,12 +123,14 @@ def _train(
   record = workdir.record(
     config, num_classes=run.num_classes, classes=run.info.classes, palette=run.info.palette
   )
+  hosts.check_same({"pictures of each split": run.lengths, "classes": list(run.info.classes)})
   workdir.prepare(directory, record, write=first)
+  hosts.check_shared(directory)
   with contextlib.ExitStack() as stack:
     checkpoints = Checkpoints(
       epath.Path(directory) / workdir.CHECKPOINTS, keep_last=config.checkpoint.keep_last
     )
-    stack.callback(checkpoints.close)
+    stack.push(job.at_good_end(checkpoints.close))
     state, start = _restore_or_init(run, checkpoints)
     preemption.saved(start)
     if first:  # not before: a config that cannot go on is not the workdir's

@@ -80,6 +80,7 @@ def check_processes(program: str, config: ml_collections.ConfigDict, **facts: An
     return
   values = config_lib.resolved(config)
   keys = set(overrides.leaves(config)) - set(_OF_A_HOST)
+  facts |= {"number of processes": job.current().place.count}
   facts |= {"program": program, "jaxseg": jaxseg.__version__, "jax": jax.__version__}
   facts |= {f"config.{key}": _leaf(values, key) for key in keys if not key.startswith("hosts.")}
   hosts.check_same(facts)
