@@ -1,8 +1,10 @@
 """Saved states come back bit for bit; what is kept, refused, and left by a killed run."""
 
+import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +157,151 @@ def test_a_relative_directory(tmp_path, monkeypatch):
   with Checkpoints("checkpoints") as checkpoints:
     checkpoints.save(1, make_state())
   assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_scores_that_come_after_the_save(tmp_path):
+  with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+    for step, score in ((1, 0.5), (2, 0.9), (3, 0.1)):
+      checkpoints.save(step, make_state(seed=step))
+      assert checkpoints.metrics(step) == {}
+      checkpoints.add_metrics(step, {"mIoU": score})
+    checkpoints.save(4, make_state(seed=4))
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4], "the best and the last"
+    assert checkpoints.metrics(2) == {"mIoU": 0.9}
+  with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+    assert checkpoints.best_step() == 2 and checkpoints.metrics(2) == {"mIoU": 0.9}
+  assert {path.name for path in (tmp_path / "2" / "metrics").iterdir()} == {"metrics", "commit_success.txt"}
+
+
+def halve(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zero(path):
+  path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip_a_byte(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 0x55
+  path.write_bytes(content)
+
+
+def never_finished(step):
+  """As a save looks that stopped before its last file, where the folder has its name already."""
+  (step / "commit_success.txt").unlink()
+  metadata = step / "_CHECKPOINT_METADATA"
+  values = json.loads(metadata.read_text())
+  metadata.write_text(json.dumps({**values, "commit_timestamp_nsecs": None}))
+
+
+def emptied(step):
+  shutil.rmtree(step)
+  step.mkdir()
+
+
+DAMAGES = {
+  "never finished": never_finished,
+  "without _CHECKPOINT_METADATA": emptied,
+  "_CHECKPOINT_METADATA is not a description": lambda step: (step / "_CHECKPOINT_METADATA").write_text("[]"),
+  "Expecting value": lambda step: (step / "_CHECKPOINT_METADATA").write_text("garbage"),
+  "variables": lambda step: shutil.rmtree(step / "variables"),
+}
+
+
+@pytest.fixture(scope="module")
+def three_checkpoints(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("three")
+  with Checkpoints(directory) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(step, make_state(seed=step, width=32), {"mIoU": step / 10})
+  return directory
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_moved_aside(three_checkpoints, tmp_path, capsys):
+  like = make_state(width=32)
+  for number, (reason, damage) in enumerate(DAMAGES.items()):
+    directory = tmp_path / str(number)
+    shutil.copytree(three_checkpoints, directory)
+    damage(directory / "3")
+    variables = restore_variables(directory, step="latest")
+    same_bits(variables["params"], make_state(seed=2, width=32).params)
+    said = capsys.readouterr().err
+    assert f"in {directory} these checkpoints are damaged: 3 (" in said and "; 2 is taken instead" in said
+    assert reason in said
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: 3 \(.*nothing was changed there"):
+      restore_variables(directory, step=3)
+    assert (directory / "3").exists(), "a reader moves nothing"
+    capsys.readouterr()
+    with Checkpoints(directory) as checkpoints:
+      with pytest.raises(
+        ValueError, match=r"checkpoint 3 in .* is damaged \(.*; take another of \[1, 2, 3\]"
+      ):
+        checkpoints.restore(like, 3)
+      state, step = checkpoints.restore_latest(like)
+      same_bits(state, make_state(seed=2, width=32))
+      aside = tmp_path / f"damaged_{number}" / "3"
+      said = capsys.readouterr().err
+      assert step == 2 and reason in said and f"the damaged checkpoint 3 was moved to {aside}" in said
+      assert aside.exists() and checkpoints.steps() == [1, 2] and checkpoints.best_step() == 2
+      assert checkpoints.save(3, make_state(seed=3, width=32))
+    with Checkpoints(directory) as checkpoints:
+      assert checkpoints.restore_latest(like)[1] == 3
+
+
+def test_a_run_needs_the_optimizer_and_a_reader_does_not(three_checkpoints, tmp_path, capsys):
+  shutil.copytree(three_checkpoints, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "3" / "optimizer")
+  same_bits(restore_variables(tmp_path / "run")["params"], make_state(seed=3, width=32).params)
+  assert not capsys.readouterr().err
+  with Checkpoints(tmp_path / "run") as checkpoints:
+    assert checkpoints.restore_latest(make_state(width=32))[1] == 2
+  assert "these checkpoints are damaged: 3 (" in capsys.readouterr().err
+
+
+def test_whatever_happens_to_a_file_no_other_values_come_back(three_checkpoints, tmp_path, capsys):
+  like, passed_over = make_state(width=32), 0
+  files = sorted(path.relative_to(three_checkpoints) for path in (three_checkpoints / "3").rglob("*"))
+  files = [path for path in files if (three_checkpoints / path).is_file()]
+  assert len(files) > 10
+  for number, path in enumerate(files):
+    directory = tmp_path / str(number)
+    shutil.copytree(three_checkpoints, directory)
+    [halve, zero, flip_a_byte, pathlib.Path.unlink][number % 4](directory / path)
+    with Checkpoints(directory) as checkpoints:
+      state, step = checkpoints.restore_latest(like)
+    passed_over += step == 2
+    same_bits(state, make_state(seed=step, width=32))
+  assert passed_over > len(files) / 3
+  capsys.readouterr()
+
+
+def test_values_that_changed_without_a_reader_noticing(three_checkpoints, tmp_path, capsys):
+  """The sums: each item is whole by itself, and of another step."""
+  shutil.copytree(three_checkpoints, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "3" / "variables")
+  shutil.copytree(three_checkpoints / "1" / "variables", tmp_path / "run" / "3" / "variables")
+  same_bits(restore_variables(tmp_path / "run")["params"], make_state(seed=2, width=32).params)
+  assert "has other values than were saved" in capsys.readouterr().err
+
+
+def test_all_damaged(three_checkpoints, tmp_path):
+  directory = tmp_path / "run"
+  shutil.copytree(three_checkpoints, directory)
+  for step in "123":
+    shutil.rmtree(directory / step / "variables" / "d")
+    shutil.rmtree(directory / step / "variables" / "ocdbt.process_0")
+  before = sorted(directory.rglob("*"))
+  with Checkpoints(directory) as checkpoints:
+    with pytest.raises(
+      ValueError, match=r"no checkpoint in .* is whole: 3 \(.*2 \(.*1 \(.*start anew in another"
+    ):
+      checkpoints.restore_latest(make_state(width=32))
+    assert checkpoints.steps() == [1, 2, 3]
+  with pytest.raises(ValueError, match="is whole"):
+    restore_variables(directory)
+  assert sorted(directory.rglob("*")) == before
 
 
 # Saves the state of step i, all of whose arrays are i, again and again until it is killed.

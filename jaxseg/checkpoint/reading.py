@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ _METRICS = ("metrics", "metrics")  # item and file, as Orbax names them
 _COMMITTED = "commit_success.txt"
 _SHOWN_DIFFERENCES = 3
 _SHOWN_REASON = 160  # characters
+_LATE = 0.5  # seconds
 # What "best" means where nobody says: of segmentation models, and of image classifiers.
 _BEST_METRICS = ("mIoU", "top1")
 # TensorStore says so in its messages; another try may succeed.
@@ -147,8 +149,6 @@ def description(path: epath.Path) -> dict[str, Any]:
     Damaged: it says nothing, or that it is not complete.
   """
   with _noticing_damage():
-    if not path.is_dir():
-      raise Damaged("not a folder")
     if not (path / _METADATA).exists():
       raise Damaged(f"without {_METADATA}")
     said = json.loads((path / _METADATA).read_text())
@@ -198,7 +198,8 @@ def check_sums(said: Mapping[str, Any], trees: Mapping[str, Any]) -> None:
 def _noticing_damage() -> Iterator[None]:
   """What a reader stumbles over is damage, unless the place cannot be reached at all."""
   try:
-    yield
+    with _hushing_late_reads():
+      yield
   except (Damaged, PermissionError, ConnectionError, TimeoutError, MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:  # readers of damaged files fail in every way
@@ -206,6 +207,27 @@ def _noticing_damage() -> Iterator[None]:
     if any(sign in reason for sign in _UNREACHABLE):
       raise
     raise Damaged(reason if len(reason) < _SHOWN_REASON else f"{reason[:_SHOWN_REASON]}...") from error
+
+
+@contextlib.contextmanager
+def _hushing_late_reads() -> Iterator[None]:
+  """Where one array of many cannot be read, Orbax leaves the others' reads without a loop to report to."""
+  before = sys.unraisablehook
+
+  def hook(late: Any) -> None:
+    if "Event loop is closed" not in str(late.exc_value):
+      before(late)
+
+  sys.unraisablehook = hook
+  try:
+    yield
+  except Damaged:
+    raise
+  except Exception:
+    time.sleep(_LATE)
+    raise
+  finally:
+    sys.unraisablehook = before
 
 
 def _read_variables(path: epath.Path) -> Any:
