@@ -1,7 +1,7 @@
 """The training step: pure, and compiled once for a mesh."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -189,7 +189,7 @@ def jit_step(step: Step, mesh: Mesh, state: TrainState, *, min_elements: int = M
     with jax.set_mesh(mesh):
       return compiled(state, placed, key)
 
-  def lower(state: TrainState, batch: Batch, key: Array) -> jax.stages.Lowered:
+  def lower(state: TrainState, batch: Mapping[str, Any], key: Any) -> jax.stages.Lowered:
     layout = batch_shardings(batch, mesh)
     shapes = {
       name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout[name]) for name, x in batch.items()

@@ -140,10 +140,11 @@ def listen(event, seconds, **about):
 
 logging.Progress.step = step
 jax.monitoring.register_event_duration_secs_listener(listen)
-for name, mesh in {"one": "mesh.devices=1", "two": "mesh.devices=2", "split": "mesh.spatial=2"}.items():
+for name, spatial in {"one": 1, "two": 1, "split": 2}.items():
   compiled.clear(), at.clear(), at.append(0)
   words = [
-    mesh, "total_steps=9", "eval.every_steps=3", "checkpoint.every_steps=2", "log.every_steps=2",
+    f"mesh.devices={1 if name == 'one' else 2}", f"mesh.spatial={spatial}",
+    "total_steps=9", "eval.every_steps=3", "checkpoint.every_steps=2", "log.every_steps=2",
     "log.panel_every_steps=3", "data.num_val=5", "eval.batch_size=2",
   ]
   config = config_lib.load(sys.argv[1], overrides=[tuple(w.split("=")) for w in words])
