@@ -11,6 +11,8 @@ import zlib
 import jax
 import ml_collections
 
+from jaxseg.train.overrides import ConfigError
+
 DEFAULT_FOLDER = "~/.cache/jaxseg/compiled"
 OFF = "off"
 
@@ -31,6 +33,9 @@ def use_cache(config: ml_collections.ConfigDict) -> str:
 
   Returns:
     The folder; "" for none.
+
+  Raises:
+    ConfigError: the folder that the config names cannot be written.
   """
   asked = config.get("compilation_cache", "")
   if asked == OFF:
@@ -43,8 +48,14 @@ def use_cache(config: ml_collections.ConfigDict) -> str:
   if "://" not in folder:
     try:
       _sweep(pathlib.Path(folder))
-    except OSError:  # a read-only home, a full disk: without a cache a run is only slower
-      return ""
+    except OSError as error:
+      if asked:
+        reason = error.strerror or error
+        raise ConfigError(
+          f"config.compilation_cache is {asked!r}, which cannot be written ({reason}); name another folder,"
+          f" or {OFF!r}"
+        ) from None
+      return ""  # a read-only home, a full disk: without a cache a run is only slower
   jax.config.update("jax_compilation_cache_dir", folder)
   return folder
 

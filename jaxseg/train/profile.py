@@ -31,14 +31,13 @@ class Profile:
     self._first, self._last = (max(steps[0], start + 1), steps[1]) if steps else (0, -1)
     self._folder = epath.Path(directory) / FOLDER
     self._scratch: tempfile.TemporaryDirectory | None = None
-    self._done = self._first
 
   def __enter__(self) -> "Profile":
     return self
 
   def __exit__(self, *_: Any) -> None:
     if self.tracing:
-      with contextlib.suppress(OSError):  # the error that ends the run is the one to tell
+      with contextlib.suppress(OSError, RuntimeError):  # the error that ends the run is the one to tell
         self.stop()
 
   @property
@@ -64,12 +63,16 @@ class Profile:
     jax.profiler.start_trace(self._scratch.name, profiler_options=options)
 
   def stop(self) -> epath.Path:
-    """Ends the trace and brings it to the workdir; gives its folder."""
-    jax.profiler.stop_trace()
-    target = self._folder.joinpath(*_RUNS, f"steps-{self._first}-{self._last}")
-    target.mkdir(parents=True, exist_ok=True)
+    """Ends the trace and brings it to the workdir; gives its folder.
+
+    Raises:
+      OSError, RuntimeError: it cannot be written. The trace is over all the same.
+    """
     scratch, self._scratch = self._scratch, None
     with scratch as folder:
+      jax.profiler.stop_trace()
+      target = self._folder.joinpath(*_RUNS, f"steps-{self._first}-{self._last}")
+      target.mkdir(parents=True, exist_ok=True)
       for file in sorted(pathlib.Path(folder).rglob("*")):
         ending = next((ending for ending in _ENDINGS if file.name.endswith(ending)), None)
         if ending:  # processes of one machine would have the same name

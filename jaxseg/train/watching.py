@@ -84,8 +84,11 @@ class Watch:
     if self._profile.ends(step):
       with self.aside(step):
         jax.block_until_ready(result)
-        folder = self._profile.stop()
-        self._say(f"step {step}: profile in {folder}; tensorboard --logdir={folder} shows it")
+        try:
+          folder = self._profile.stop()
+          self._say(f"step {step}: profile in {folder}; tensorboard --logdir={folder} shows it")
+        except (OSError, RuntimeError) as error:  # the run is worth more
+          self._say(f"step {step}: the profile could not be written: {error}")
 
   @contextlib.contextmanager
   def aside(self, step: int) -> Iterator[None]:
