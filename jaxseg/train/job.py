@@ -35,8 +35,7 @@ _LEAVE_SECONDS = 10.0  # that a process which leaves waits for the others to do 
 _STOP = "jaxseg/stop"
 # What an error says that another process's end has caused: Gloo, NCCL, gRPC, the coordination service.
 _LOST = re.compile(
-  r"gloo|nccl|peer|socket closed|heartbeat|coordination|barrier"
-  r"|UNAVAILABLE|CANCELLED|ABORTED|DEADLINE_EXCEEDED",
+  r"gloo|nccl|by peer|socket closed|heartbeat|coordination|barrier",
   re.IGNORECASE,
 )
 
@@ -49,7 +48,8 @@ class _Job:
     self.tried, self.joined = False, False
     self.exit_code: int | None = None  # once this process leaves
     self.told: dict[str, Any] | None = None  # another process's last words
-    self.alive: set[int] | None = None  # at the last roll call
+    self.alive = set(range(place.count))  # at the last roll call
+    self.called = time.monotonic()  # when that was
     self.over = threading.Event()
     self.threads: list[threading.Thread] = []
     self.gathered = 0
@@ -112,9 +112,6 @@ def join(
 
 def _connect(job: _Job, left: float, timeout: float, heartbeat: float) -> None:
   place = job.place
-  # XLA logs what happens to other processes as errors, over many lines; here it is said in one.
-  if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1":  # JAX's own default
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
   outcome: list[BaseException | None] = []
 
   def initialize() -> None:
@@ -219,6 +216,7 @@ def _call_roll(job: _Job) -> None:
   while not job.over.wait(_ROLL_CALL_SECONDS):
     try:
       job.alive = set(job.client.get_live_nodes(everyone))
+      job.called = time.monotonic()
     except Exception:  # of an old jaxlib, or the coordinator is gone: nobody can be named
       return
 
@@ -247,9 +245,12 @@ def _lost(job: _Job) -> None:
 
 def _who_is_gone(job: _Job, reason: str = "") -> str:
   place = job.place
-  gone = sorted(set(range(place.count)) - (job.alive or set(range(place.count))))
-  if place.index != 0 and not gone and not _answers(place.coordinator):
+  gone = sorted(set(range(place.count)) - job.alive)
+  silent = time.monotonic() - job.called > 3 * _ROLL_CALL_SECONDS
+  if place.index != 0 and not gone and (silent or not _answers(place.coordinator)):
     gone = [0]
+  if place.count == 2 and not gone:
+    gone = [1 - place.index]
   if gone == [place.index]:
     who = f"this process ({place.index} of {place.count}) was not heard of by the others and is"
   elif gone:
@@ -282,8 +283,8 @@ def caused_by_others(error: BaseException) -> bool:
   if _job is None or not _job.joined:
     return False
   while error is not None:
-    # Gloo, NCCL and gRPC speak through XLA's errors, which are RuntimeErrors; Orbax passes them on.
-    if isinstance(error, (RuntimeError, ValueError, OSError)) and _LOST.search(str(error)):
+    # XLA's errors are RuntimeErrors; what was made of one has it as its cause.
+    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
       return True
     error = error.__cause__ or error.__context__
   return False

@@ -160,10 +160,10 @@ def sentences(program: str) -> Iterator[None]:
     job.leave(130, "stopped from the keyboard")
     sys.exit(130)
   except Exception as error:
-    if isinstance(error, (ValueError, OSError)) and _raised_by_us(error):
-      _exit(program, error, BAD_INPUT)
     if job.caused_by_others(error):
       job.leave_because_of(error)
+    if isinstance(error, (ValueError, OSError)) and _raised_by_us(error):
+      _exit(program, error, BAD_INPUT)
     if job.current():
       traceback.print_exc()
       job.leave(STOPPED, f"{type(error).__name__}: {error}")
