@@ -12,7 +12,7 @@ PACKAGE = ROOT / "jaxseg"
 
 # Each room may import the rooms on earlier lines, and itself; not its neighbours on the same line.
 LAYERS = [
-  ["types", "catalog", "chips", "lazy"],
+  ["types", "catalog", "chips", "lazy", "bucket"],
   ["kernels", "sharding"],
   ["layers"],
   ["losses", "metrics"],

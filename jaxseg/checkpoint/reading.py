@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxseg.checkpoint import bucket
+from jaxseg import bucket
 from jaxseg.checkpoint.sums import path_of, sums_of
 
 ITEMS = ("variables", "optimizer")

@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxseg.checkpoint import bucket, reading
+from jaxseg import bucket
+from jaxseg.checkpoint import reading
 from jaxseg.checkpoint.reading import Damaged
 from jaxseg.checkpoint.sums import sums_of
 

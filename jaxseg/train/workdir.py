@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 import jaxseg
-from jaxseg.checkpoint import bucket
+from jaxseg import bucket
 from jaxseg.train import config as config_lib
 
 CONFIG_FILE = "config.json"

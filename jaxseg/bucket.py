@@ -1,4 +1,4 @@
-"""Workdirs on a bucket (`gs://`): set-up of the file system that `etils.epath` uses for it, and moves."""
+"""Folders on a bucket (`gs://`): whether it answers, its file system behind `etils.epath`, and moves."""
 
 import functools
 import threading
