@@ -42,6 +42,7 @@ def plan_step(
   batch_size: int,
   image: tuple[int, int],
   state: Mapping[str, float | int] | None = None,
+  about: Mapping[str, str] | None = None,
   unit: int | None = None,
   compiles: int = 0,
   dump: str = "",
@@ -55,6 +56,7 @@ def plan_step(
     batch_size: images a step, over all devices.
     image: rows, columns of them.
     state: what of the arguments → its bytes on one device (`device_bytes`).
+    about: further facts about the step, name → text.
     unit: batches are multiples of it; None takes the groups of devices with different images.
     compiles: further compilations that may be spent on finding the largest batch.
     dump: file for the text of the first optimised program; "" writes none.
@@ -70,7 +72,16 @@ def plan_step(
       memory=topology.memory,
       compiles=compiles,
     )
-  return report(topology, mesh, first, image=image, state=dict(state or {}), largest=largest, batch_unit=unit)
+  return report(
+    topology,
+    mesh,
+    first,
+    image=image,
+    state=dict(state or {}),
+    about=dict(about or {}),
+    largest=largest,
+    batch_unit=unit,
+  )
 
 
 def device_bytes(tree: Any, mesh: Mesh | AbstractMesh) -> float:

@@ -36,6 +36,7 @@ def report(
   *,
   image: tuple[int, int],
   state: Mapping[str, float | int],
+  about: Mapping[str, str] | None = None,
   largest: Largest | None = None,
   batch_unit: int = 1,
 ) -> list[str]:
@@ -47,6 +48,7 @@ def report(
     attempt: at the batch that was asked for.
     image: rows, columns of the crop.
     state: what of the arguments → bytes on one device.
+    about: further rows, name → text.
     largest: what a search found.
     batch_unit: batches are multiples of it.
   """
@@ -54,6 +56,7 @@ def report(
   rows = {"topology": _topology(topology), "mesh": _mesh(mesh, attempt.batch_size, image)}
   if len({device.process_index for device in mesh.devices.flat}) > 1:
     rows["hosts"] = _hosts(mesh, attempt.batch_size)
+  rows |= about or {}
   rows["memory"] = _memory(topology, attempt, unit)
   rows[""] = _breakdown(attempt, state)
   if not attempt.fits:
