@@ -8,7 +8,7 @@ first use: `import jaxseg.data` loads neither TFDS, Grain nor OpenCV.
 from collections.abc import Sequence
 from typing import Any
 
-from jaxseg import lazy
+from jaxseg import bucket, lazy
 from jaxseg.catalog import suggestion
 from jaxseg.data.joined import JoinedSource
 from jaxseg.data.source import DataError, DatasetInfo, Source
@@ -52,7 +52,9 @@ def dataset_info(config_data: Any) -> DatasetInfo:
   Raises:
     DataError: unknown name, or settings that do not fit the dataset.
   """
-  return _module(config_data.name).info(config_data)
+  module = _module(config_data.name)
+  _reach(config_data)
+  return module.info(config_data)
 
 
 def open_split(config_data: Any, split: str) -> Source:
@@ -62,6 +64,7 @@ def open_split(config_data: Any, split: str) -> Source:
     DataError: unknown dataset or split, or files that are missing or wrong.
   """
   module = _module(config_data.name)
+  _reach(config_data)
   sources = tuple(module.open_split(config_data, name) for name in split.split("+"))
   return sources[0] if len(sources) == 1 else JoinedSource(sources)
 
@@ -81,12 +84,27 @@ def prepare(config_data: Any, *, beam_runner: str = "", beam_options: Sequence[s
   module = _module(config_data.name)
   if not hasattr(module, "original"):
     return  # drawn on the fly
+  _reach(config_data)
   lazy.load("jaxseg.data.preparing").prepare(
     module.original(config_data),
     data_dir=config_data.data_dir,
     beam_runner=beam_runner,
     beam_options=beam_options,
   )
+
+
+def _reach(config_data: Any) -> None:
+  """Raises DataError where a folder of the data lies on a bucket that does not answer."""
+  for key in ("data_dir", "manual_dir"):
+    folder = str(getattr(config_data, key, ""))
+    if "://" in folder:
+      try:
+        bucket.reach(folder)
+      except ValueError as error:
+        raise DataError(
+          f"data.{key} is {folder!r}, and {error}; or copy the data to each host, or mount the bucket"
+          " (docs/launch.md)"
+        ) from None
 
 
 def _module(name: str):
