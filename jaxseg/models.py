@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
 from jaxtyping import Array, Float
 
 from jaxseg import catalog
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
-from jaxseg.layers import spatial
+from jaxseg.layers import spatial as layers_spatial
 from jaxseg.layers.atrous import OUTPUT_STRIDES, check_output_stride
 from jaxseg.layers.resize import rescale, resize
+from jaxseg.sharding import AXES
 from jaxseg.types import Features, Image, Outputs
 
 _MIN_SIZE = 32
@@ -42,7 +45,7 @@ class SegmentationModel(nn.Module):
 
   def __call__(self, image: Image, *, train: bool) -> Outputs:
     check_image(image)
-    image = spatial.split(jnp.asarray(image))
+    image = layers_spatial.split(jnp.asarray(image))
     if tuple(self.scales) == (1.0,):
       return self._at_scale(image, train)
     self._check_scales()
@@ -255,6 +258,39 @@ def decoder_rates(name: str, output_stride: int | None) -> dict[str, tuple[int, 
 def scale_map(scale: float) -> str:
   """Name of the output that holds one input scale's own logits: "scale075_logits"."""
   return f"scale{round(scale * 100):03d}_logits"
+
+
+def first_whole_stage(model: nn.Module, size: tuple[int, int], *, spatial: int) -> str | None:
+  """The first part of a model that runs whole on every device where rows are spread; None for none.
+
+  "stage3" of the encoder, a part of it before the stages ("stem0"), or "decoder". Nothing is computed.
+
+  Args:
+    model: an encoder with a decoder, an encoder, or a classifier.
+    size: rows and columns of an image.
+    spatial: devices over which the rows of an image are spread.
+  """
+  mesh = AbstractMesh((1, 1, spatial), AXES, axis_types=(AxisType.Auto,) * 3)
+  inside: list[tuple[str, ...]] = [()]
+  whole: list[tuple[str, ...]] = []
+
+  def follow(method, args, kwargs, context):
+    inside.append(context.module.path)
+    try:
+      return method(*args, **kwargs)
+    finally:
+      inside.pop()
+
+  def init():
+    return model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
+
+  if spatial > 1:
+    with jax.sharding.use_abstract_mesh(mesh), layers_spatial.watched(lambda: whole.append(inside[-1])):
+      with nn.intercept_methods(follow):
+        jax.eval_shape(init)
+  parts = (path[1:] if path[:1] == ("encoder",) else path for path in whole)
+  # What an encoder itself does, such as shrinking the image to join it later, is no part.
+  return next((path[0].split("_block")[0] for path in parts if path), None)
 
 
 def align_corners_of(model: Any, *, given: bool | None = None) -> bool:

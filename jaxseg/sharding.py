@@ -24,8 +24,10 @@ BATCH_AXES = ("data", "fsdp")
 # Entries of a batch whose second axis is the rows of an image, where they have three axes or more.
 _PICTURES = ("image", "label")
 
-# A leaf with fewer elements is kept whole everywhere: gathering it costs more than it saves.
+# A leaf with fewer elements is kept whole everywhere, since gathering it costs more than it saves; unless
+# leaves as small as that are more than this part of what a device holds.
 MIN_SPLIT_ELEMENTS = 1 << 14
+_WHOLE_PART = 0.1
 
 
 def make_mesh(
@@ -87,14 +89,22 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(state: Any, mesh: Mesh | AbstractMesh, *, min_elements: int = MIN_SPLIT_ELEMENTS) -> Any:
+def state_sharding(state: Any, mesh: Mesh | AbstractMesh, *, min_elements: int | None = None) -> Any:
   """Shardings for a tree of arrays (or their shapes): split over `fsdp`, or whole.
 
   A leaf is split along its largest axis that `fsdp` divides; leaves under `min_elements`
   and leaves without such an axis stay whole, and so does everything when `fsdp` is 1.
   Optimizer moments have their parameter's shape, so they are split like it.
+
+  Args:
+    state: the tree.
+    mesh: of which the axis `fsdp` counts.
+    min_elements: None takes `MIN_SPLIT_ELEMENTS`, or in a small model the largest power of two for which
+      all smaller leaves together are at most a tenth of a device's share of the tree.
   """
   parts = mesh.shape["fsdp"]
+  if min_elements is None:
+    min_elements = _min_elements([int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(state)], parts)
 
   def leaf_sharding(leaf) -> NamedSharding:
     shape = np.shape(leaf)
@@ -107,7 +117,14 @@ def state_sharding(state: Any, mesh: Mesh | AbstractMesh, *, min_elements: int =
   return jax.tree.map(leaf_sharding, state)
 
 
-def place(tree: Any, mesh: Mesh, *, min_elements: int = MIN_SPLIT_ELEMENTS) -> Any:
+def _min_elements(sizes: Sequence[int], parts: int) -> int:
+  limit = MIN_SPLIT_ELEMENTS
+  while limit > 1 and sum(n for n in sizes if n < limit) > _WHOLE_PART * sum(sizes) / parts:
+    limit //= 2
+  return limit
+
+
+def place(tree: Any, mesh: Mesh, *, min_elements: int | None = None) -> Any:
   """`tree` on the mesh as `state_sharding` says, in buffers of its own.
 
   The training step donates its state; a copy keeps the caller's arrays alive. In a job of several
@@ -116,6 +133,16 @@ def place(tree: Any, mesh: Mesh, *, min_elements: int = MIN_SPLIT_ELEMENTS) -> A
   # device_put with may_alias=False still shares the buffer of the device that has the array already.
   copies = jax.tree.map(lambda x: np.array(x) if _is_spread_from_host(x, mesh) else jnp.copy(x), tree)
   return put(copies, state_sharding(tree, mesh, min_elements=min_elements))
+
+
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+  """`tree` on the mesh: what lies on it stays as it is, the rest goes as `state_sharding` says."""
+
+  def wanted(x, sharding):
+    there = isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
+    return x.sharding if there else sharding
+
+  return put(tree, jax.tree.map(wanted, tree, state_sharding(tree, mesh)))
 
 
 def put(tree: Any, shardings: Any) -> Any:

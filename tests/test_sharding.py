@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from jaxseg import sharding
+from tests import golden
 
 
 def test_mesh_has_three_auto_axes():
@@ -63,6 +64,24 @@ def test_state_is_split_along_the_largest_axis_that_divides():
     "small": spec(),
     "step": spec(),
   }
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_a_device_holds_little_more_than_its_share_of_every_model(parts):
+  mesh = abstract_mesh(data=1, fsdp=parts, spatial=1)
+  for file in sorted(golden.FOLDER.glob("*.txt")):
+    leaves = [line.split() for line in file.read_text().splitlines()]
+    shapes = {
+      path: np.broadcast_to(np.float32(0), [] if shape == "()" else [int(n) for n in shape.split("x")])
+      for path, shape, _ in leaves
+    }
+    params = {path: x for path, x in shapes.items() if path.startswith("params/")}
+    # Adam's moments and the moving average lie as the parameters do; SGD has one moment.
+    for state in ((shapes, params), (shapes, params, params), (shapes, params, params, params)):
+      placed = sharding.state_sharding(state, mesh)
+      held = jax.tree.map(lambda x, s: int(np.prod(s.shard_shape(x.shape))), state, placed)
+      whole = sum(x.size for x in jax.tree.leaves(state))
+      assert sum(jax.tree.leaves(held)) <= 1.15 / parts * whole, (file.stem, len(state))
 
 
 def test_to_global_keeps_numbers_and_leaves_names_on_the_host():

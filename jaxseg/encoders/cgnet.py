@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.kernels.sums import image_mean, scale_images
 from jaxseg.layers import spatial
 from jaxseg.layers.activation import PReLUSlope
 from jaxseg.layers.conv import Conv, DepthwiseConv
@@ -68,10 +69,10 @@ class GlobalContext(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     c = x.shape[-1]
-    weight = x.mean((1, 2), dtype=jnp.float32)
+    weight = image_mean(x)
     weight = nn.relu(nn.Dense(c // self.reduction, name="squeeze")(weight))
     weight = nn.sigmoid(nn.Dense(c, name="excite")(weight))
-    return x * weight[:, None, None].astype(x.dtype)
+    return scale_images(x, weight)
 
 
 class CGBlock(nn.Module):

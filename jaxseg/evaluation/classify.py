@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jaxseg.evaluation.inference import PredictFn, forward
 from jaxseg.metrics.topk import topk_hits
-from jaxseg.sharding import put, replicated, state_sharding, to_global
+from jaxseg.sharding import on_mesh, replicated, to_global
 from jaxseg.types import Batch, Preprocess
 
 
@@ -61,7 +61,7 @@ def evaluate_classifier(
   make = _cached_step if isinstance(model, Hashable) else _make_step
   step = make(model, preprocess, mesh, tuple(top))
   if mesh is not None:
-    variables = put(variables, state_sharding(variables, mesh))
+    variables = on_mesh(variables, mesh)
   total, pending, images = np.zeros(1 + len(top), np.int64), None, 0
   for batch in batches:
     counts = step(variables, {name: batch[name] for name in ("image", "label")})

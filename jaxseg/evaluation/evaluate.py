@@ -16,7 +16,7 @@ from jaxseg.evaluation.report import Report
 from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.metrics import confusion_matrix
 from jaxseg.models import align_corners_of
-from jaxseg.sharding import put, replicated, state_sharding, to_global
+from jaxseg.sharding import on_mesh, replicated, to_global
 from jaxseg.types import IGNORE_LABEL, Batch, Preprocess
 
 EvalStep = Callable[[Mapping[str, Any], Batch], jax.Array]
@@ -115,7 +115,7 @@ def evaluate(
     rule=rule,
   )
   if mesh is not None:
-    variables = put(variables, state_sharding(variables, mesh))
+    variables = on_mesh(variables, mesh)
   total = np.zeros((num_classes, num_classes), np.int64)
   pending, images = None, 0
   for batch in batches:

@@ -26,10 +26,75 @@ def pixel_sum(x: Float[Array, "*b c"]) -> Float[Array, " c"]:
   return lax.platform_dependent(x, cpu=_by_rows, default=pixel_sum_reference)
 
 
+@jax.custom_vjp
+def image_mean(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
+  """The mean feature of each image in float32, of sums as in `pixel_sum`."""
+  return _image_sum(x) / (x.shape[1] * x.shape[2])
+
+
+def _image_mean_fwd(x):
+  return image_mean(x), x
+
+
+def _image_mean_bwd(x, dy):
+  spread = jnp.broadcast_to((dy / (x.shape[1] * x.shape[2]))[:, None, None], x.shape)
+  return (spread.astype(x.dtype),)
+
+
+image_mean.defvjp(_image_mean_fwd, _image_mean_bwd)
+
+
+@jax.custom_vjp
+def scale_images(x: Float[Array, "b h w c"], scale: Float[Array, "b c"]) -> Float[Array, "b h w c"]:
+  """`x` times one factor for each image and channel, whose gradient is a sum as in `pixel_sum`."""
+  return x * scale[:, None, None].astype(x.dtype)
+
+
+def _scale_images_fwd(x, scale):
+  return scale_images(x, scale), (x, scale)
+
+
+def _scale_images_bwd(residuals, dy):
+  x, scale = residuals
+  return scale_images(dy, scale), _image_sum(dy.astype(jnp.float32) * x.astype(jnp.float32)).astype(
+    scale.dtype
+  )
+
+
+scale_images.defvjp(_scale_images_fwd, _scale_images_bwd)
+
+
+@jax.custom_vjp
+def shift_images(x: Float[Array, "b h w c"], shift: Float[Array, "b c"]) -> Float[Array, "b h w c"]:
+  """`x` plus one number for each image and channel, whose gradient is a sum as in `pixel_sum`."""
+  return x + shift[:, None, None].astype(x.dtype)
+
+
+def _shift_images_fwd(x, shift):
+  return shift_images(x, shift), shift
+
+
+def _shift_images_bwd(shift, dy):
+  return dy, _image_sum(dy).astype(shift.dtype)
+
+
+shift_images.defvjp(_shift_images_fwd, _shift_images_bwd)
+
+
+def _image_sum(x):
+  def by_rows(x):
+    return _double_sum(x.astype(jnp.float32).sum(2), (1,))
+
+  return lax.platform_dependent(x, cpu=by_rows, default=lambda x: x.astype(jnp.float32).sum((1, 2)))
+
+
 def _by_rows(x):
   # A plain sum along the rows is what the vector units do fast; what is left is small.
   x = x.astype(jnp.float32)
   x = x.sum(-2) if x.ndim > 2 else x
+  return _double_sum(x, tuple(range(x.ndim - 1)))
+
+
+def _double_sum(x, axes):
   with jax.enable_x64(True):
-    total = lax.convert_element_type(x, jnp.float64).sum(tuple(range(x.ndim - 1)))
-    return lax.convert_element_type(total, jnp.float32)
+    return lax.convert_element_type(lax.convert_element_type(x, jnp.float64).sum(axes), jnp.float32)

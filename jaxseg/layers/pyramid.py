@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.kernels.definition import defined_by
+from jaxseg.kernels.sums import image_mean, shift_images
 from jaxseg.layers import spatial
 from jaxseg.layers.atrous import ConvNorm, SeparableConv
 from jaxseg.layers.conv import Initializer, fan_out_normal
@@ -82,7 +83,7 @@ class ASPP(nn.Module):
   def _pool(self, x: Array) -> Array:
     window = [min(a, n) for a, n in zip(self.pool_window or x.shape[1:3], x.shape[1:3], strict=True)]
     if tuple(window) == x.shape[1:3]:
-      return x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+      return image_mean(x)[:, None, None].astype(x.dtype)
     return nn.avg_pool(spatial.whole(x), tuple(window))
 
 
@@ -146,7 +147,10 @@ def join_conv(
   if kernel.shape[0] == 1:
     starts = np.cumsum([0, *(x.shape[-1] for x in branches)])
     y = sum(x @ kernel[0, 0, a : a + x.shape[-1]] for a, x in zip(starts[:-1], branches, strict=True))
-    return y if pooled is None else y + pooled @ pooled_kernel[0, 0]
+    if pooled is None:
+      return y
+    share = pooled @ pooled_kernel[0, 0]
+    return shift_images(y, share[:, 0, 0]) if share.shape[1:3] == (1, 1) else y + share
   if pooled is None or pooled.shape[1:3] != (1, 1) or (h, w) == (1, 1):
     return join_conv_reference(pooled, branches, pooled_kernel, kernel)
   y = _conv(jnp.concatenate(branches, -1), kernel)

@@ -156,7 +156,11 @@ def _resize_split(x, size: tuple[int, int], align_corners: bool):
   """`resize` where the rows of an image are spread over devices."""
   height = x.shape[1]
   if spatial.shards(height) == 1 or size[0] % height or align_corners:
-    x = spatial.whole(_resize_axis(spatial.whole(x), 1, size[0], align_corners))
+    # The small map on every device, of which each makes its own rows.
+    x = spatial.whole(x)
+    if size[0] != height:
+      matrix = interpolation_matrix(size[0], height, align_corners=align_corners)
+      x = _apply_matrix(jnp.asarray(matrix, x.dtype), x, 1)
     return _resize_axis(spatial.split(x), 2, size[1], align_corners)
   x = _resize_axis(x, 2, size[1], align_corners)
   if size[0] == height:

@@ -26,6 +26,8 @@ _ROWS = PartitionSpec(None, AXIS)
 _ANY = PartitionSpec.UNCONSTRAINED
 
 
+# What to call where a layer or a stage runs whole although the rows of its mesh could be spread.
+_watcher: contextvars.ContextVar[Callable[[], None] | None] = contextvars.ContextVar("watcher", default=None)
 _unsplit: contextvars.ContextVar[bool] = contextvars.ContextVar("unsplit", default=False)
 
 
@@ -64,11 +66,31 @@ def stage(height: int, *, reach: int = 1, multiple: int = 1) -> Iterator[None]:
     multiple: of which a device's rows must be one.
   """
   parts = shards(height, reach=reach)
-  token = _unsplit.set(parts == 1 or height // parts % multiple != 0)
+  unsplit = parts == 1 or height // parts % multiple != 0
+  if unsplit:
+    ran_whole()
+  token = _unsplit.set(unsplit)
   try:
     yield
   finally:
     _unsplit.reset(token)
+
+
+@contextlib.contextmanager
+def watched(on_whole: Callable[[], None]) -> Iterator[None]:
+  """Inside, `on_whole()` is called for every layer or stage that is traced to run whole on every device."""
+  token = _watcher.set(on_whole)
+  try:
+    yield
+  finally:
+    _watcher.reset(token)
+
+
+def ran_whole() -> None:
+  """Tells who watches that what is being traced runs whole."""
+  watcher = _watcher.get()
+  if watcher is not None and _mesh_size() > 1:
+    watcher()
 
 
 def split(x: Array) -> Array:
@@ -177,6 +199,7 @@ def windowed(
   above, below = padding[0], max(extent - stride - padding[0], 0)
   parts = shards(height, reach=max(above, below))
   if parts == 1 or out * stride != height or height // parts % stride:
+    ran_whole()
     return split(whole(apply(whole(x), *params, padding)))  # both, or the compiler splits it on its own
 
   # Negative: the window of a last row ends before the device's rows do.

@@ -30,6 +30,7 @@ def multi_scale_strips(
   outer = inner + _reach(square)
   height = x.shape[1]
   if spatial.shards(height, reach=outer) == 1:
+    spatial.ran_whole()
     y = _strips(spatial.whole(x), square, strips, keep=lambda y, _: y, rows=_pad_rows)
     return spatial.split(spatial.whole(y))
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg.macs import count_macs
+from jaxseg.models import first_whole_stage
 from jaxseg.train.frozen import frozen_paths, path_of
 from jaxseg.train.optimizer import parameter_groups
 from jaxseg.train.speed import card_row
@@ -51,6 +52,7 @@ def recipe_card(
     "precision": f"computes in {config.dtype}; parameters, statistics and loss in float32",
     "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     + f" on {mesh.devices.size} {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
+    **_rows(config, model, mesh),
     "speed": card_row(list(mesh.devices.flat)),
   }
   width = max(map(len, rows))
@@ -74,6 +76,16 @@ def _batch(config: ml_collections.ConfigDict, mesh: Mesh, examples: int) -> str:
     f"{config.batch_size} images a step ({config.batch_size // groups} a device group){cut},"
     f" {examples / config.batch_size:.4g} steps an epoch"
   )
+
+
+def _rows(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh) -> dict[str, str]:
+  """A row about the rows of an image, where several devices share them."""
+  parts = mesh.shape["spatial"]
+  if parts == 1:
+    return {}
+  first = first_whole_stage(model, tuple(config.data.crop_size), spatial=parts)
+  until = "in all stages" if first is None else f"up to {first}, which every device has whole"
+  return {"rows": f"of an image over {parts} devices {until}"}
 
 
 def _steps(config: ml_collections.ConfigDict, start: int, examples: int) -> str:

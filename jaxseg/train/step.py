@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from jaxseg.sharding import BATCH_AXES, MIN_SPLIT_ELEMENTS, batch_shardings, put, replicated, state_sharding
+from jaxseg.sharding import BATCH_AXES, batch_shardings, put, replicated, state_sharding
 from jaxseg.train.frozen import frozen_norms, frozen_paths, keep_statistics, path_of
 from jaxseg.train.loss import LossFn
 from jaxseg.train.state import TrainState
@@ -162,7 +162,7 @@ def _check_average(state: TrainState, ema_decay: float) -> None:
     raise ValueError("the state keeps an average, but the step has no ema_decay; give make_step one")
 
 
-def jit_step(step: Step, mesh: Mesh, state: TrainState, *, min_elements: int = MIN_SPLIT_ELEMENTS) -> Step:
+def jit_step(step: Step, mesh: Mesh, state: TrainState, *, min_elements: int | None = None) -> Step:
   """`step` compiled for the mesh: it donates its state, and compiles once for each batch shape.
 
   Args:
