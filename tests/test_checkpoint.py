@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -302,6 +303,27 @@ def test_all_damaged(three_checkpoints, tmp_path):
   with pytest.raises(ValueError, match="is whole"):
     restore_variables(directory)
   assert sorted(directory.rglob("*")) == before
+
+
+def test_a_disk_that_is_full(tmp_path, capfd):
+  """As little as one file may hold here: what was saved before stays, and the reason is one sentence."""
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(seed=1))
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with Checkpoints(tmp_path) as checkpoints:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+      with pytest.raises(
+        ValueError, match=r"a checkpoint cannot be written to .* \(File too large.*; make room"
+      ):
+        checkpoints.save(2, make_state(seed=2, width=2000))
+        checkpoints.wait()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoints.steps() == [1]
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.restore_latest(make_state())[1] == 1
+  assert "Traceback" not in capfd.readouterr().err
 
 
 # Saves the state of step i, all of whose arrays are i, again and again until it is killed.

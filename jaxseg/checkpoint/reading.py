@@ -6,9 +6,9 @@ of a job waiting where one of them finds a damaged file.
 
 import contextlib
 import json
+import logging
 import math
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -27,7 +27,6 @@ _METRICS = ("metrics", "metrics")  # item and file, as Orbax names them
 _COMMITTED = "commit_success.txt"
 _SHOWN_DIFFERENCES = 3
 _SHOWN_REASON = 160  # characters
-_LATE = 0.5  # seconds
 # What "best" means where nobody says: of segmentation models, and of image classifiers.
 _BEST_METRICS = ("mIoU", "top1")
 # TensorStore says so in its messages; another try may succeed.
@@ -64,6 +63,22 @@ class Manager(ocp.CheckpointManager):
       return None
 
 
+class Hush(logging.Filter):
+  """Keeps back what Orbax logs, with tracebacks, about errors that it raises as well; `with` it."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """Whether the record is to be seen."""
+    of_orbax = "orbax" in record.pathname
+    return not of_orbax or not (record.levelno >= logging.ERROR or "Metadata file" in str(record.msg))
+
+  def __enter__(self) -> "Hush":
+    logging.getLogger("absl").addFilter(self)
+    return self
+
+  def __exit__(self, *_) -> None:
+    logging.getLogger("absl").removeFilter(self)
+
+
 def make_path(directory: Any) -> epath.Path:
   """An absolute path, or one on a bucket as it is.
 
@@ -98,17 +113,19 @@ def restore_variables(
       f"there is no directory {directory}; give the checkpoints directory of a train.py workdir"
     )
   # Neither creates nor cleans up anything: another process may be saving here.
-  manager = Manager(directory, ocp.CheckpointManagerOptions(create=False, cleanup_tmp_directories=False))
-  try:
-    score = lambda metrics: score_of(metrics, best_metric)  # noqa: E731
-    order = sorted(manager.all_steps(), reverse=True)
-    if step == "best":
-      order.sort(key=lambda known: score(manager.metrics(known)), reverse=True)
-    elif step != "latest":
-      order = [resolve(manager, score, directory, step)]
-  finally:
-    manager.close()
-  _, saved = first_whole(order, directory, lambda known: _read_variables(directory / str(known)))
+  options = ocp.CheckpointManagerOptions(create=False, cleanup_tmp_directories=False)
+  score = lambda metrics: score_of(metrics, best_metric)  # noqa: E731
+  with Hush():
+    manager = Manager(directory, options)
+    try:
+      order = sorted(manager.all_steps(), reverse=True)
+      if step == "best":
+        order.sort(key=lambda known: score(manager.metrics(known)), reverse=True)
+      elif step != "latest":
+        order = [resolve(manager, score, directory, step)]
+    finally:
+      manager.close()
+    _, saved = first_whole(order, directory, lambda known: _read_variables(directory / str(known)))
   return {"params": saved["params"], **saved["model_state"]}
 
 
@@ -209,25 +226,36 @@ def _noticing_damage() -> Iterator[None]:
     raise Damaged(reason if len(reason) < _SHOWN_REASON else f"{reason[:_SHOWN_REASON]}...") from error
 
 
+class _LateReads:
+  """An unraisable hook that keeps back what becomes of the other reads once one has failed.
+
+  Where one array of many cannot be read, Orbax closes the event loop, and TensorStore reports to it later.
+  """
+
+  def __init__(self, before: Callable[[Any], Any]):
+    self.before = before
+
+  def __call__(self, late: Any) -> None:
+    code = getattr(late.object, "cr_code", None)  # of a coroutine
+    of_orbax = code is not None and "orbax" in code.co_filename
+    if not of_orbax and "Event loop is closed" not in str(late.exc_value):
+      self.before(late)
+
+
 @contextlib.contextmanager
 def _hushing_late_reads() -> Iterator[None]:
-  """Where one array of many cannot be read, Orbax leaves the others' reads without a loop to report to."""
+  """While reading, and from then on where it fails: late is not bounded."""
   before = sys.unraisablehook
-
-  def hook(late: Any) -> None:
-    if "Event loop is closed" not in str(late.exc_value):
-      before(late)
-
-  sys.unraisablehook = hook
+  if isinstance(before, _LateReads):
+    yield
+    return
+  sys.unraisablehook = _LateReads(before)
   try:
     yield
   except Damaged:
-    raise
-  except Exception:
-    time.sleep(_LATE)
-    raise
-  finally:
     sys.unraisablehook = before
+    raise
+  sys.unraisablehook = before
 
 
 def _read_variables(path: epath.Path) -> Any:

@@ -21,6 +21,7 @@ from jaxseg.checkpoint.sums import sums_of
 _DELETED = "deleted"
 # Beside the directory and not in it: on a bucket Orbax takes a folder there for an unfinished save.
 _DAMAGED = "damaged_"
+_SHOWN_REASON = 160  # characters
 # What the system's and TensorStore's messages have in them where it is the disk or the bucket that refuses.
 _UNWRITABLE = (
   "No space left", "Disk quota", "File too large", "Read-only file system", "Permission denied",
@@ -70,6 +71,7 @@ class Checkpoints:
       enable_async_checkpointing=True,
     )
     self._directory = reading.make_path(directory)
+    self._hush = reading.Hush().__enter__()
     self._manager = reading.Manager(self._directory, options)
     self._delete()
 
@@ -186,6 +188,7 @@ class Checkpoints:
       self.wait()
     finally:
       self._manager.close()
+      self._hush.__exit__()
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -242,11 +245,13 @@ class Checkpoints:
       yield
     except (OSError, ValueError, RuntimeError) as error:
       reason = " ".join(str(error).split())
-      if not isinstance(error, OSError) and not any(sign in reason for sign in _UNWRITABLE):
+      # Of TensorStore's long messages, the part that says why.
+      said = [reason[reason.index(sign) :][:_SHOWN_REASON] for sign in _UNWRITABLE if sign in reason]
+      if not said and not isinstance(error, OSError):
         raise
       raise ValueError(
-        f"a checkpoint cannot be written to {self._directory} ({reason}); make room or choose another"
-        " --workdir, and the same command goes on from the last one"
+        f"a checkpoint cannot be written to {self._directory} ({(said or [reason])[0]}); make room or choose"
+        " another --workdir, and the same command goes on from the last one"
       ) from error
 
 

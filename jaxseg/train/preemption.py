@@ -15,7 +15,7 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-from jaxseg.train.runtime import RESTART, Restart
+from jaxseg.train.exits import RESTART, Restart
 
 
 class Preempted(Restart):
