@@ -21,8 +21,8 @@ from jaxseg import catalog, data, models, plan, sharding
 from jaxseg.encoders import ENCODERS
 from jaxseg.macs import count_macs
 from jaxseg.pretrained import published_names
+from jaxseg.train import card, crf_search, dataset_commands, loop, overrides, runtime, validate, workdir
 from jaxseg.train import config as config_lib
-from jaxseg.train import crf_search, dataset_commands, loop, overrides, runtime, validate, workdir
 from jaxseg.train.optimizer import parameter_groups
 
 _IMAGE = (1, 64, 64, 3)
@@ -157,6 +157,7 @@ def training_plan(
     batch_size=config.batch_size,
     image=tuple(config.data.crop_size),
     state={name: plan.device_bytes(tree, mesh) for name, tree in parts.items()},
+    about=card.rows_split(config, run.model, mesh),
     unit=mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate,
     compiles=compiles,
     dump=dump,

@@ -52,7 +52,7 @@ def recipe_card(
     "precision": f"computes in {config.dtype}; parameters, statistics and loss in float32",
     "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     + f" on {mesh.devices.size} {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
-    **_rows(config, model, mesh),
+    **rows_split(config, model, mesh),
     "speed": card_row(list(mesh.devices.flat)),
   }
   width = max(map(len, rows))
@@ -78,7 +78,7 @@ def _batch(config: ml_collections.ConfigDict, mesh: Mesh, examples: int) -> str:
   )
 
 
-def _rows(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh) -> dict[str, str]:
+def rows_split(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh) -> dict[str, str]:
   """A row about the rows of an image, where several devices share them."""
   parts = mesh.shape["spatial"]
   if parts == 1:

@@ -130,6 +130,7 @@ def test_the_command_plans_the_step_that_trains(tmp_path, capsys):
   cli.main(["plan", f"--config={ROOT / SMOKE}", "--topology=cpu", f"--dump={dump}", *config])
   said = capsys.readouterr().out
   assert "data 1, fsdp 1, spatial 1; 4 images of 64x64 a step, 4 a device group" in said
+  assert "hosts" not in said and "rows" not in said  # of one device
   assert "fits" in said and "largest  a batch of about" in said and not (tmp_path / "none").exists()
   cost = plan.count(plan.parse(dump.read_text()))
   # The last layer alone: 4 images, forward and weight gradient at least.
