@@ -1,8 +1,9 @@
 """Where a run's numbers go: `metrics.jsonl`, `speed.jsonl`, TensorBoard, and the terminal."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class MetricsLog:
     self._last, self._new = self._new[-1], []
     remote = "://" in str(self._path)
     if not remote and not self._amended:
-      with open(self._path, "a") as file:
+      with _writing(self._path), open(self._path, "a") as file:
         file.write("".join(line + "\n" for line in lines))
       return
     kept = self._kept if remote else self._path.read_text().splitlines()
@@ -82,8 +83,50 @@ def _step_of(line: str) -> float:
 def _write_whole(path: epath.Path, lines: list[str]) -> None:
   # Written beside and renamed: a kill never leaves a log shorter than the checkpoint.
   part = path.with_name(path.name + ".part")
-  part.write_text("".join(line + "\n" for line in lines))
-  part.replace(path)
+  with _writing(path):
+    part.write_text("".join(line + "\n" for line in lines))
+    part.replace(path)
+
+
+@contextlib.contextmanager
+def _writing(path: epath.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise ValueError(_unwritable(path, error)) from error
+
+
+def _unwritable(path: epath.Path, error: OSError) -> str:
+  return (
+    f"{str(path)!r} cannot be written ({error.strerror or error}); make room or choose another --workdir, and"
+    " the same command goes on from the last checkpoint"
+  )
+
+
+class _Kept:
+  """A file of tensorboardX's writing thread: what goes wrong is kept for the run, and the thread lives on.
+
+  It would end otherwise, and the run wait for ever for a place in its queue.
+  """
+
+  def __init__(self, file: Any):
+    self._file = file
+    self.error: OSError | None = None
+
+  def write(self, data: bytes) -> None:
+    self._try(self._file.write, data)
+
+  def flush(self) -> None:
+    self._try(self._file.flush)
+
+  def close(self) -> None:
+    self._try(self._file.close)
+
+  def _try(self, action: Callable[..., Any], *args: bytes) -> None:
+    try:
+      action(*args)
+    except OSError as error:
+      self.error = error
 
 
 class Board:
@@ -96,10 +139,17 @@ class Board:
       from tensorboardX import SummaryWriter  # slow to import, and no other process needs it
 
       purge = resume_step + 1 if resume_step else None
-      self._writer = SummaryWriter(str(epath.Path(directory) / "tensorboard"), purge_step=purge)
+      self._path = epath.Path(directory) / "tensorboard"
+      with _writing(self._path):
+        self._writer = SummaryWriter(str(self._path), purge_step=purge)
+      events = self._writer.file_writer.event_writer._ev_writer
+      events._py_recordio_writer = self._file = _Kept(events._py_recordio_writer)
 
   def scalars(self, step: int, scalars: Mapping[str, float], *, prefix: str = "train/") -> None:
+    """Raises ValueError when something written before did not reach the disk."""
     if self._writer is not None:
+      if self._file.error is not None:
+        raise ValueError(_unwritable(self._path, self._file.error))
       for name, value in scalars.items():
         self._writer.add_scalar(prefix + name, value, step)
 
