@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -108,3 +109,62 @@ def test_steps_checkpoints_and_counts_do_not_depend_on_the_devices(tmp_path):
   )
   assert done.returncode == 0, done.stdout + done.stderr
   assert done.stdout.splitlines()[-1] == "all equal"
+
+
+# One image on the devices of two hosts: both read it, and it is counted once.
+_HOSTS = """
+import sys
+import jax
+import numpy as np
+
+jax.distributed.initialize("127.0.0.1:" + sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+
+from jaxseg import sharding
+from jaxseg.evaluation import InferenceRule, evaluate
+from jaxseg.types import Preprocess
+from tests.train import tiny
+
+model = tiny.Tiny()
+variables = jax.device_get(tiny.variables(model))
+batches = [{**tiny.batch(i, size=2), "id": np.array(["a", "b"])} for i in range(2)]
+batches = [{**batch, "image": (255 * (batch["image"] > 0)).astype(np.uint8)} for batch in batches]
+settings = dict(num_classes=3, preprocess=Preprocess())
+alone = evaluate(model, variables, batches, **settings).matrix
+assert alone.sum() > 0
+for axes, rule in (
+  ({"spatial": 2}, InferenceRule(mode="slide", crop_size=(16, 16), stride=(16, 16))),
+  ({"spatial": 2}, InferenceRule()),
+  ({"fsdp": 2}, InferenceRule()),
+):
+  mesh = sharding.make_mesh(**{"data": 1, **axes})
+  rows = list(sharding.rows_to_read(2, mesh))
+  assert rows == ([0, 1] if "spatial" in axes else [jax.process_index()])
+  mine = [{name: x[rows] for name, x in batch.items()} for batch in batches]
+  scores = evaluate(model, variables, mine, mesh=mesh, rule=rule, **settings)
+  np.testing.assert_array_equal(scores.matrix, alone)
+placed = sharding.place(variables, mesh, min_elements=8)
+split = [x for x in jax.tree.leaves(placed) if not x.is_fully_replicated]
+assert split and all(x.addressable_shards[0].data.size * 2 == x.size for x in split)
+print("all equal")
+"""
+
+
+def test_evaluation_where_an_image_spans_two_processes():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = str(free.getsockname()[1])
+  environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  running = [
+    subprocess.Popen(
+      [sys.executable, "-c", _HOSTS, port, str(i)],
+      env={**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  said = [process.communicate(timeout=600) for process in running]
+  assert [process.returncode for process in running] == [0, 0], said
+  assert all(out.splitlines()[-1] == "all equal" for out, _ in said)
