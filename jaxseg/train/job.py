@@ -26,8 +26,8 @@ from jaxseg.train import launch
 from jaxseg.train.exits import BAD_INPUT, RESTART
 from jaxseg.train.overrides import ConfigError
 
-INITIALIZATION_SECONDS = 120
-HEARTBEAT_SECONDS = 20
+INITIALIZATION_SECONDS = 120.0
+HEARTBEAT_SECONDS = 20.0
 _POLL_SECONDS = 1.0  # between looks for another process's last words
 _ROLL_CALL_SECONDS = 3.0  # between looks at who is there
 _GRACE_SECONDS = 2.0  # in which a process may find by itself what another has said
@@ -38,6 +38,7 @@ _LOST = re.compile(
   r"gloo|nccl|by peer|socket closed|heartbeat|coordination|barrier",
   re.IGNORECASE,
 )
+_STATUS = re.compile(r"[A-Z_]+: ")
 
 
 class _Job:
@@ -283,8 +284,9 @@ def caused_by_others(error: BaseException) -> bool:
   if _job is None or not _job.joined:
     return False
   while error is not None:
-    # XLA's errors are RuntimeErrors; what was made of one has it as its cause.
-    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
+    # XLA's errors are RuntimeErrors, or ValueErrors that begin with a status; what was made of one has it as
+    # its cause.
+    if (isinstance(error, RuntimeError) or _STATUS.match(str(error))) and _LOST.search(str(error)):
       return True
     error = error.__cause__ or error.__context__
   return False
