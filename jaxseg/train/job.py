@@ -31,6 +31,7 @@ HEARTBEAT_SECONDS = 20.0
 _POLL_SECONDS = 1.0  # between looks for another process's last words
 _ROLL_CALL_SECONDS = 3.0  # between looks at who is there
 _GRACE_SECONDS = 2.0  # in which a process may find by itself what another has said
+_SAVE_SECONDS = 8.0  # the same where that is a restart: this one may be at the end of a checkpoint still
 _LEAVE_SECONDS = 10.0  # that a process which leaves waits for the others to do so
 _STOP = "jaxseg/stop"
 # What an error says that another process's end has caused: Gloo, NCCL, gRPC, the coordination service.
@@ -206,7 +207,7 @@ def _listen(job: _Job) -> None:
       continue
     if job.told["process"] == job.place.index:
       return
-    if not job.over.wait(_GRACE_SECONDS):
+    if not job.over.wait(_SAVE_SECONDS if job.told["code"] == RESTART else _GRACE_SECONDS):
       _end(job, *_passed_on(job.told), tell=False)
     return
 
