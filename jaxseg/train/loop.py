@@ -220,6 +220,8 @@ def _sequence(
     """Scores what is saved as `step`, and adds the scores to the log and to the checkpoint."""
     checkpoints.wait()
     preemption.saved(step)  # a notice needs not wait for the end of the evaluation
+    if preemption.reached():  # in the meantime; what follows may compile for long
+      leave(step)
     report = evaluator(state.eval_variables, progress=lambda _: preemption.reached() and leave(step))
     metrics = report.scalars()
     log.write(step, metrics)

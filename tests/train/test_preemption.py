@@ -51,7 +51,7 @@ def train(monkeypatch, directory, question, *changes):
 def test_saved_at_the_notice_wherever_it_comes(tmp_path, monkeypatch):
   whole = train(monkeypatch, tmp_path / "whole", None)
   lines = read_metrics(tmp_path / "whole")
-  # A question after each step, and one after each of the two batches of an evaluation.
+  # A question after each step, before each evaluation, and after each of its two batches.
   stops, parts = [], tmp_path / "parts"
   for question in range(1, 9):
     try:
@@ -62,7 +62,7 @@ def test_saved_at_the_notice_wherever_it_comes(tmp_path, monkeypatch):
       stops.append(read_metrics(parts)[-1]["step"])
       assert str(told) == f"preempted at step {stops[-1]}; saved; the same command goes on"
       assert (parts / "checkpoints" / str(stops[-1])).is_dir()
-  assert stops == [1, 3, 4, 6], "before an evaluation, after one, and in one"
+  assert stops == [1, 3, 3, 4, 6], "before an evaluation, in one, and after one"
   assert read_metrics(parts) == lines
   assert (report.matrix == whole.matrix).all()
   assert not (parts / "damaged_checkpoints").exists()
@@ -72,7 +72,7 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(tmp_path, monkeypatch):
   """Step 3 is saved before its evaluation; killed there, the run owes the scores and nothing else."""
   train(monkeypatch, tmp_path / "whole", None)
   with pytest.raises(Preempted, match="preempted at step 3; saved"):
-    train(monkeypatch, tmp_path / "cut", 4)  # in the first batch of the evaluation
+    train(monkeypatch, tmp_path / "cut", 5)  # in the first batch of the evaluation
   assert [line["step"] for line in read_metrics(tmp_path / "cut")] == [1, 2, 3]
   assert "mIoU" not in read_metrics(tmp_path / "cut")[-1]
   train(monkeypatch, tmp_path / "cut", None)
