@@ -45,6 +45,12 @@ _LAZY = {
 
 __all__ = ["DATASETS", "DataError", "DatasetInfo", "Source", "dataset_info", "open_split", "prepare", *_LAZY]
 
+# What to do about a folder on a bucket.
+_BRING = (
+  "copy it to each host (gcloud storage rsync --recursive {} FOLDER) or mount the bucket, and give that"
+  " folder (docs/launch.md)"
+)
+
 
 def dataset_info(config_data: Any) -> DatasetInfo:
   """Classes and palette of the dataset that `config_data.name` names; reads no picture.
@@ -64,6 +70,7 @@ def open_split(config_data: Any, split: str) -> Source:
     DataError: unknown dataset or split, or files that are missing or wrong.
   """
   module = _module(config_data.name)
+  _check_on_disk(config_data, module)
   _reach(config_data)
   sources = tuple(module.open_split(config_data, name) for name in split.split("+"))
   return sources[0] if len(sources) == 1 else JoinedSource(sources)
@@ -84,6 +91,8 @@ def prepare(config_data: Any, *, beam_runner: str = "", beam_options: Sequence[s
   module = _module(config_data.name)
   if not hasattr(module, "original"):
     return  # drawn on the fly
+  if not beam_runner:
+    _check_on_disk(config_data, module)
   _reach(config_data)
   lazy.load("jaxseg.data.preparing").prepare(
     module.original(config_data),
@@ -94,17 +103,23 @@ def prepare(config_data: Any, *, beam_runner: str = "", beam_options: Sequence[s
 
 
 def _reach(config_data: Any) -> None:
-  """Raises DataError where a folder of the data lies on a bucket that does not answer."""
-  for key in ("data_dir", "manual_dir"):
-    folder = str(getattr(config_data, key, ""))
-    if "://" in folder:
-      try:
-        bucket.reach(folder)
-      except ValueError as error:
-        raise DataError(
-          f"data.{key} is {folder!r}, and {error}; or copy the data to each host, or mount the bucket"
-          " (docs/launch.md)"
-        ) from None
+  """Raises DataError where the original files lie on a bucket that does not answer."""
+  folder = str(getattr(config_data, "manual_dir", ""))
+  if "://" in folder:
+    try:
+      bucket.reach(folder)
+    except ValueError as error:
+      raise DataError(f"data.manual_dir is {folder!r}, and {error}; {_BRING.format(folder)}") from None
+
+
+def _check_on_disk(config_data: Any, module: Any) -> None:
+  """Raises DataError where prepared data lie on a bucket, on which ArrayRecord opens nothing."""
+  folder = str(getattr(config_data, "data_dir", ""))
+  if "://" in folder and hasattr(module, "original"):
+    raise DataError(
+      f"data.data_dir is {folder!r}, but prepared data are written to and read from a disk;"
+      f" {_BRING.format(folder)}"
+    )
 
 
 def _module(name: str):

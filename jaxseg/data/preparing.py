@@ -135,7 +135,7 @@ def _ahead(
 
 
 def data_root(data_dir: str) -> epath.Path:
-  """`data_dir`, else $JAXSEG_DATA_DIR, else ~/.cache/jaxseg/datasets; gs:// paths work."""
+  """`data_dir`, else $JAXSEG_DATA_DIR, else ~/.cache/jaxseg/datasets."""
   return epath.Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR).expanduser()
 
 
