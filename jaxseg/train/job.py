@@ -143,9 +143,11 @@ def _connect(job: _Job, left: float, timeout: float, heartbeat: float) -> None:
       " raise --config.hosts.initialization_timeout_seconds"
     )
   if outcome[0] is not None:
+    reason = _first_line(outcome[0])
+    reason = "the coordinator refuses it" if "bad_cast" in reason else reason
     raise ConfigError(
       f"process {place.index} of {place.count} cannot join the job at {place.coordinator}"
-      f" ({_first_line(outcome[0])}); give every process the same count and coordinator, and its own number"
+      f" ({reason}); give every process the same count and coordinator, and its own number"
     ) from outcome[0]
 
 
