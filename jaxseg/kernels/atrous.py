@@ -51,13 +51,19 @@ def pays_off(size: tuple[int, int], kernel_shape: tuple[int, ...], rate: int) ->
 
 
 def by_taps(
-  x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c k"], *, rate: int
-) -> Float[Array, "b h w k"]:
-  """Equal to `atrous_conv_reference`: the centre tap everywhere, each other one on its window."""
-  total = x @ kernel[1, 1]
+  x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c k"], *, rate: int, surrounded: bool = False
+) -> Float[Array, "b _ w k"]:
+  """Equal to `atrous_conv_reference`: the centre tap everywhere, each other one on its window.
+
+  `surrounded`: `x` has `rate` more rows above and below, which are read and have no result of their own.
+  """
+  around = rate if surrounded else 0
+  h, w = x.shape[1] - 2 * around, x.shape[2]
+  total = x[:, around : around + h] @ kernel[1, 1]
   zero = jnp.zeros((), total.dtype)
-  h, w = x.shape[1:3]
-  for i, rows, above in _windows(h, rate):
+  # In the order of `_windows`, so that sums round alike.
+  all_rows = ((i, slice(i * rate, i * rate + h), 0) for i in (1, 0, 2))
+  for i, rows, above in all_rows if surrounded else _windows(h, rate):
     for j, columns, left in _windows(w, rate):
       if i == j == 1:
         continue

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.kernels.atrous import atrous_conv
+from jaxseg.kernels.atrous import atrous_conv, by_taps, pays_off
 from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, DepthwiseConv, Initializer, fan_out_normal
 from jaxseg.layers.norm import BatchNorm
@@ -34,7 +34,9 @@ class AtrousConv(nn.Module):
     kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    y = spatial.windowed(partial(_atrous, rate=self.rate), x, (kernel,), **_window(self.rate))
+    # The form is the whole map's, wherever its rows lie: the two round differently.
+    apply = partial(_atrous, rate=self.rate, taps=pays_off(x.shape[1:3], kernel.shape, self.rate))
+    y = spatial.windowed(apply, x, (kernel,), **_window(self.rate))
     return y if bias is None else y + bias
 
 
@@ -42,10 +44,12 @@ def _window(rate: int) -> dict[str, Any]:
   return dict(size=3, dilation=rate, padding=(rate, rate))
 
 
-def _atrous(x: Array, kernel: Array, rows: tuple[int, int], *, rate: int) -> Array:
+def _atrous(x: Array, kernel: Array, rows: tuple[int, int], *, rate: int, taps: bool) -> Array:
   if rows == (rate, rate):
     return atrous_conv(x, kernel, rate=rate)
   # Rows of neighbours stand where the padding was.
+  if taps:
+    return by_taps(x, kernel, rate=rate, surrounded=True)
   return lax.conv_general_dilated(
     x,
     kernel,
