@@ -47,8 +47,8 @@ FAMILIES = {
   "deeplab": (
     "deeplabv3plus_resnet50",
     (64, 32),
-    dict(stage_sizes=(1, 1, 1, 1), multi_grid=(), width=16),
-    dict(rates=(2, 3), channels=64, aspp_dropout_rate=0.0),
+    dict(stage_sizes=(1, 1, 1, 1), multi_grid=(), width=8),
+    dict(rates=(2, 3), channels=32),
     dict(name="sgd", learning_rate=0.01, momentum=0.9, weight_decay=5e-4),
   ),
 }

@@ -20,13 +20,15 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxseg import sharding
-from jaxseg.encoders.mscan import MultiScaleConvAttention
+from jaxseg.encoders.mscan import MSCAN, MultiScaleConvAttention
 from jaxseg.encoders.resnet import max_pool
 from jaxseg.layers.atrous import AtrousConv
 from jaxseg.layers.attention import SpatialReductionAttention
 from jaxseg.layers.conv import Conv, DepthwiseConv
 from jaxseg.layers.nmf import NMF
 from jaxseg.layers.resize import resize
+from jaxseg.models import first_whole_stage
+from tests import filled
 
 MESH = sharding.make_mesh(spatial=2)
 ROWS = NamedSharding(MESH, PartitionSpec(None, "spatial"))
@@ -104,6 +106,38 @@ reduction = SpatialReductionAttention(2, reduction=4)
 check("attention", reduction, forward={"all-gather": 1}, backward={"all-gather": 1, "all-reduce": 1})
 # The two sums of a step travel together: never tokens, only rank x rank and width x rank numbers.
 check("NMF", Factorise(), forward={"all-reduce": 1}, backward={"all-reduce": 3})
+
+
+def check_stages(height, first_whole):
+  # A whole MSCAN of which so many stages stay split: features and gradients are one device's.
+  encoder = MSCAN(dims=(8,) * 4, depths=(1,) * 4, ffn_ratios=(2,) * 4)
+  image = jax.random.normal(jax.random.key(0), (1, height, 32, 3))
+  variables = jax.tree.map(jnp.asarray, filled.variables(encoder, image))
+
+  def objective(variables, image):
+    features = encoder.apply(variables, image, train=False)
+    return sum(jnp.sin(x).sum() for x in features.values()), features
+
+  def run():
+    gradient = jax.grad(objective, argnums=1, has_aux=True)  # of the image: weights' are checked above
+    return jax.block_until_ready(jax.jit(gradient)(variables, image))
+
+  one = run()
+  with jax.set_mesh(MESH):
+    two = run()
+  assert first_whole_stage(encoder, (height, 32), spatial=2) == first_whole
+  for mine, wanted in zip(jax.tree.leaves(two), jax.tree.leaves(one), strict=True):
+    np.testing.assert_allclose(mine, wanted, atol=5e-5 * np.abs(wanted).max() + 1e-7)
+  for i, feature in enumerate(two[1].values(), start=1):
+    rows = feature.sharding.shard_shape(feature.shape)[1]
+    split = first_whole is None or f"stage{i}" < first_whole
+    assert rows == feature.shape[1] // (2 if split else 1), (height, i, rows)
+  print(height, first_whole, flush=True)
+
+
+check_stages(768, None)
+check_stages(384, "stage4")
+check_stages(192, "stage3")
 print("all equal")
 """
 
