@@ -159,7 +159,7 @@ def kill_many(
   moments = sorted(rng.sample(range(2, total - 2), len(topologies) - 1))
   kinds = ["term", "kill", "kill one", "terms"]
   for number, (topology, at) in enumerate(zip(topologies, moments, strict=False)):
-    how = kinds[number % len(kinds)]
+    how = kinds[(number + seed) % len(kinds)]
     if topology.processes == 1:
       how = {"kill one": "kill", "terms": "term"}.get(how, how)
     delay = rng.random() * 0.3
