@@ -15,7 +15,8 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 # SegFormer's projections reach it through a convolution without bias.
 NOISE = {
   "segnext": r"encoder/stage1/stem_conv/bias|encoder/stage\d/embed_conv/bias",
-  "segformer": r"decoder/project_stage\d/bias|encoder/stage4/norm/bias|encoder/stage\d/block\d+/attention/key/bias",
+  "segformer": r"decoder/project_stage\d/bias|encoder/stage4/norm/bias"
+  r"|encoder/stage\d/block\d+/attention/key/bias",
   "cgnet": "",
   "deeplab": "",  # SGD: without exception
 }
