@@ -156,7 +156,7 @@ def test_rows_on_two_devices():
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=900,
     check=False,
   )
   assert done.returncode == 0, done.stdout + done.stderr
