@@ -6,6 +6,7 @@ A process that runs alone and has nothing to save, because it still compiles, or
 already, goes at once. A second notice changes nothing, for launchers like to send it twice.
 """
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -16,6 +17,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxseg.train.exits import RESTART, Restart
+
+
+_STARTING = -1  # not known yet where the run goes on
 
 
 class Preempted(Restart):
@@ -31,7 +35,7 @@ class Preemption:
   def __init__(self):
     self._told, self._over = False, False
     self._asked = 0
-    self._saved: int | None = 0  # the step, while nothing after it was taken
+    self._saved: int | None = _STARTING  # the step, while nothing after it was taken
     self._listener: threading.Thread | None = None
 
   def __enter__(self) -> "Preemption":
@@ -86,13 +90,17 @@ class Preemption:
       self._told = True
       step = self._saved
       if step is not None:
-        print(sentence(step), file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Nobody may be listening any more: a pipe that was closed must not keep the process from going.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+          print(sentence(step), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+          sys.stdout.flush()
         os._exit(RESTART)  # as harmless as kill -9, which no restore and no save suffers from
 
 
 def sentence(step: int) -> str:
   """What is said to the user when a run leaves, with all up to `step` saved."""
+  if step == _STARTING:
+    return "preempted while starting; nothing was lost; the same command goes on"
   done = f"at step {step}; saved" if step else "before the first step"
   return f"preempted {done}; the same command goes on"

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,7 +11,7 @@ import pytest
 
 from jaxseg.train import config as config_lib
 from jaxseg.train import loop
-from jaxseg.train.exits import Restart
+from jaxseg.train.exits import RESTART, Restart
 from jaxseg.train.logging import read_metrics
 from jaxseg.train.preemption import Preempted, Preemption
 from tests.train import kills
@@ -109,6 +111,28 @@ def test_the_importers_handler_comes_back():
 def _enter_and_ask():
   with Preemption() as preemption:
     return preemption.reached()
+
+
+_STARTING = """
+import signal, sys, time
+from jaxseg.train.preemption import Preemption
+
+with Preemption():
+  if "deaf" in sys.argv:
+    sys.stderr.close()
+  signal.raise_signal(signal.SIGTERM)
+  time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("word", ["", "deaf"])
+def test_told_before_it_is_known_where_the_run_goes_on(word):
+  """The run may be at step 8 on the disk: nothing is said of the first step; a closed stderr is no reason
+  to stay."""
+  done = subprocess.run([sys.executable, "-c", _STARTING, word], cwd=ROOT, capture_output=True, timeout=300)
+  assert done.returncode == RESTART
+  said = "" if word else "preempted while starting; nothing was lost; the same command goes on\n"
+  assert done.stderr.decode() == said
 
 
 @pytest.fixture(scope="module")
