@@ -18,7 +18,6 @@ from jax.experimental import multihost_utils
 
 from jaxseg.train.exits import RESTART, Restart
 
-
 _STARTING = -1  # not known yet where the run goes on
 
 

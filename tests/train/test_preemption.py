@@ -128,7 +128,8 @@ with Preemption():
 @pytest.mark.parametrize("word", ["", "deaf"])
 def test_told_before_it_is_known_where_the_run_goes_on(word):
   """The run may be at step 8 on the disk: nothing is said of the first step; a closed stderr is no reason
-  to stay."""
+  to stay.
+  """
   done = subprocess.run([sys.executable, "-c", _STARTING, word], cwd=ROOT, capture_output=True, timeout=300)
   assert done.returncode == RESTART
   said = "" if word else "preempted while starting; nothing was lost; the same command goes on\n"
