@@ -10,7 +10,7 @@ changes any value of it.
 import argparse
 import sys
 
-from jaxseg.train import compiled, loop, overrides, runtime, tasks
+from jaxseg.train import compiled, logging, loop, overrides, runtime, tasks
 from jaxseg.train import config as config_lib
 
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     runtime.check_processes("train.py", config, workdir=flags.workdir)
     report = loop.train(config, flags.workdir)
     if report is not None and runtime.is_first_process():
-      print(f"{tasks.headline(report)} on {config.data.eval_split}")
+      logging.say(f"{tasks.headline(report)} on {config.data.eval_split}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from jaxseg.macs import count_macs
 from jaxseg.pretrained import published_names
 from jaxseg.train import card, crf_search, dataset_commands, loop, overrides, runtime, validate, workdir
 from jaxseg.train import config as config_lib
+from jaxseg.train.logging import say
 from jaxseg.train.optimizer import parameter_groups
 
 _IMAGE = (1, 64, 64, 3)
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       )
     else:
       lines = model_info(flags.model, num_classes=flags.num_classes, params=flags.params, layout=flags.layout)
-    print("\n".join(lines))
+    say("\n".join(lines))
 
 
 def listing() -> list[str]:

@@ -22,6 +22,7 @@ from jaxseg.encoders import ENCODERS
 from jaxseg.evaluation.classify import ClassificationReport, evaluate_classifier
 from jaxseg.losses import soft_cross_entropy
 from jaxseg.sharding import rows_to_read
+from jaxseg.train.logging import say
 from jaxseg.train.loss import LossFn
 from jaxseg.train.overrides import ConfigError
 from jaxseg.types import AnyArray, Batch, Preprocess
@@ -201,7 +202,7 @@ def evaluate(
     raise ValueError(
       f"{str(output)!r} cannot be written ({error.strerror or error}); choose another --output"
     ) from None
-  print("  ".join(f"{name} {value:.4f}" for name, value in report.scalars().items()))
-  print(f"{report.images} images of {config.data.name} {config.data.eval_split}")
-  print(f"report in {output}")
+  say("  ".join(f"{name} {value:.4f}" for name, value in report.scalars().items()))
+  say(f"{report.images} images of {config.data.name} {config.data.eval_split}")
+  say(f"report in {output}")
   return report

@@ -28,6 +28,7 @@ from jaxseg.models import align_corners_of
 from jaxseg.train import chosen
 from jaxseg.train.crf_log import SearchLog
 from jaxseg.train.evaluating import Subject
+from jaxseg.train.logging import say
 from jaxseg.train.overrides import ConfigError
 from jaxseg.train.rule import make_inference_rule
 
@@ -136,7 +137,7 @@ def run(
     tried = list(dict.fromkeys([*tried, *grid.settings()]))
     totals = {setting: log.total(indices, setting) for setting in tried}
     found = best_of(totals, log.total(indices, None), w2=settings.w2, smooth=settings.smooth)
-    print("\n".join(table(found)))
+    say("\n".join(table(found)))
     _write(output / "crf.json", _summary(found, {**facts, "rounds": number}))
     axes = zip(grid, found.setting, strict=True)
     grid = Grid(*(refined_grid((*values, best), best, points=1, beyond=True) for values, best in axes))
@@ -205,9 +206,7 @@ def _try(
   wanted = grid.settings()
   refiner = Refiner(steps=settings.steps, method=settings.method)
   done = sum((image, setting) in log for image in indices for setting in wanted)
-  print(
-    f"{name}: {len(wanted)} settings on {len(indices)} images" + (f", {done} pairs known" if done else "")
-  )
+  say(f"{name}: {len(wanted)} settings on {len(indices)} images" + (f", {done} pairs known" if done else ""))
   with tqdm(total=len(wanted) * len(indices), initial=done, desc=name, disable=None) as bar:
     for number, index in enumerate(indices, start=1):
       todo = [setting for setting in wanted if (index, setting) not in log]
@@ -221,7 +220,7 @@ def _try(
         log.add(index, setting, matrix)
         bar.update()
       if bar.disable:
-        print(f"{name}: image {number}/{len(indices)}", flush=True)
+        say(f"{name}: image {number}/{len(indices)}")
 
 
 def _fingerprint(variables: Any) -> str:

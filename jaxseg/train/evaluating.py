@@ -29,6 +29,7 @@ from jaxseg.models import align_corners_of
 from jaxseg.sharding import rows_to_read
 from jaxseg.train import config as config_lib
 from jaxseg.train import tasks, validate, workdir
+from jaxseg.train.logging import say
 from jaxseg.train.overrides import ConfigError
 from jaxseg.train.rule import make_inference_rule
 from jaxseg.train.runtime import make_mesh
@@ -215,11 +216,11 @@ def run(
     if crf is not None:
       facts |= {"crf": dataclasses.asdict(crf), "without_crf": alone.scalars()}
     write_report(output, report, picture, info=info, facts=facts)
-    print(report.table(info.classes))
+    say(report.table(info.classes))
     if crf is not None:
-      print(f"all with the CRF; the network alone has mIoU {alone.miou:.4f}")
-    print(f"{count} images of {config.data.name} {config.data.eval_split}, {facts['rule']}")
-    print(f"report and picture in {output}")
+      say(f"all with the CRF; the network alone has mIoU {alone.miou:.4f}")
+    say(f"{count} images of {config.data.name} {config.data.eval_split}, {facts['rule']}")
+    say(f"report and picture in {output}")
   return report
 
 

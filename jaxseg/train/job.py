@@ -329,7 +329,8 @@ def _end(job: _Job, code: int, sentence: str, *, tell: bool, say: bool = True) -
     time.sleep(2 * _LEAVE_SECONDS)  # another thread is on its way out
   if say:
     # Not through sys.stderr, whose lock the interrupted thread may hold.
-    os.write(2, f"{job.program}: {sentence}\n".encode())
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it; the way out must not end here
+      os.write(2, f"{job.program}: {sentence}\n".encode())
   job.over.set()
   if job.joined:
     _within(_LEAVE_SECONDS, functools.partial(_take_leave, job, code, sentence, tell))
@@ -361,7 +362,7 @@ def _within(seconds: float, action: Callable[[], None]) -> None:
 
 def _quit(code: int) -> None:
   # Exit handlers would wait for devices, threads and processes that do not answer.
-  _within(1.0, sys.stdout.flush)
+  _within(1.0, lambda: sys.stdout.flush())  # may be None, or closed
   os._exit(code)
 
 

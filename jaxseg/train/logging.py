@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,6 +13,27 @@ from tqdm import tqdm
 
 METRICS = "metrics.jsonl"
 SPEED = "speed.jsonl"
+
+
+def say(text: str, *, error: bool = False) -> None:
+  """Prints a line at once, on stderr for an `error`. A run is worth more than its lines.
+
+  A pipe whose reader has left (`| head`), a full disk or a closed terminal ends nothing: what follows is
+  printed nowhere.
+  """
+  stream = sys.stderr if error else sys.stdout
+  if stream is None:
+    return
+  try:
+    print(text, file=stream, flush=True)
+  except OSError:
+    # The descriptor, not the object: the interpreter flushes what is left at its end, and would fail again.
+    with contextlib.suppress(OSError, ValueError):
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, stream.fileno())
+      os.close(nowhere)
+  except ValueError:  # closed, or letters that the terminal has not
+    pass
 
 
 class MetricsLog:
@@ -190,21 +212,23 @@ class Progress:
       return
     self._rates = rates or self._rates
     if self._bar is not None:
-      self._bar.set_postfix_str(_numbers(scalars) + _speed(self._rates), refresh=False)
-      self._bar.update(step - self._bar.n)
+      with self._drawing():
+        self._bar.set_postfix_str(_numbers(scalars) + _speed(self._rates), refresh=False)
+        self._bar.update(step - self._bar.n)
     elif step % self._every == 0 or step == self._total:
       left = ""
       if self._rates:
         left = f", {_clock((self._total - step) / self._rates['steps_per_second'])} left"
-      print(f"step {step}/{self._total}  {_numbers(scalars)}{_speed(self._rates)}{left}", flush=True)
+      say(f"step {step}/{self._total}  {_numbers(scalars)}{_speed(self._rates)}{left}")
 
   def say(self, text: str) -> None:
     """A line that does not break the bar."""
     if self._active:
       if self._bar is not None:
-        self._bar.write(text, file=sys.stderr)
+        with self._drawing():
+          self._bar.write(text, file=sys.stderr)
       else:
-        print(text, flush=True)
+        say(text)
 
   def pause(self) -> None:
     """The time since the last step was not training (an evaluation): the bar's rate leaves it out."""
@@ -213,7 +237,15 @@ class Progress:
 
   def close(self) -> None:
     if self._bar is not None:
-      self._bar.close()
+      with self._drawing():
+        self._bar.close()
+
+  @contextlib.contextmanager
+  def _drawing(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError:  # the terminal was closed: plain lines from now on, which `say` drops where need be
+      self._bar.disable, self._bar = True, None
 
 
 def _numbers(scalars: Mapping[str, float]) -> str:

@@ -25,7 +25,7 @@ from jaxseg.train import hosts, job, validate, workdir
 from jaxseg.train.best import BestWeights
 from jaxseg.train.card import recipe_card
 from jaxseg.train.guard import Guard
-from jaxseg.train.logging import Board, MetricsLog, Progress
+from jaxseg.train.logging import Board, MetricsLog, Progress, say
 from jaxseg.train.optimizer import make_optimizer
 from jaxseg.train.overrides import ConfigError
 from jaxseg.train.preemption import Preempted, Preemption, sentence
@@ -149,7 +149,7 @@ def _train(
       start_step=start,
     )
     if first:
-      print(card, flush=True)
+      say(card)
     board.text("recipe", card)
     progress = Progress(
       start=start,

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from jaxseg.train import config as config_lib
 from jaxseg.train import hosts, job, overrides
 from jaxseg.train.exits import BAD_INPUT, RESTART, STOPPED, Restart
 from jaxseg.train.guard import TrainingStopped
+from jaxseg.train.logging import say
 from jaxseg.train.overrides import ConfigError, nearest
 
 # Keys of a config that may differ between the hosts of a job.
@@ -149,14 +149,12 @@ def sentences(program: str) -> Iterator[None]:
     yield
     hosts.gather("the end")
     job.finish()
-  except BrokenPipeError:  # `jaxseg info x | head`: the reader has what it wanted
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except TrainingStopped as error:
     _exit(program, error, STOPPED)
   except Restart as error:
     _exit(program, error, RESTART)
   except KeyboardInterrupt:
-    print(f"\n{program}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    say(f"\n{program}: stopped; the same command goes on from the last checkpoint", error=True)
     job.leave(130, "stopped from the keyboard")
     sys.exit(130)
   except Exception as error:
@@ -165,7 +163,7 @@ def sentences(program: str) -> Iterator[None]:
     if isinstance(error, (ValueError, OSError)) and _raised_by_us(error):
       _exit(program, error, BAD_INPUT)
     if job.current():
-      traceback.print_exc()
+      say(traceback.format_exc(), error=True)
       job.leave(STOPPED, f"{type(error).__name__}: {error}")
     raise
 
@@ -179,6 +177,6 @@ def _raised_by_us(error: Exception) -> bool:
 
 
 def _exit(program: str, error: Exception, code: int) -> None:
-  print(f"{program}: {error}", file=sys.stderr, flush=True)
+  say(f"{program}: {error}", error=True)
   job.leave(code, str(error))
   sys.exit(code)
