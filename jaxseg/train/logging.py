@@ -40,7 +40,8 @@ class MetricsLog:
   """`metrics.jsonl`: one line a step, `{"step": 7, "loss": ..., "lr": ...}`, with its scores if evaluated.
 
   A float is written so that reading it back gives the same bits. On a file system that cannot append
-  (`gs://`) the file is rewritten at every flush, and elsewhere when scores come to a line that is in it.
+  (`gs://`) the file is rewritten at every forced flush, and elsewhere when scores come to a line that is in
+  it.
 
   Its lines follow from config, data and seed alone: a resumed run's are equal to the bit. What depends on
   the machine, steps and images a second, is in a file of its own, `SPEED`.
@@ -57,7 +58,7 @@ class MetricsLog:
     self._amended = False  # whether the first new line takes its place
     if not active:
       return
-    old = self._path.read_text().splitlines() if self._path.exists() else []
+    old = self._path.read_bytes().decode(errors="replace").splitlines() if self._path.exists() else []
     self._kept = [line for line in old if _step_of(line) <= resume_step]
     # A kill in mid-write leaves half a line, and lines of steps that the checkpoint does not have.
     _write_whole(self._path, self._kept)
@@ -72,13 +73,16 @@ class MetricsLog:
         self._new.append({"step": step})
       self._new[-1].update(scalars)
 
-  def flush(self) -> None:
-    """All lines written so far are in the file when this returns."""
-    if not self._new:
+  def flush(self, *, force: bool = False) -> None:
+    """All lines written so far are in the file when this returns; in a bucket only with `force`.
+
+    There every flush writes the whole file, so it is for the moments that a resumed run may start from.
+    """
+    remote = "://" in str(self._path)
+    if not self._new or (remote and not force):
       return
     lines = [json.dumps(line) for line in self._new]
     self._last, self._new = self._new[-1], []
-    remote = "://" in str(self._path)
     if not remote and not self._amended:
       with _writing(self._path), open(self._path, "a") as file:
         file.write("".join(line + "\n" for line in lines))
@@ -97,8 +101,9 @@ def read_metrics(directory: epath.PathLike, *, name: str = METRICS) -> list[dict
 
 def _step_of(line: str) -> float:
   try:
-    return float(json.loads(line)["step"])
-  except (ValueError, KeyError):
+    # What we write is ASCII: a replaced letter stands for bytes that a broken disk or machine has left.
+    return float("inf") if "\ufffd" in line else float(json.loads(line)["step"])
+  except (ValueError, KeyError, TypeError):
     return float("inf")
 
 
@@ -114,13 +119,17 @@ def _write_whole(path: epath.Path, lines: list[str]) -> None:
 def _writing(path: epath.Path) -> Iterator[None]:
   try:
     yield
-  except OSError as error:
-    raise ValueError(_unwritable(path, error)) from error
+  except Exception as error:
+    # A bucket's client raises what it likes.
+    if isinstance(error, OSError) or "://" in str(path):
+      raise ValueError(_unwritable(path, error)) from error
+    raise
 
 
-def _unwritable(path: epath.Path, error: OSError) -> str:
+def _unwritable(path: epath.Path, error: Exception) -> str:
+  reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
   return (
-    f"{str(path)!r} cannot be written ({error.strerror or error}); make room or choose another --workdir, and"
+    f"{str(path)!r} cannot be written ({reason}); make room or choose another --workdir, and"
     " the same command goes on from the last checkpoint"
   )
 

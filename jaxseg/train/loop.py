@@ -136,7 +136,7 @@ def _train(
     if first:  # not before: a config that cannot go on is not the workdir's
       workdir.update(directory, record)
     log = MetricsLog(directory, resume_step=start, active=first)
-    stack.callback(log.flush)
+    stack.callback(log.flush, force=True)
     board = Board(directory, resume_step=start, active=first)
     stack.callback(board.close)
     card = recipe_card(
@@ -229,7 +229,7 @@ def _sequence(
     progress.say(f"step {step}: {headline(report)} on {config.data.eval_split}")
     if _due(step, config.log.panel_every_steps) or (step == total and config.log.panel_every_steps):
       board.image(step, "eval/predictions", evaluator.panel(state.eval_variables))
-    log.flush()
+    log.flush(force=True)
     checkpoints.add_metrics(step, metrics)
     best.update()
     progress.pause()
@@ -247,7 +247,7 @@ def _sequence(
       if going or evaluating or _due(step, config.checkpoint.every_steps):
         settle(keep=0)
         # Before the save: a checkpoint never knows of a step that the log does not.
-        log.flush()
+        log.flush(force=True)
         with watch.aside(step):
           checkpoints.save(step, state)
       if going:

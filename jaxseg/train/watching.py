@@ -94,6 +94,7 @@ class Watch:
   def aside(self, step: int) -> Iterator[None]:
     """Around what is no training, such as an evaluation, when `step` and all before are finished."""
     self._speed.end()
+    self._log.flush(force=True)
     with self._watchdog.aside():
       yield
     if not self._profile.tracing:
