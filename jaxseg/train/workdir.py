@@ -4,9 +4,10 @@
 `jaxseg.from_pretrained(workdir)`, `eval.py` and a resuming `train.py` read it.
 """
 
+import contextlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -50,7 +51,7 @@ def prepare(workdir: epath.PathLike, values: dict[str, Any], *, write: bool) -> 
   Args:
     workdir: of the run.
     values: what `record` gives.
-    write: only one process of a job writes; all of them check.
+    write: only one process of a job writes, and tries the folder of the checkpoints; all of them check.
 
   Raises:
     ValueError: the folder cannot be reached or written, or holds another model's run.
@@ -63,6 +64,8 @@ def prepare(workdir: epath.PathLike, values: dict[str, Any], *, write: bool) -> 
     values = before  # written again all the same, to know that it can be
   if write:
     update(workdir, values)
+    with _writing(workdir):
+      _try_checkpoints(epath.Path(workdir) / CHECKPOINTS)
 
 
 def update(workdir: epath.PathLike, values: dict[str, Any]) -> None:
@@ -72,17 +75,12 @@ def update(workdir: epath.PathLike, values: dict[str, Any]) -> None:
     ValueError: the folder cannot be written.
   """
   path = epath.Path(workdir) / CONFIG_FILE
-  try:
+  with _writing(workdir):
     epath.Path(workdir).mkdir(parents=True, exist_ok=True)
     # Written beside and renamed: a reader sees the old file or the new one, never half of it.
     part = path.with_name(f"{CONFIG_FILE}.{uuid.uuid4().hex}.part")
     part.write_text(json.dumps(values, indent=2) + "\n")
     part.replace(path)
-  except OSError as error:
-    reason = error.strerror or error
-    raise ValueError(
-      f"workdir {str(workdir)!r} cannot be written ({reason}); choose another --workdir"
-    ) from None
 
 
 def is_workdir(path: epath.PathLike) -> bool:
@@ -119,6 +117,28 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   config = config_lib.from_resolved(values["config"])
   config.model.num_classes = values["model"]["num_classes"]
   return config
+
+
+@contextlib.contextmanager
+def _writing(workdir: epath.PathLike) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    reason = error.strerror or error
+    raise ValueError(
+      f"workdir {str(workdir)!r} cannot be written ({reason}); choose another --workdir"
+    ) from None
+
+
+def _try_checkpoints(folder: epath.Path) -> None:
+  """Makes the folder and writes there: else it would be found out at the first save, after compiling."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f"{uuid.uuid4().hex}.part"
+    probe.write_text("probe\n")
+    probe.unlink()
+  except OSError as error:
+    raise OSError(error.errno, f"{folder.name}: {error.strerror or error}") from None
 
 
 def _check_same_model(workdir: epath.PathLike, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -161,6 +161,11 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match=r"cannot be written \(.*\); choose another --workdir"):
     loop.train(load(), tmp_path / "file" / "run")
+  # The same of the folder of the checkpoints, and before anything is compiled.
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "checkpoints").write_text("")
+  with pytest.raises(ValueError, match=r"cannot be written \(checkpoints: File exists\); choose another"):
+    loop.train(load(), tmp_path / "run")
 
 
 def test_batches_have_to_divide_among_devices(tmp_path):
