@@ -1,6 +1,7 @@
 """Saved states come back bit for bit; what is kept, refused, and left by a killed run."""
 
 import json
+import logging
 import os
 import pathlib
 import random
@@ -197,6 +198,11 @@ def never_finished(step):
   metadata.write_text(json.dumps({**values, "commit_timestamp_nsecs": None}))
 
 
+def _describe(step, **changes):
+  metadata = step / "_CHECKPOINT_METADATA"
+  metadata.write_text(json.dumps({**json.loads(metadata.read_text()), **changes}))
+
+
 def emptied(step):
   shutil.rmtree(step)
   step.mkdir()
@@ -206,6 +212,7 @@ DAMAGES = {
   "never finished": never_finished,
   "without _CHECKPOINT_METADATA": emptied,
   "_CHECKPOINT_METADATA is not a description": lambda step: (step / "_CHECKPOINT_METADATA").write_text("[]"),
+  "something else in the place of its sums": lambda step: _describe(step, custom_metadata=[1]),
   "Expecting value": lambda step: (step / "_CHECKPOINT_METADATA").write_text("garbage"),
   "variables": lambda step: shutil.rmtree(step / "variables"),
 }
@@ -285,6 +292,21 @@ def test_values_that_changed_without_a_reader_noticing(three_checkpoints, tmp_pa
   shutil.copytree(three_checkpoints / "1" / "variables", tmp_path / "run" / "3" / "variables")
   same_bits(restore_variables(tmp_path / "run")["params"], make_state(seed=2, width=32).params)
   assert "has other values than were saved" in capsys.readouterr().err
+
+
+def test_importers_get_their_hooks_back(three_checkpoints, tmp_path, capsys):
+  hook, filters = sys.unraisablehook, list(logging.getLogger("absl").filters)
+  (tmp_path / "file").write_text("")
+  with pytest.raises(OSError):
+    Checkpoints(tmp_path / "file" / "run")
+  shutil.copytree(three_checkpoints, tmp_path / "run")
+  for part in (tmp_path / "run" / "3" / "variables").rglob("d/*"):
+    halve(part)
+  restore_variables(tmp_path / "run")
+  assert "these checkpoints are damaged: 3 (" in capsys.readouterr().err
+  with Checkpoints(tmp_path / "run") as checkpoints, pytest.raises(ValueError, match="is damaged"):
+    checkpoints.restore(make_state(width=32), 3)
+  assert sys.unraisablehook is hook and logging.getLogger("absl").filters == filters
 
 
 def test_all_damaged(three_checkpoints, tmp_path):

@@ -5,10 +5,13 @@ of a job waiting where one of them finds a damaged file.
 """
 
 import contextlib
+import gc
 import json
 import logging
 import math
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -26,6 +29,7 @@ _METADATA = "_CHECKPOINT_METADATA"
 _METRICS = ("metrics", "metrics")  # item and file, as Orbax names them
 _COMMITTED = "commit_success.txt"
 _SHOWN_DIFFERENCES = 3
+_LATE_SECONDS = 0.1  # for reads that are under way when another has failed
 _SHOWN_REASON = 160  # characters
 # What "best" means where nobody says: of segmentation models, and of image classifiers.
 _BEST_METRICS = ("mIoU", "top1")
@@ -136,15 +140,16 @@ def first_whole(steps: Iterable[int], directory: epath.Path, read: Callable[[int
     ValueError: there are no steps, or all are damaged.
   """
   damaged: list[str] = []
-  for step in steps:
-    try:
-      found = read(step)
-    except Damaged as error:
-      damaged.append(f"{step} ({error})")
-      continue
-    if damaged:
-      say(f"in {directory} these checkpoints are damaged: {', '.join(damaged)}; {step} is taken instead")
-    return step, found
+  with _hushing_late_reads():
+    for step in steps:
+      try:
+        found = read(step)
+      except Damaged as error:
+        damaged.append(f"{step} ({error})")
+        continue
+      if damaged:
+        say(f"in {directory} these checkpoints are damaged: {', '.join(damaged)}; {step} is taken instead")
+      return step, found
   if not damaged:
     raise ValueError(f"there is no finished checkpoint in {directory}")
   raise ValueError(
@@ -171,6 +176,9 @@ def description(path: epath.Path) -> dict[str, Any]:
     said = json.loads((path / _METADATA).read_text())
     if not isinstance(said, dict):
       raise Damaged(f"{_METADATA} is not a description")
+    custom = said.get("custom_metadata")
+    if custom is not None and not (isinstance(custom, dict) and isinstance(custom.get(SUMS, {}), dict)):
+      raise Damaged(f"{_METADATA} has something else in the place of its sums")
     if not (path / _COMMITTED).exists() and said.get("commit_timestamp_nsecs") is None:
       raise Damaged("never finished")
     return said
@@ -234,6 +242,7 @@ class _LateReads:
 
   def __init__(self, before: Callable[[Any], Any]):
     self.before = before
+    self.failed = False  # a read, so that some may be late
 
   def __call__(self, late: Any) -> None:
     code = getattr(late.object, "cr_code", None)  # of a coroutine
@@ -244,18 +253,27 @@ class _LateReads:
 
 @contextlib.contextmanager
 def _hushing_late_reads() -> Iterator[None]:
-  """While reading, and from then on where it fails: late is not bounded."""
+  """While reading, and where it fails until the other reads had time to end; the outermost `with` counts."""
   before = sys.unraisablehook
-  if isinstance(before, _LateReads):
-    yield
-    return
-  sys.unraisablehook = _LateReads(before)
+  hook = before if isinstance(before, _LateReads) else _LateReads(before)
+  sys.unraisablehook = hook
   try:
     yield
-  except Damaged:
-    sys.unraisablehook = before
+  except Damaged:  # noticed by us, no read is under way
     raise
-  sys.unraisablehook = before
+  except Exception as error:
+    hook.failed = True
+    cause: BaseException | None = error
+    while cause is not None:  # their frames hold the other reads
+      traceback.clear_frames(cause.__traceback__)
+      cause = cause.__cause__ or cause.__context__
+    raise
+  finally:
+    if hook is not before:
+      if hook.failed:
+        time.sleep(_LATE_SECONDS)
+        gc.collect()
+      sys.unraisablehook = before
 
 
 def _read_variables(path: epath.Path) -> Any:

@@ -71,9 +71,11 @@ class Checkpoints:
       enable_async_checkpointing=True,
     )
     self._directory = reading.make_path(directory)
-    self._hush = reading.Hush().__enter__()
-    self._manager = reading.Manager(self._directory, options)
-    self._delete()
+    with contextlib.ExitStack() as stack:
+      self._hush = stack.enter_context(reading.Hush())
+      self._manager = reading.Manager(self._directory, options)
+      self._delete()
+      stack.pop_all()  # until it is closed
 
   def save(self, step: int, state: State, metrics: Mapping[str, float] | None = None) -> bool:
     """Starts to save `state` as `step`; False when that step is saved already.
@@ -187,8 +189,10 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._manager.close()
-      self._hush.__exit__()
+      try:
+        self._manager.close()
+      finally:
+        self._hush.__exit__()
 
   def __enter__(self) -> "Checkpoints":
     return self
