@@ -29,7 +29,7 @@ _METADATA = "_CHECKPOINT_METADATA"
 _METRICS = ("metrics", "metrics")  # item and file, as Orbax names them
 _COMMITTED = "commit_success.txt"
 _SHOWN_DIFFERENCES = 3
-_LATE_SECONDS = 0.1  # for reads that are under way when another has failed
+_LATE_SECONDS = 0.25  # for reads that are under way when another has failed
 _SHOWN_REASON = 160  # characters
 # What "best" means where nobody says: of segmentation models, and of image classifiers.
 _BEST_METRICS = ("mIoU", "top1")
@@ -254,7 +254,7 @@ class _LateReads:
 @contextlib.contextmanager
 def _hushing_late_reads() -> Iterator[None]:
   """While reading, and where it fails until the other reads had time to end; the outermost `with` counts."""
-  before = sys.unraisablehook
+  before, handled = sys.unraisablehook, sys.exc_info()[1]
   hook = before if isinstance(before, _LateReads) else _LateReads(before)
   sys.unraisablehook = hook
   try:
@@ -264,7 +264,7 @@ def _hushing_late_reads() -> Iterator[None]:
   except Exception as error:
     hook.failed = True
     cause: BaseException | None = error
-    while cause is not None:  # their frames hold the other reads
+    while cause is not None and cause is not handled:  # their frames hold the other reads
       traceback.clear_frames(cause.__traceback__)
       cause = cause.__cause__ or cause.__context__
     raise

@@ -15,7 +15,11 @@ from jax.experimental import multihost_utils
 def sums_of(trees: Mapping[str, Any]) -> dict[str, int]:
   """Path → sum, of every leaf; all processes of a job call it, since each sums the shards that it has."""
   flat = jax.tree_util.tree_flatten_with_path(trees)[0]
-  totals = np.array([_sum(leaf) for _, leaf in flat], np.uint32)
+  parts = [_parts(leaf) for _, leaf in flat]
+  for part in jax.tree.leaves(parts):  # all leave their devices before the first is waited for
+    if isinstance(part, jax.Array):
+      part.copy_to_host_async()
+  totals = np.array([_sum(own) for own in parts], np.uint32)
   if jax.process_count() > 1 and any(isinstance(leaf, jax.Array) for _, leaf in flat):
     totals = multihost_utils.process_allgather(totals).sum(0, dtype=np.uint32)
   return {path_of(path): int(total) for (path, _), total in zip(flat, totals, strict=True)}
@@ -26,12 +30,15 @@ def path_of(path: Any) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _sum(leaf: Any) -> np.uint32:
+def _parts(leaf: Any) -> list[Any]:
+  """What this process has of an array; of copies of a shard, one counts."""
   if not isinstance(leaf, jax.Array):
-    return _bits(np.asarray(leaf))
-  # Of copies of a shard, one counts.
-  parts = [_bits(np.asarray(shard.data)) for shard in leaf.addressable_shards if shard.replica_id == 0]
-  return np.sum(np.array(parts, np.uint32), dtype=np.uint32)
+    return [leaf]
+  return [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0]
+
+
+def _sum(parts: list[Any]) -> np.uint32:
+  return np.sum(np.array([_bits(np.asarray(part)) for part in parts], np.uint32), dtype=np.uint32)
 
 
 def _bits(x: np.ndarray) -> np.uint32:
