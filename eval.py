@@ -29,9 +29,10 @@ def main(argv: list[str]) -> None:
   runtime.add_job_flags(parser)
   changes, rest = overrides.split(argv)
   with runtime.sentences("eval.py"):
+    runtime.expect_processes("eval.py", rest)
     flags = runtime.parse_flags(parser, rest)
-    runtime.expect_processes("eval.py", flags)
     config = chosen.choose_config(flags, changes, ready=runtime.start_processes)
+    runtime.end_at_sigterm()
     compiled.use_cache(config)
     refine = flags.crf or any(key.startswith("eval.crf.") for key, _ in changes)
     crf = chosen.crf_settings(config) if refine else None

@@ -27,8 +27,8 @@ def main(argv: list[str]) -> None:
   runtime.add_job_flags(parser)
   changes, rest = overrides.split(argv)
   with runtime.sentences("train.py"):
+    runtime.expect_processes("train.py", rest)
     flags = runtime.parse_flags(parser, rest, required=("config", "workdir"))
-    runtime.expect_processes("train.py", flags)
     config = config_lib.load(flags.config, overrides=changes, ready=runtime.start_processes)
     compiled.use_cache(config)
     runtime.check_processes("train.py", config, workdir=flags.workdir)

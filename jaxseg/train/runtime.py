@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,8 +38,10 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(f"--{name}", metavar=metavar, help=text)
 
 
-def expect_processes(program: str, flags: argparse.Namespace) -> None:
+def expect_processes(program: str, argv: Sequence[str]) -> None:
   """Finds out whether this process is one of several, from flags or a launcher, and connects nothing yet.
+
+  Goes before `parse_flags`: what is wrong with the other flags of this process ends the others too.
 
   Recognises what `jax.distributed` does (Cloud TPU, SLURM, Open MPI), JAX_COORDINATOR_ADDRESS with
   JAX_NUM_PROCESSES and JAX_PROCESS_ID, and the flags of `add_job_flags`, which go before.
@@ -46,7 +49,11 @@ def expect_processes(program: str, flags: argparse.Namespace) -> None:
   Raises:
     ConfigError: only some of them, or values that cannot be.
   """
-  job.expect(program, {name: getattr(flags, name) for name in _JOB_FLAGS})
+  if {"-h", "--help"} & set(argv):
+    return  # help needs no launcher
+  parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
+  add_job_flags(parser)
+  job.expect(program, vars(parser.parse_known_args(argv)[0]))
 
 
 def start_processes(config: ml_collections.ConfigDict) -> None:
@@ -61,6 +68,14 @@ def start_processes(config: ml_collections.ConfigDict) -> None:
   waits = config.get("hosts", {})
   known = ("initialization_timeout_seconds", "heartbeat_timeout_seconds")
   job.join(**{name: waits[name] for name in known if name in waits})
+
+
+def end_at_sigterm() -> None:
+  """SIGTERM ends this process at once, for a program that has nothing to save; the others find it gone.
+
+  Goes after `start_processes`: what joins the job lets the signal only be noted, for `preemption.py`.
+  """
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def check_processes(program: str, config: ml_collections.ConfigDict, **facts: Any) -> None:
@@ -127,7 +142,12 @@ def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], *, require
   Raises:
     ConfigError: a flag that the program does not have (with the nearest), or a missing one.
   """
-  flags, unknown = parser.parse_known_args(argv)
+  try:
+    flags, unknown = parser.parse_known_args(argv)
+  except SystemExit as left:  # argparse has said why, or has shown its help
+    if left.code:
+      job.leave(BAD_INPUT, "its flags cannot be read")
+    raise
   if unknown:
     flag = unknown[0].split("=", 1)[0]
     raise ConfigError(f"there is no flag {flag}{nearest(flag, [f'--{name}' for name in vars(flags)])}")

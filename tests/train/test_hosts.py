@@ -10,7 +10,9 @@ import time
 
 import pytest
 
-from jaxseg.train import launch
+from jaxseg.train import launch, runtime
+from jaxseg.train.exits import RESTART, Restart
+from jaxseg.train.logging import Progress
 from jaxseg.train.overrides import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -27,8 +29,8 @@ runtime.add_job_flags(parser)
 parser.add_argument("--mode")
 parser.add_argument("--folder")
 with runtime.sentences("worker"):
+  runtime.expect_processes("worker", sys.argv[1:])
   flags = runtime.parse_flags(parser, sys.argv[1:])
-  runtime.expect_processes("worker", flags)
   job.join(initialization_timeout_seconds=30, heartbeat_timeout_seconds=5)
   index = int(flags.process_id)
   if flags.mode == "good":
@@ -46,7 +48,9 @@ with runtime.sentences("worker"):
     if index == 0:
       raise TypeError("a bug of this one")
     hosts.gather("what will not come")
-  if flags.mode == "collective":
+  if flags.mode in ("collective", "evaluation"):
+    if flags.mode == "evaluation":
+      runtime.end_at_sigterm()
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("x",))
     split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ("x", ""))
     x = jax.make_array_from_process_local_data(split, np.ones(1, np.float32))
@@ -118,15 +122,32 @@ def test_one_that_fails_alone_takes_the_others_along():
   assert heard == ["worker: process 1 stopped the job: only this one has no data"]
 
 
+@pytest.mark.parametrize(
+  ("wrong", "sentence"),
+  [
+    ("--fodler=x", "there is no flag --fodler; did you mean '--folder'?"),
+    ("--folder", "its flags cannot be read"),
+  ],
+)
+def test_flags_that_are_wrong_on_one_process_end_the_others(wrong, sentence):
+  words = ["-c", f"import sys\nif '--process_id=1' in sys.argv: sys.argv.append({wrong!r})\n{_WORKER}"]
+  (first, _, heard), (second, _, _) = ends(start([*words, "--mode=alone"]))
+  assert (first, second) == (2, 2)
+  assert heard == [f"worker: process 1 stopped the job: {sentence}"]
+
+
 def test_a_bug_of_the_coordinator_takes_the_others_along():
   (first, _, _), (second, _, heard) = run("bug")
   assert (first, second) == (1, 1)
   assert heard == ["worker: process 0 stopped the job: TypeError: a bug of this one"]
 
 
-@pytest.mark.parametrize(("victim", "how"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
+@pytest.mark.parametrize(
+  ("victim", "how"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP), (1, signal.SIGTERM)]
+)
 def test_survivors_of_a_lost_process_leave(victim, how):
-  processes = start(["-c", _WORKER, "--mode=collective"])
+  mode = "evaluation" if how == signal.SIGTERM else "collective"
+  processes = start(["-c", _WORKER, f"--mode={mode}"])
   try:
     while processes[1 - victim].stdout.readline() != "step\n":
       assert processes[1 - victim].poll() is None, processes[1 - victim].stderr.read()
@@ -158,6 +179,20 @@ def test_one_that_comes_alone_does_not_wait_for_ever(tmp_path):
 
 
 FLAGS = {"coordinator": None, "num_processes": None, "process_id": None}
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_reader_who_left_ends_nothing_and_the_exit_code_stays(monkeypatch, name):
+  reader, writer = os.pipe()
+  os.close(reader)
+  with open(writer, "w") as stream:  # closing it, as the interpreter does at its end, must not fail either
+    monkeypatch.setattr(sys, name, stream)
+    progress = Progress(start=0, total=2, log_every=1)
+    for step in (1, 2):
+      progress.step(step, {"loss": 1.0}, rates={})
+    with pytest.raises(SystemExit) as left, runtime.sentences("worker"):
+      raise Restart("nobody reads this")
+    assert left.value.code == RESTART
 
 
 @pytest.fixture
