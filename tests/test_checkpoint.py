@@ -1,7 +1,6 @@
 """Saved states come back bit for bit; what is kept, refused, and left by a killed run."""
 
 import json
-import logging
 import os
 import pathlib
 import random
@@ -292,21 +291,6 @@ def test_values_that_changed_without_a_reader_noticing(three_checkpoints, tmp_pa
   shutil.copytree(three_checkpoints / "1" / "variables", tmp_path / "run" / "3" / "variables")
   same_bits(restore_variables(tmp_path / "run")["params"], make_state(seed=2, width=32).params)
   assert "has other values than were saved" in capsys.readouterr().err
-
-
-def test_importers_get_their_hooks_back(three_checkpoints, tmp_path, capsys):
-  hook, filters = sys.unraisablehook, list(logging.getLogger("absl").filters)
-  (tmp_path / "file").write_text("")
-  with pytest.raises(OSError):
-    Checkpoints(tmp_path / "file" / "run")
-  shutil.copytree(three_checkpoints, tmp_path / "run")
-  for part in (tmp_path / "run" / "3" / "variables").rglob("d/*"):
-    halve(part)
-  restore_variables(tmp_path / "run")
-  assert "these checkpoints are damaged: 3 (" in capsys.readouterr().err
-  with Checkpoints(tmp_path / "run") as checkpoints, pytest.raises(ValueError, match="is damaged"):
-    checkpoints.restore(make_state(width=32), 3)
-  assert sys.unraisablehook is hook and logging.getLogger("absl").filters == filters
 
 
 def test_all_damaged(three_checkpoints, tmp_path):
