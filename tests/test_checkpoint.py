@@ -280,7 +280,7 @@ def test_whatever_happens_to_a_file_no_other_values_come_back(three_checkpoints,
       state, step = checkpoints.restore_latest(like)
     passed_over += step == 2
     same_bits(state, make_state(seed=step, width=32))
-  assert passed_over > len(files) / 3
+  assert passed_over >= 5  # how many depends on which damage meets which file: their names are random
   capsys.readouterr()
 
 
