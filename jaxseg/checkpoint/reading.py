@@ -31,6 +31,7 @@ _COMMITTED = "commit_success.txt"
 _SHOWN_DIFFERENCES = 3
 _LATE_SECONDS = 0.25  # for reads that are under way when another has failed
 _SHOWN_REASON = 160  # characters
+_CLOSED = "Event loop is closed"
 # What "best" means where nobody says: of segmentation models, and of image classifiers.
 _BEST_METRICS = ("mIoU", "top1")
 # TensorStore says so in its messages; another try may succeed.
@@ -44,9 +45,20 @@ class Damaged(Exception):
 
 
 class Manager(ocp.CheckpointManager):
-  """Orbax's, except that it does not ask the preemption service, which the loop asks by counts of its own."""
+  """Orbax's, but it does not ask the preemption service, which the loop asks by counts of its own.
 
-  def __init__(self, directory: epath.Path, options: ocp.CheckpointManagerOptions):
+  And an error of its thread that writes goes to `on_failure` as well, at once and from a thread of Orbax's:
+  what Orbax does next is to wait for the other processes of the job, who wait for this one.
+  """
+
+  def __init__(
+    self,
+    directory: epath.Path,
+    options: ocp.CheckpointManagerOptions,
+    *,
+    on_failure: Callable[[Exception], None] | None = None,
+  ):
+    self._on_failure = on_failure
     handlers = {name: ocp.PyTreeCheckpointHandler() for name in ITEMS}
     try:
       super().__init__(directory, options=options, item_handlers=handlers)
@@ -59,6 +71,14 @@ class Manager(ocp.CheckpointManager):
     """Never: see above."""
     return False
 
+  def _wait_for_checkpointers(self) -> None:
+    try:
+      super()._wait_for_checkpointers()
+    except Exception as error:
+      if self._on_failure is not None:
+        self._on_failure(error)
+      raise
+
   def metrics(self, step: int) -> dict[str, float] | None:
     """What the step was evaluated with; None where that cannot be read."""
     try:
@@ -68,7 +88,11 @@ class Manager(ocp.CheckpointManager):
 
 
 class Hush(logging.Filter):
-  """Keeps back what Orbax logs, with tracebacks, about errors that it raises as well; `with` it."""
+  """Keeps back what is printed, with tracebacks, about errors that are raised as well; `with` it.
+
+  Orbax logs them; and where one array of many cannot be written, it closes the event loop, and TensorStore
+  fails to report what became of the others.
+  """
 
   def filter(self, record: logging.LogRecord) -> bool:
     """Whether the record is to be seen."""
@@ -77,10 +101,15 @@ class Hush(logging.Filter):
 
   def __enter__(self) -> "Hush":
     logging.getLogger("absl").addFilter(self)
+    before = sys.unraisablehook
+    self._hooks = before, lambda late: None if _CLOSED in str(late.exc_value) else before(late)
+    sys.unraisablehook = self._hooks[1]
     return self
 
   def __exit__(self, *_) -> None:
     logging.getLogger("absl").removeFilter(self)
+    if sys.unraisablehook is self._hooks[1]:
+      sys.unraisablehook = self._hooks[0]
 
 
 def make_path(directory: Any) -> epath.Path:
@@ -247,7 +276,7 @@ class _LateReads:
   def __call__(self, late: Any) -> None:
     code = getattr(late.object, "cr_code", None)  # of a coroutine
     of_orbax = code is not None and "orbax" in code.co_filename
-    if not of_orbax and "Event loop is closed" not in str(late.exc_value):
+    if not of_orbax and _CLOSED not in str(late.exc_value):
       self.before(late)
 
 

@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import os
+import re
+import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -22,7 +25,8 @@ _DELETED = "deleted"
 # Beside the directory and not in it: on a bucket Orbax takes a folder there for an unfinished save.
 _DAMAGED = "damaged_"
 _SHOWN_REASON = 160  # characters
-# What the system's and TensorStore's messages have in them where it is the disk or the bucket that refuses.
+# What messages have in them where it is the disk or the bucket that refuses: TensorStore's on a disk, others.
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 _UNWRITABLE = (
   "No space left", "Disk quota", "File too large", "Read-only file system", "Permission denied",
   "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED",
@@ -49,9 +53,20 @@ class Checkpoints:
     keep_last: how many of the latest to keep; the best one is kept beside them.
     best_metric: the metric, higher is better, by which "best" is meant; None takes "mIoU", and "top1"
       where there is none (an image classifier).
+    on_failure: called with the error, as soon as this process could not write its part of a checkpoint; from
+      another thread, while the run goes on. In a job of several processes nothing else ends the wait: the
+      others wait for this one's part, and Orbax here for them. Where it returns, the next `save` or `wait`
+      raises the error.
   """
 
-  def __init__(self, directory: Any, *, keep_last: int = 3, best_metric: str | None = None):
+  def __init__(
+    self,
+    directory: Any,
+    *,
+    keep_last: int = 3,
+    best_metric: str | None = None,
+    on_failure: Callable[[Exception], None] | None = None,
+  ):
     if keep_last < 1:
       raise ValueError(
         f"keep_last is {keep_last}, expected at least 1: a run resumes from its latest checkpoint"
@@ -71,9 +86,10 @@ class Checkpoints:
       enable_async_checkpointing=True,
     )
     self._directory = reading.make_path(directory)
+    self._on_failure = on_failure
     with contextlib.ExitStack() as stack:
       self._hush = stack.enter_context(reading.Hush())
-      self._manager = reading.Manager(self._directory, options)
+      self._manager = reading.Manager(self._directory, options, on_failure=self._failed)
       self._delete()
       stack.pop_all()  # until it is closed
 
@@ -243,6 +259,15 @@ class Checkpoints:
   def _score(self, metrics: Mapping[str, float] | None) -> float:
     return reading.score_of(metrics, self._best_metric)
 
+  def _failed(self, error: Exception) -> None:
+    if self._on_failure is None:
+      return
+    try:
+      with self._writing():
+        raise error
+    except Exception as said:  # a sentence, where it is the disk
+      self._on_failure(said)
+
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     try:
@@ -250,12 +275,13 @@ class Checkpoints:
     except (OSError, ValueError, RuntimeError) as error:
       reason = " ".join(str(error).split())
       # Of TensorStore's long messages, the part that says why.
-      said = [reason[reason.index(sign) :][:_SHOWN_REASON] for sign in _UNWRITABLE if sign in reason]
+      said = [os.strerror(int(code)) for code in _OS_ERROR.findall(reason)]
+      said += [reason[reason.index(sign) :][:_SHOWN_REASON] for sign in _UNWRITABLE if sign in reason]
       if not said and not isinstance(error, OSError):
         raise
       raise ValueError(
-        f"a checkpoint cannot be written to {self._directory} ({(said or [reason])[0]}); make room or choose"
-        " another --workdir, and the same command goes on from the last one"
+        f"a checkpoint cannot be written to {self._directory}{by_whom()} ({(said or [reason])[0]}); make"
+        " room or choose another --workdir, and the same command goes on from the last one"
       ) from error
 
 
@@ -304,6 +330,12 @@ def _items(state: State) -> dict[str, Any]:
 def _average(state: State) -> Any:
   """The moving average of the parameters, of a state that keeps one."""
   return getattr(state, "ema", None)
+
+
+def by_whom() -> str:
+  """Which process of a job it is, for a message: a disk may be full on one host only."""
+  count = jax.process_count()
+  return "" if count == 1 else f" by process {jax.process_index()} of {count} on host {socket.gethostname()}"
 
 
 def _key(path) -> str:

@@ -289,7 +289,9 @@ def caused_by_others(error: BaseException) -> bool:
   while error is not None:
     # XLA's errors are RuntimeErrors, or ValueErrors that begin with a status; what was made of one has it as
     # its cause.
-    if (isinstance(error, RuntimeError) or _STATUS.match(str(error))) and _LOST.search(str(error)):
+    text = str(error)
+    lost = _LOST.search(text) and "os_error_code" not in text  # TensorStore's, of a disk: with paths
+    if lost and (isinstance(error, RuntimeError) or _STATUS.match(text)):
       return True
     error = error.__cause__ or error.__context__
   return False
@@ -306,9 +308,10 @@ def leave_because_of(error: BaseException) -> None:
   _end(job, RESTART, _who_is_gone(job, _first_line(error)), tell=True)
 
 
-def leave(code: int, sentence: str) -> None:
-  """Ends this process, which has said why, and tells the others; returns where it is the only one.
+def leave(code: int, sentence: str, *, say: bool = False) -> None:
+  """Ends this process, which has said why (or `say`s it now), and tells the others.
 
+  From whatever thread. Returns where the process is the only one.
   A process that has not joined yet does so first, so that the others need not wait for it.
   """
   job = _job
@@ -317,7 +320,7 @@ def leave(code: int, sentence: str) -> None:
   if not job.tried:
     with contextlib.suppress(Exception):
       join()
-  _end(job, code, sentence, tell=True, say=False)
+  _end(job, code, sentence, tell=True, say=say)
 
 
 def _end(job: _Job, code: int, sentence: str, *, tell: bool, say: bool = True) -> None:

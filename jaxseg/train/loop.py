@@ -29,7 +29,7 @@ from jaxseg.train.logging import Board, MetricsLog, Progress, say
 from jaxseg.train.optimizer import make_optimizer
 from jaxseg.train.overrides import ConfigError
 from jaxseg.train.preemption import Preempted, Preemption, sentence
-from jaxseg.train.runtime import make_mesh
+from jaxseg.train.runtime import end_job, make_mesh
 from jaxseg.train.schedule import make_schedule
 from jaxseg.train.state import TrainState, create_state
 from jaxseg.train.step import Step, jit_step, make_step
@@ -126,9 +126,14 @@ def _train(
   hosts.check_same({"pictures of each split": run.lengths, "classes": list(run.info.classes)})
   workdir.prepare(directory, record, write=first)
   hosts.check_shared(directory)
+  if not first:  # which has tried
+    workdir.check_writable(directory)
+  hosts.gather("all can write")  # before Orbax looks what lies there
   with contextlib.ExitStack() as stack:
     checkpoints = Checkpoints(
-      epath.Path(directory) / workdir.CHECKPOINTS, keep_last=config.checkpoint.keep_last
+      epath.Path(directory) / workdir.CHECKPOINTS,
+      keep_last=config.checkpoint.keep_last,
+      on_failure=end_job,
     )
     stack.push(job.at_good_end(checkpoints.close))
     state, start = _restore_or_init(run, checkpoints)

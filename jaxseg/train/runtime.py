@@ -178,17 +178,30 @@ def sentences(program: str) -> Iterator[None]:
     job.leave(130, "stopped from the keyboard")
     sys.exit(130)
   except Exception as error:
-    if job.caused_by_others(error):
-      job.leave_because_of(error)
-    if isinstance(error, (ValueError, OSError)) and _raised_by_us(error):
+    end_job(error)
+    if _is_sentence(error):
       _exit(program, error, BAD_INPUT)
-    if job.current():
-      say(traceback.format_exc(), error=True)
-      job.leave(STOPPED, f"{type(error).__name__}: {error}")
     raise
 
 
-def _raised_by_us(error: Exception) -> bool:
+def end_job(error: Exception) -> None:
+  """Ends a job of several processes for what went wrong in this one, as `sentences` does, from any thread.
+
+  Returns where there is no such job.
+  """
+  if not job.current():
+    return
+  if job.caused_by_others(error):
+    job.leave_because_of(error)
+  if _is_sentence(error):
+    job.leave(BAD_INPUT, str(error), say=True)
+  say("".join(traceback.format_exception(error)), error=True)
+  job.leave(STOPPED, f"{type(error).__name__}: {error}")
+
+
+def _is_sentence(error: Exception) -> bool:
+  if not isinstance(error, (ValueError, OSError)):
+    return False
   trace = error.__traceback__
   while trace.tb_next is not None:
     trace = trace.tb_next

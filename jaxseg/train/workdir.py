@@ -16,6 +16,7 @@ from etils import epath
 
 import jaxseg
 from jaxseg import bucket
+from jaxseg.checkpoint.saving import by_whom
 from jaxseg.train import config as config_lib
 
 CONFIG_FILE = "config.json"
@@ -83,6 +84,16 @@ def update(workdir: epath.PathLike, values: dict[str, Any]) -> None:
     part.replace(path)
 
 
+def check_writable(workdir: epath.PathLike) -> None:
+  """Whether this process, too, can write its part of a checkpoint in a workdir that another one has prepared.
+
+  Raises:
+    ValueError: it cannot.
+  """
+  with _writing(workdir):
+    _try_checkpoints(epath.Path(workdir) / CHECKPOINTS)
+
+
 def is_workdir(path: epath.PathLike) -> bool:
   """Whether `path` is a folder that train.py wrote, rather than weights."""
   config = epath.Path(path) / CONFIG_FILE
@@ -126,7 +137,7 @@ def _writing(workdir: epath.PathLike) -> Iterator[None]:
   except OSError as error:
     reason = error.strerror or error
     raise ValueError(
-      f"workdir {str(workdir)!r} cannot be written ({reason}); choose another --workdir"
+      f"workdir {str(workdir)!r} cannot be written{by_whom()} ({reason}); choose another --workdir"
     ) from None
 
 
@@ -135,8 +146,10 @@ def _try_checkpoints(folder: epath.Path) -> None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f"{uuid.uuid4().hex}.part"
-    probe.write_text("probe\n")
-    probe.unlink()
+    try:
+      probe.write_text("probe\n")
+    finally:
+      probe.unlink(missing_ok=True)  # of a full disk, an empty one
   except OSError as error:
     raise OSError(error.errno, f"{folder.name}: {error.strerror or error}") from None
 
