@@ -1,7 +1,7 @@
 r"""Ten training steps on one device and on meshes of eight: how far losses and parameters part.
 
-  python benchmarks/meshes.py                      # the table of docs/scaling.md
-  python benchmarks/meshes.py --families=cgnet --meshes=8x1x1,2x2x2 --processes=1,2 --json
+  python benchmarks/meshes.py --processes=1,2        # the table of docs/scaling.md
+  python benchmarks/meshes.py --families=cgnet --meshes=8x1x1,2x2x2 --seeds=0,1,2,3 --json
 
 One model of each family, few blocks but every kind of them, at its recipe's peak learning rate, in
 float32, on eight fake devices of the CPU; `--processes=2` makes them two processes of four, which talk
@@ -10,6 +10,7 @@ over Gloo. Every mesh sees the same global batches: pictures of coloured patches
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -53,6 +54,7 @@ FAMILIES = {
   ),
 }
 MESHES = ("8x1x1", "2x4x1", "2x1x4", "2x2x2")
+ONE = "1x1x1"
 
 
 def main() -> None:
@@ -60,7 +62,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--families", default=",".join(FAMILIES))
   parser.add_argument("--meshes", default=",".join(MESHES), help="data x fsdp x spatial, each of 8 devices")
-  parser.add_argument("--processes", default="1", help="1, 2 or 1,2")
+  parser.add_argument("--processes", default="1", help="1, or 1,2; one device is compared with")
+  parser.add_argument("--seeds", default="2", help="of the first parameters and of the pictures")
   parser.add_argument("--batch", type=int, default=8)
   parser.add_argument("--scale", type=int, default=1, help="factor on the pictures' sides")
   parser.add_argument("--json", action="store_true")
@@ -70,13 +73,16 @@ def main() -> None:
     worker(flags)
     return
   results = {}
-  with tempfile.TemporaryDirectory() as folder:
-    for family in flags.families.split(","):
-      one = launch(flags, family, "1x1x1", 1, folder)
-      for processes in map(int, flags.processes.split(",")):
-        for mesh in flags.meshes.split(","):
-          many = launch(flags, family, mesh, processes, folder)
-          name = f"{family} {mesh}" + f" in {processes} processes" * (processes > 1)
+  counts = [int(count) for count in flags.processes.split(",")]
+  for family in flags.families.split(","):
+    with tempfile.TemporaryDirectory() as folder:
+      launch(flags, family, f"{ONE},{flags.meshes}" if 1 in counts else ONE, 1, folder)
+      for processes in counts:
+        if processes > 1:
+          launch(flags, family, flags.meshes, processes, folder)
+        for seed, mesh in itertools.product(flags.seeds.split(","), flags.meshes.split(",")):
+          one, many = (dict(np.load(f"{folder}/{x}-{seed}.npz")) for x in (f"{ONE}-1", f"{mesh}-{processes}"))
+          name = f"{family} {mesh}" + f" in {processes} processes" * (processes > 1) + f", seed {seed}"
           results[name] = compare(one, many)
           if not flags.json:
             print(line(name, results[name]), flush=True)
@@ -84,16 +90,15 @@ def main() -> None:
     print(json.dumps(results))
 
 
-def launch(flags: argparse.Namespace, family: str, mesh: str, processes: int, folder: str) -> dict:
-  """Runs one mesh in processes of its own, since the number of fake devices is fixed when JAX starts."""
-  devices = 1 if mesh == "1x1x1" else DEVICES
-  out = pathlib.Path(folder) / f"{family}-{mesh}-{processes}.npz"
-  words = [f"--families={family}", f"--meshes={mesh}", f"--batch={flags.batch}", f"--scale={flags.scale}"]
+def launch(flags: argparse.Namespace, family: str, meshes: str, processes: int, folder: str) -> None:
+  """Runs meshes in processes of their own, since the number of fake devices is fixed when JAX starts."""
+  words = [f"--{name}={getattr(flags, name)}" for name in ("seeds", "batch", "scale")]
+  words += [f"--families={family}", f"--meshes={meshes}", f"--folder={folder}"]
   env = {
     **os.environ,
     "PYTHONPATH": str(pathlib.Path(__file__).parent.parent),
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes} "
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes} "
     + os.environ.get("XLA_FLAGS", ""),
   }
   if processes > 1:
@@ -103,45 +108,66 @@ def launch(flags: argparse.Namespace, family: str, mesh: str, processes: int, fo
     env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
   running = [
     subprocess.Popen(
-      [sys.executable, __file__, *words, f"--folder={out}"], env={**env, "JAX_PROCESS_ID": str(i)}
+      [sys.executable, __file__, *words],
+      env={**env, "JAX_PROCESS_ID": str(i)},
     )
     for i in range(processes)
   ]
   codes = [process.wait() for process in running]
   if any(codes):
-    raise SystemExit(f"{family} on {mesh} in {processes} processes ended with {codes}")
-  return dict(np.load(out))
+    raise SystemExit(f"{family} on {meshes} in {processes} processes ended with {codes}")
 
 
 def worker(flags: argparse.Namespace) -> None:
-  """Ten steps of one family on one mesh; the first process writes losses, batches' hashes and parameters."""
+  """Ten steps of one family, for each mesh and seed; the first process writes what `compare` reads."""
   import jax
   import jax.numpy as jnp
-  from jax.experimental import multihost_utils
 
   import jaxseg
   from jaxseg import sharding
   from jaxseg.train import create_state, jit_step, make_loss, make_optimizer, make_step
 
-  if os.environ.get("JAX_NUM_PROCESSES"):
-    jax.distributed.initialize(
-      num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
-    )
+  processes = int(os.environ.get("JAX_NUM_PROCESSES", "1"))
+  if processes > 1:
+    jax.distributed.initialize(num_processes=processes, process_id=int(os.environ["JAX_PROCESS_ID"]))
+  folder = pathlib.Path(flags.folder)
   arch, size, encoder, decoder, optimizer = FAMILIES[flags.families]
   size = tuple(flags.scale * side for side in size)
-  data, fsdp, spatial = map(int, flags.meshes.split("x"))
-  mesh = sharding.make_mesh(data=data, fsdp=fsdp, spatial=spatial)
   model = jaxseg.create_model(arch, num_classes=CLASSES, encoder=encoder, decoder=decoder)
-  variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False))()
-  tx = make_optimizer(optimizer, variables["params"])
-  # The reduced models' tensors are below the size from which leaves are split by default.
-  state = sharding.place(create_state(model, variables, tx), mesh, min_elements=256)
-  step = jit_step(make_step(make_loss({}), tx), mesh, state, min_elements=256)
+  init = jax.jit(lambda key: model.init(key, jnp.zeros((1, *size, 3)), train=False))
+  seeds = [int(seed) for seed in flags.seeds.split(",")]
+  starts = {seed: jax.tree.map(np.asarray, init(jax.random.key(seed))) for seed in seeds}
+  tx = make_optimizer(optimizer, starts[seeds[0]]["params"])
+  for shape in flags.meshes.split(","):
+    data, fsdp, spatial = map(int, shape.split("x"))
+    devices = jax.devices()[: data * fsdp * spatial]
+    mesh = sharding.make_mesh(data=data, fsdp=fsdp, spatial=spatial, devices=devices)
+    first = create_state(model, starts[seeds[0]], tx)
+    # The reduced models' tensors are below the size from which leaves are split by default.
+    step = jit_step(
+      make_step(make_loss({}), tx), mesh, sharding.place(first, mesh, min_elements=256), min_elements=256
+    )
+    for seed in seeds:
+      state = sharding.place(first.replace(params=starts[seed]["params"]), mesh, min_elements=256)
+      found = ten_steps(step, state, mesh, seed, flags.batch, size)
+      if jax.process_index() == 0:
+        before = {f"before/{path}": x for path, x in by_path(starts[seed]["params"]).items()}
+        np.savez(folder / f"{shape}-{processes}-{seed}.npz", **found, **before)
+
+
+def ten_steps(step, state, mesh, seed: int, batch_size: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
+  """Losses, the first batches' hashes, and the parameters afterwards."""
+  import jax
+  from jax.experimental import multihost_utils
+
+  from jaxseg import sharding
+
   key = jax.jit(lambda: jax.random.key(0), out_shardings=sharding.replicated(mesh))()
-  rows = list(sharding.rows_to_read(flags.batch, mesh))
+  rows = list(sharding.rows_to_read(batch_size, mesh))
   losses, hashes = [], []
   for i in range(STEPS):
-    batch = sharding.to_global({k: x[rows] for k, x in pictures(i, flags.batch, size).items()}, mesh)
+    given = pictures(100 * seed + i, batch_size, size)
+    batch = sharding.to_global({k: x[rows] for k, x in given.items()}, mesh)
     if i < 2:
       whole = {k: np.asarray(multihost_utils.process_allgather(x, tiled=True)) for k, x in batch.items()}
       hashes.append(hashlib.sha256(whole["image"].tobytes() + whole["label"].tobytes()).hexdigest())
@@ -149,14 +175,18 @@ def worker(flags: argparse.Namespace) -> None:
     jax.block_until_ready(state)  # eight fake devices on fewer cores can deadlock otherwise
     losses.append(float(scalars["loss"]))
   every = sharding.put(state.params, jax.tree.map(lambda _: sharding.replicated(mesh), state.params))
-  if jax.process_index() == 0:
-    names = lambda tree: {  # noqa: E731
-      jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
-      for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
-    start = {f"before/{name}": x for name, x in names(variables["params"]).items()}
-    after = {f"after/{name}": x for name, x in names(every).items()}
-    np.savez(flags.folder, losses=np.array(losses), hashes=np.array(hashes), **start, **after)
+  after = {f"after/{path}": x for path, x in by_path(every).items()}
+  return {"losses": np.array(losses), "hashes": np.array(hashes), **after}
+
+
+def by_path(tree) -> dict[str, np.ndarray]:
+  """Names as in "encoder/stem/conv/kernel" → arrays."""
+  import jax
+
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
+    for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
 
 
 def pictures(i: int, count: int, size: tuple[int, int]) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.layers import spatial
@@ -21,6 +22,15 @@ def attention(
 ) -> Float[Array, "b n heads d"]:
   """softmax(query · keyᵀ / √d) · value, the softmax in float32, the result in the inputs' dtype."""
   return jax.nn.dot_product_attention(query, key, value)
+
+
+def _constant_bias(x, kernel, bias, *, dtype):
+  """Same numbers; the derivative by the bias is 0.
+
+  It is 0 for the bias of keys, which adds one number to all scores of a query and so changes no softmax.
+  Computed, it would be rounding noise, of which Adam makes steps of full size.
+  """
+  return nn.dtypes.promote_dtype(x, kernel, lax.stop_gradient(bias), dtype=dtype)
 
 
 class SpatialReductionAttention(nn.Module):
@@ -46,8 +56,8 @@ class SpatialReductionAttention(nn.Module):
     x = jnp.asarray(x)
     b, h, w, c = x.shape
 
-    def dense(name):
-      return nn.Dense(c, kernel_init=_trunc_normal, dtype=self.dtype, name=name)
+    def dense(name, promote=nn.dtypes.promote_dtype):
+      return nn.Dense(c, kernel_init=_trunc_normal, dtype=self.dtype, promote_dtype=promote, name=name)
 
     source = x
     if self.reduction > 1:
@@ -65,5 +75,6 @@ class SpatialReductionAttention(nn.Module):
       )
     source = spatial.whole(source)  # where rows are split, every device needs all keys and values
     query = dense("query")(x).reshape(b, -1, self.num_heads, c // self.num_heads)
-    key, value = (dense(name)(source).reshape(b, -1, *query.shape[2:]) for name in ("key", "value"))
+    keys_and_values = dense("key", _constant_bias)(source), dense("value")(source)
+    key, value = (x.reshape(b, -1, *query.shape[2:]) for x in keys_and_values)
     return dense("out")(attention(query, key, value).reshape(b, h, w, c))
