@@ -1,5 +1,6 @@
 """Attention over feature maps: one softmax kernel, and the spatial reduction of MiT."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,9 @@ from jaxseg.layers.conv import Conv, fan_out_normal
 from jaxseg.types import AnyArray
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
+# Scores of one image that are held at once, 2 GiB of float32. Crops of published recipes stay far below;
+# 4096x8192 pixels have 7e10 in the first stage of MiT.
+_SCORES = 2**29
 
 
 def attention(
@@ -38,7 +42,8 @@ class SpatialReductionAttention(nn.Module):
 
   MiT's efficient attention (https://arxiv.org/abs/2105.15203, §3.1; first in PVT): a
   convolution of size and stride `reduction`, then LayerNorm, makes the coarser map. Rows
-  and columns left over by the stride are not read, as in the reference.
+  and columns left over by the stride are not read, as in the reference. Of a picture so large
+  that its scores would not fit, the columns are taken part after part.
 
   Attributes:
     num_heads: divides the channels.
@@ -74,7 +79,23 @@ class SpatialReductionAttention(nn.Module):
         source
       )
     source = spatial.whole(source)  # where rows are split, every device needs all keys and values
-    query = dense("query")(x).reshape(b, -1, self.num_heads, c // self.num_heads)
+    heads = (self.num_heads, c // self.num_heads)
+    query = dense("query")(x).reshape(b, h, w, *heads)
     keys_and_values = dense("key", _constant_bias)(source), dense("value")(source)
-    key, value = (x.reshape(b, -1, *query.shape[2:]) for x in keys_and_values)
-    return dense("out")(attention(query, key, value).reshape(b, h, w, c))
+    key, value = (x.reshape(b, -1, *heads) for x in keys_and_values)
+
+    def attend(query):
+      return attention(query.reshape(b, -1, *heads), key, value).reshape(query.shape)
+
+    parts = _parts(w, math.ceil(h * w * key.shape[1] * self.num_heads / _SCORES))
+    if parts == 1:
+      return dense("out")(attend(query).reshape(b, h, w, c))
+    # By columns, since rows may lie on several devices.
+    columns = jnp.moveaxis(query.reshape(b, h, parts, w // parts, *heads), 2, 0)
+    found = jnp.moveaxis(lax.map(jax.checkpoint(attend), columns), 0, 2)
+    return dense("out")(found.reshape(b, h, w, c))
+
+
+def _parts(width: int, wanted: int) -> int:
+  """The smallest divisor of the width that is at least as wanted."""
+  return next(n for n in range(min(wanted, width), width + 1) if width % n == 0)

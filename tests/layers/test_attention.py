@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from jaxseg.layers import attention as attention_lib
 from jaxseg.layers.attention import SpatialReductionAttention, attention
 from jaxseg.layers.context import CrissCross, ExpectationMaximization, NonLocal
 
@@ -121,3 +122,19 @@ def test_the_keys_bias_changes_nothing_so_it_is_not_trained():
   np.testing.assert_allclose(jax.jit(module.apply)(shifted, x), y, rtol=1e-4, atol=1e-5)
   assert not np.any(gradient["params"]["key"]["bias"])
   assert np.all(gradient["params"]["query"]["bias"]) and np.any(gradient["params"]["key"]["kernel"])
+
+
+def test_of_a_large_picture_columns_are_taken_in_parts(monkeypatch):
+  x = np.random.default_rng(7).standard_normal((2, 4, 6, 8)).astype(np.float32)
+  module = SpatialReductionAttention(2, reduction=2)
+  variables = _with_random_parameters(module, x)
+
+  def run(variables, x):
+    y, vjp = jax.vjp(module.apply, variables, x)
+    return y, vjp(jnp.cos(y))
+
+  whole = jax.jit(run)(variables, x)
+  monkeypatch.setattr(attention_lib, "_SCORES", 4 * 6 * 6 * 2 // 2 - 1)  # a little less than half of them
+  assert "length=3" in str(jax.make_jaxpr(module.apply)(variables, x)), "three parts of two columns"
+  parts = jax.jit(lambda *a: run(*a))(variables, x)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), parts, whole)
