@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxseg.types import AnyArray
@@ -61,8 +62,29 @@ def make_mesh(
       f"a mesh of data={data}, fsdp={fsdp}, spatial={spatial} needs {data * inner} devices and there are"
       f" {count}; set data=-1 or data={count // inner}"
     )
-  # `jax.make_mesh` makes Explicit axes unless told.
-  return jax.make_mesh((data, fsdp, spatial), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  # `Mesh` makes Explicit axes unless told.
+  return Mesh(_arranged((data, fsdp, spatial), devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+  """The devices in the mesh's shape, so that those that exchange most are neighbours in the network of links.
+
+  `jax.make_mesh` does not take every shape on every TPU, nor devices of several slices.
+  """
+  slices: dict[int, list[Any]] = {}
+  for device in devices:
+    slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+  parts = [slices[index] for index in sorted(slices)]
+  equal = len({len(part) for part in parts}) == 1 and shape[0] % len(parts) == 0
+  if len(parts) > 1 and equal:
+    # Only sums of gradients cross the slower network between slices.
+    each = (shape[0] // len(parts), *shape[1:])
+    return np.concatenate([_arranged(each, part) for part in parts])
+  try:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  except AssertionError:
+    # Some of a slice's devices, that are no block of its grid: in the order in which they come.
+    return np.array([device for part in parts for device in part], dtype=object).reshape(shape)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -1,6 +1,8 @@
 """Mesh and batch arithmetic; equality over several devices is in tests/train/test_devices.py."""
 
 import dataclasses
+import itertools
+import math
 
 import jax
 import numpy as np
@@ -105,6 +107,65 @@ class Device:
   process_index: int
   platform: str = "cpu"
   device_kind: str = "cpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip(Device):
+  """As much of a TPU chip as a mesh asks for."""
+
+  coords: tuple[int, int, int] = (0, 0, 0)
+  core_on_chip: int = 0
+  slice_index: int = 0
+
+
+def chips_of(kind, *sizes, slice_index=0):
+  """The chips of a slice, host by host as JAX lists them: x fastest."""
+  places = itertools.product(*(range(n) for n in reversed(sizes)))
+  return [
+    Chip(i + slice_index * math.prod(sizes), i // 4, "tpu", kind, place[::-1], 0, slice_index)
+    for i, place in enumerate(places)
+  ]
+
+
+@pytest.mark.parametrize(
+  ("kind", "sizes"),
+  [
+    ("TPU v4", (2, 2, 4)),
+    ("TPU v4", (4, 4, 4)),
+    ("TPU v5", (2, 2, 2)),
+    ("TPU v5", (1, 1, 4)),
+    ("TPU v5 lite", (4, 4, 1)),
+    ("TPU v6 lite", (2, 4, 1)),
+    ("TPU v6 lite", (16, 16, 1)),
+  ],
+)
+def test_every_mesh_on_every_slice(kind, sizes):
+  """Each chip once, whatever of the grid of chips an axis has to be cut from."""
+  chips = chips_of(kind, *sizes)
+  count = len(chips)
+  for inner in (n for n in range(1, count + 1) if count % n == 0):
+    for spatial in (n for n in range(1, inner + 1) if inner % n == 0):
+      shape = (count // inner, inner // spatial, spatial)
+      arranged = sharding._arranged(shape, chips)
+      assert arranged.shape == shape and sorted(chip.id for chip in arranged.flat) == list(range(count))
+  if sizes == (4, 4, 4):
+    # A group of two are neighbours.
+    pairs = sharding._arranged((32, 1, 2), chips).reshape(-1, 2)
+    hops = [sum(abs(a - b) for a, b in zip(*(chip.coords for chip in pair), strict=True)) for pair in pairs]
+    assert set(hops) == {1}
+
+
+def test_chips_that_are_no_block_of_a_slice():
+  """In their own order; and two slices, within each of which a group stays."""
+  chips = chips_of("TPU v5 lite", 4, 4, 1)
+  some = sharding._arranged((1, 3, 1), [chips[i] for i in (0, 1, 6)])
+  assert [chip.id for chip in some.flat] == [0, 1, 6]
+  both = chips + chips_of("TPU v5 lite", 4, 4, 1, slice_index=1)
+  groups = sharding._arranged((4, 4, 2), both).reshape(4, 8)
+  assert [{chip.slice_index for chip in group} for group in groups] == [{0}, {0}, {1}, {1}]
+  assert sorted(chip.id for chip in groups.flat) == list(range(32))
+  # No other way: one group over both.
+  assert sharding._arranged((1, 32, 1), both).shape == (1, 32, 1)
 
 
 def mesh_of(processes, *shape):

@@ -25,6 +25,7 @@ _RANGES: Ranges = {
   "total_steps": (1, None),
   "batch_size": (1, None),
   "accumulate": (1, None),
+  "mesh.devices": (0, None),
   "ema_decay": (0.0, 1.0),
   "data.flip": (0.0, 1.0),
   "data.workers": (0, None),
