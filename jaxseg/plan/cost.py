@@ -9,16 +9,12 @@ is not looked at. Arrays that a TPU keeps in its vector memory cost nothing here
 import collections
 import dataclasses
 import functools
-import math
 import re
 
-from jaxseg.plan import arithmetic
+from jaxseg.plan import arithmetic, exchange
+from jaxseg.plan.exchange import COLLECTIVES, Collective
 from jaxseg.plan.hlo import Computation, Instruction, Program, Shape
 
-COLLECTIVES = (
-  "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
-  "collective-broadcast",
-)  # fmt: skip
 # They make a name for what is there already.
 _FREE = {
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "add-dependency",
@@ -27,6 +23,8 @@ _FREE = {
 _SLICES = ("dynamic-slice", "slice", "gather")
 # Custom calls that are annotations or names, not kernels.
 _MARKS = (
+  exchange.START,
+  exchange.DONE,
   "Sharding",
   "SPMDFullToShardShape",
   "SPMDShardToFullShape",
@@ -34,29 +32,8 @@ _MARKS = (
   "ConcatBitcast",
   "AssumeGatherIndicesInBound",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-  """Exchanges of one kind in a step: how many, of how many bytes a device, and what of it crosses its links.
-
-  Attributes:
-    count: exchanges, times the trips of the loops around them.
-    nbytes: of the larger of operand and result, on one device.
-    wire_bytes: that one device sends, in a ring over its group.
-  """
-
-  count: float | int = 0.0
-  nbytes: float | int = 0.0
-  wire_bytes: float | int = 0.0
-
-  def __add__(self, other: "Collective") -> "Collective":
-    return Collective(
-      self.count + other.count, self.nbytes + other.nbytes, self.wire_bytes + other.wire_bytes
-    )
-
-  def __mul__(self, trips: float | int) -> "Collective":
-    return Collective(self.count * trips, self.nbytes * trips, self.wire_bytes * trips)
+# Asynchronous starts that are read as they are.
+_OWN_STARTS = (*COLLECTIVES, "async", "copy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +97,14 @@ class _Counter:
   def __init__(self, program: Program):
     self.program = program
     self.computation = functools.cache(self._computation)
+    self.continued = exchange.continued(program)
 
   def _computation(self, name: str) -> Cost:
     computation = self.program.computations[name]
     total = Cost()
     for instruction in computation.instructions.values():
-      total += self._instruction(computation, instruction)
+      if instruction.name not in self.continued.get(name, ()):
+        total += self._instruction(computation, instruction)
     return total
 
   def _instruction(self, computation: Computation, instruction: Instruction) -> Cost:
@@ -141,6 +120,11 @@ class _Counter:
         for name in instruction.called(key)
       ]
       return max((self.computation(name) for name in branches), key=lambda c: (c.padded_bytes, c.flops))
+    if opcode.endswith("-start") and opcode.removesuffix("-start") not in _OWN_STARTS:
+      # Any other instruction, written with what it reads and with its results; the latter come second.
+      results = instruction.parts[1] if len(instruction.parts) > 1 else instruction.shapes
+      plain = dataclasses.replace(instruction, opcode=opcode.removesuffix("-start"), shapes=results, parts=())
+      return self._instruction(computation, plain)
     if opcode in ("call", "async-start"):
       called = instruction.called("to_apply") or instruction.called("calls")
       return sum((self.computation(name) for name in called), Cost())
@@ -181,9 +165,9 @@ class _Counter:
       return cost + dataclasses.replace(inner, nbytes=0.0, padded_bytes=0.0)
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
-      return cost + Cost(collectives={kind: self._collective(kind, instruction, operands)})
+      return cost + Cost(collectives={kind: exchange.collective(instruction, operands, self.program.devices)})
     if instruction.opcode == "custom-call":
-      target = instruction.attribute("custom_call_target").strip('"')
+      target = instruction.target
       if target in _MARKS:
         return Cost()
       cost += Cost(kernels={target: 1.0})
@@ -216,12 +200,11 @@ class _Counter:
       yield from (leaf for leaves in operands[results + 1 :] for leaf in leaves)
     elif opcode.removesuffix("-start") in COLLECTIVES:
       yield from (leaf for leaves in operands for leaf in leaves)
-      yield from _result(opcode, instruction.shapes, sum(map(len, operands)))
-    elif opcode.endswith("-start"):
-      # copy-start (target, source, context); slice-start ((source), target, context).
-      target = instruction.shapes[0 if opcode == "copy-start" else sum(map(len, operands))]
-      yield target
-      yield from (_part(target, leaves) for leaves in operands[:1])
+      yield from exchange.results(opcode, instruction.shapes, sum(map(len, operands)))
+    elif opcode == "copy-start":
+      # (target, source, context)
+      yield instruction.shapes[0]
+      yield from (_part(instruction.shapes[0], leaves) for leaves in operands[:1])
     else:
       yield from (
         leaf for leaves in dict(zip(instruction.operands, operands, strict=True)).values() for leaf in leaves
@@ -233,11 +216,23 @@ class _Counter:
     if position >= len(inner.parameters):
       yield from leaves
       return
+    if self._passes_on(inner, inner.parameters[position]):
+      return
     parts = self._slices(inner, inner.parameters[position])
     if parts is None:
       yield from leaves
     else:
       yield from (_part(shape, leaves) for shape in parts)
+
+  def _passes_on(self, inner: Computation, name: str) -> bool:
+    """Whether an array only belongs to a collective under way, whose bytes its start counts."""
+    under_way = self.continued.get(inner.name, ())
+    users = inner.users.get(name, ())
+    return bool(under_way) and all(
+      user.name in under_way
+      or (user.name == inner.root and (user.opcode == "tuple" or user.target == exchange.DONE))
+      for user in users
+    )
 
   def _slices(self, inner: Computation, name: str) -> list[Shape] | None:
     """Shapes of the slices where `name` is only sliced (or updated in place); None where it is read whole."""
@@ -263,41 +258,28 @@ class _Counter:
   def _written(self, inner: Computation, instruction: Instruction):
     """What a fusion writes: its results, and of one that it updates in place the update."""
     root = inner.instructions[inner.root]
+    under_way = self.continued.get(inner.name, ())
+    if root.target == exchange.DONE and under_way:
+      return
+    if root.target == exchange.START:
+      # As of a collective's own start: operands, results, contexts.
+      started = [inner.instructions[name] for name in root.operands]
+      before = sum(len(self._shapes(inner, name)) for i in started for name in i.operands)
+      yield from exchange.results("-start", instruction.shapes, before)
+      return
     results = [inner.instructions.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
     if len(results) != len(instruction.shapes):
       yield from instruction.shapes
       return
     for result, shape in zip(results, instruction.shapes, strict=True):
+      if under_way and result is not None and (result.name in under_way or result.opcode == "parameter"):
+        continue
       while result is not None and result.opcode == "bitcast":
         result = inner.instructions.get(result.operands[0])
       if result is not None and result.opcode == "dynamic-update-slice":
         yield from (_part(leaf, (shape,)) for leaf in self._shapes(inner, result.operands[1]))
       else:
         yield shape
-
-  def _collective(self, kind: str, instruction: Instruction, operands: list[tuple[Shape, ...]]) -> Collective:
-    inputs = [leaf for leaves in operands for leaf in leaves]
-    before = sum(leaf.nbytes for leaf in inputs)
-    after = sum(leaf.nbytes for leaf in _result(instruction.opcode, instruction.shapes, len(inputs)))
-    nbytes, group = max(before, after), self._group(instruction)
-    # In a ring of n, a device passes on everything but its own part; a sum goes round twice.
-    shares = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0, "collective-broadcast": 1.0}
-    return Collective(1.0, nbytes, nbytes * shares.get(kind, (group - 1) / group))
-
-  def _group(self, instruction: Instruction) -> int:
-    """Devices that exchange with each other: lists, `[groups,size]<=[devices]`, or axes of a mesh."""
-    text = instruction.attribute("replica_groups")
-    if text.startswith("mesh["):
-      axes, _, used = text.partition("]")
-      sizes = dict(re.findall(r"'([^']+)'=(\d+)", axes))
-      # 'axis' is all of an axis, 'axis':(2)4 a part of size 4.
-      named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", used)
-      return math.prod(int(part or sizes[axis]) for axis, part in named)
-    iota = re.match(r"\[(\d+),(\d+)\]", text)
-    if iota:
-      return int(iota.group(2))
-    first = re.search(r"\{([\d,]+)\}", text)
-    return len(first.group(1).split(",")) if first else max(self.program.devices, 1)
 
 
 def _part(shape: Shape, whole: tuple[Shape, ...]) -> Shape:
@@ -308,10 +290,3 @@ def _part(shape: Shape, whole: tuple[Shape, ...]) -> Shape:
   if len(at.dims) == len(shape.dims):
     return dataclasses.replace(shape, space=at.space, order=at.order, tile=at.tile)
   return dataclasses.replace(shape, space=at.space)
-
-
-def _result(opcode: str, shapes: tuple[Shape, ...], inputs: int) -> tuple[Shape, ...]:
-  """The results among the leaves of a collective; an asynchronous one also has its operands and contexts."""
-  if not opcode.endswith("-start") or len(shapes) < 2 * inputs:
-    return shapes
-  return shapes[inputs : 2 * inputs]

@@ -21,7 +21,7 @@ _LEAF = re.compile(r"(?P<kind>[a-z]\w*)\[(?P<dims>[\d,<=]*)\](?:\{(?P<layout>[^{
 # What an attribute's value can be besides a word: braces in braces, [groups,size]<=[devices], axes of a mesh.
 _BRACES = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 _IOTA = r"\[[\d,]*\](?:<=\[[\d,]*\])?"
-_MESH = r"mesh\[[^\]]*\] ?\{[^}]*\}"
+_MESH = r"mesh\[[^\]]*\](?:, device_ids=\((?:[^()]|\([^()]*\))*\))? ?\{[^}]*\}"
 _COMMENT = re.compile(r"/\*.*?\*/")
 
 
@@ -73,7 +73,17 @@ def _bits(kind: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a computation: `shapes` are its result's leaves, `attributes` the text after the operands."""
+  """One line of a computation.
+
+  Attributes:
+    name: its own.
+    opcode: what it does.
+    shapes: leaves of its result.
+    operands: names of what it reads.
+    attributes: the text after the operands.
+    literal: the operands' text where it is no names.
+    parts: of an asynchronous start, the leaves of each element of its result: operands, results, contexts.
+  """
 
   name: str
   opcode: str
@@ -81,6 +91,12 @@ class Instruction:
   operands: tuple[str, ...]
   attributes: str
   literal: str = ""
+  parts: tuple[tuple[Shape, ...], ...] = ()
+
+  @property
+  def target(self) -> str:
+    """What a custom call calls; "" for every other instruction."""
+    return self.attribute("custom_call_target").strip('"') if self.opcode == "custom-call" else ""
 
   def called(self, key: str) -> tuple[str, ...]:
     """Names of the computations in attribute `key`: `calls=%a`, or `branch_computations={%a, %b}`."""
@@ -189,7 +205,19 @@ def _instruction(name: str, rest: str) -> Instruction:
     names,
     rest[close + 1 :],
     inside if opcode["opcode"] in ("parameter", "constant") else "",
+    _parts(rest[:end]) if opcode["opcode"].endswith("-start") else (),
   )
+
+
+def _parts(text: str) -> tuple[tuple[Shape, ...], ...]:
+  """Leaves of each element of a tuple's text; of an array's, there is one element."""
+  inside = text[1:-1] if text.startswith("(") else text
+  parts, end = [], 0
+  while leaf := _LEAF.search(inside, end):
+    begin = inside.find("(", end, leaf.start())
+    end = leaf.end() if begin < 0 else _closing(inside, begin)
+    parts.append(shapes_of(inside[leaf.start() : end]))
+  return tuple(parts)
 
 
 def _closing(text: str, start: int) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from jaxseg import plan
 from jaxseg.plan.arithmetic import _taps
-from jaxseg.plan.cost import Collective
+from jaxseg.plan.exchange import Collective
 from jaxseg.plan.hlo import Shape, shapes_of
 
 
@@ -94,11 +94,13 @@ LOOP = """
     ("{}", 8),
     ("mesh['a'=2,'b'=4] {'b'}", 4),
     ("mesh['a'=8] {'a':(2)2}", 2),
+    ("mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", 4),
+    ("mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0','axis_1'}", 8),
   ],
 )
 @pytest.mark.parametrize("trips", ['backend_config={"known_trip_count":{"n":"5"}}', "metadata={}"])
 def test_collectives_in_a_loop(groups, size, trips):
-  """Trips are told by the loop, or by what its condition compares with; groups have three notations."""
+  """Trips are told by the loop, or by what its condition compares with; groups have several notations."""
   loop = f"%w = (s32[], f32[256,1024]{{1,0}}) while(%t), condition=%condition, body=%body, {trips}"
   cost = counted(
     module(LOOP.replace("GROUPS", groups), entry("%t = (s32[], f32[256,1024]) parameter(0)", loop))
@@ -106,6 +108,14 @@ def test_collectives_in_a_loop(groups, size, trips):
   array = 256 * 1024 * 4
   assert cost.collectives == {"all-reduce": Collective(5, 5 * array, 5 * array * 2 * (size - 1) / size)}
   assert cost.nbytes == 5 * (2 * array + 4 + 4 + 1)  # and the counter's comparison
+
+
+def test_groups_of_no_axis():
+  text = module(
+    LOOP.replace("GROUPS", "mesh['a'=8] {}"), entry("%w = f32[1] while(%t), condition=%condition, body=%body")
+  )
+  with pytest.raises(ValueError, match=r"replica groups .* of sum name no axis"):
+    counted(text)
 
 
 def test_asynchronous_pairs_count_once():
@@ -126,6 +136,93 @@ def test_asynchronous_pairs_count_once():
   assert cost.collectives["collective-permute"] == Collective(1, 4096, 4096)
   # The copy reads main memory and writes vector memory.
   assert cost.nbytes == (4096 + 32768) + 2 * 4096 + 4096
+
+
+# As a TPU's compiler writes a gather that runs beside a product.
+GATHER = "all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}"
+BESIDE = """
+%start (p: f32[1]) -> f32[1] {
+  %p = f32[8,64] parameter(0)
+  %g = f32[32,64] GATHER
+  ROOT %b = (f32[8,64], f32[32,64], u32[]) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (p: f32[1]) -> f32[1] {
+  %p = f32[8,64] parameter(0)
+  %to = f32[32,64] parameter(1)
+  %c = u32[]{:S(2)} parameter(2)
+  %x = f32[16,64] parameter(3)
+  %w = f32[64,4] parameter(4)
+  %y = f32[16,4] dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %g = f32[32,64] GATHER
+  ROOT %t = (f32[16,4], f32[8,64], f32[32,64], f32[32,64], u32[]{:S(2)}) tuple(%y, %p, %to, %g, %c)
+}
+
+%end (p: f32[1]) -> f32[1] {
+  %p = f32[8,64] parameter(0)
+  %to = f32[32,64] parameter(1)
+  %c = u32[]{:S(2)} parameter(2)
+  %g = f32[32,64] GATHER
+  ROOT %e = f32[32,64] custom-call(%p, %to, %g, %c), custom_call_target="AsyncCollectiveDone"
+}
+""".replace("GATHER", GATHER)
+
+
+def test_a_collective_beside_other_work_counts_once():
+  """It stands in three fusions; the arrays that are handed from one to the next are not moved by that."""
+  cost = counted(
+    module(
+      BESIDE,
+      entry(
+        "%p = f32[8,64] parameter(0)",
+        "%x = f32[16,64] parameter(1)",
+        "%w = f32[64,4] parameter(2)",
+        "%a = (f32[8,64], f32[32,64], u32[]{:S(2)}) fusion(%p), kind=kCustom, calls=%start",
+        "%a0 = f32[8,64] get-tuple-element(%a), index=0",
+        "%a1 = f32[32,64] get-tuple-element(%a), index=1",
+        "%a2 = u32[]{:S(2)} get-tuple-element(%a), index=2",
+        "%m = (f32[16,4], f32[8,64], f32[32,64], f32[32,64], u32[]{:S(2)})"
+        " fusion(%a0, %a1, %a2, %x, %w), kind=kOutput, calls=%beside",
+        "%m1 = f32[8,64] get-tuple-element(%m), index=1",
+        "%m3 = f32[32,64] get-tuple-element(%m), index=3",
+        "%m4 = u32[]{:S(2)} get-tuple-element(%m), index=4",
+        "%d = f32[32,64] fusion(%m1, %m3, %m4), kind=kCustom, calls=%end",
+        # Not fused, so another one, though it has the same channel.
+        f"ROOT %z = f32[32,64] {GATHER}",
+      ),
+    )
+  )
+  one = Collective(1, 8192, 8192 * 3 / 4)
+  assert cost.collectives == {"all-gather": one + one} and not cost.kernels
+  assert cost.flops == 2 * 16 * 64 * 4
+  assert cost.nbytes == 2 * 4 * (8 * 64 + 32 * 64) + 4 * (16 * 64 + 64 * 4 + 16 * 4)
+
+
+@pytest.mark.parametrize(
+  ("plain", "kernels"),
+  [
+    ("fusion(%p, %q), kind=kLoop, calls=%f", {}),
+    ("call(%p, %q), to_apply=%f", {}),
+    ("dot(%p, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}", {}),
+    ('custom-call(%p, %q), custom_call_target="tpu_custom_call"', {"tpu_custom_call": 1}),
+  ],
+)
+def test_anything_may_run_asynchronously(plain, kernels):
+  """`fusion-start` is a fusion that something else waits for: the same work, the same bytes."""
+  product = "dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+  inner = (
+    "%f (a: f32[8,16], b: f32[16,32]) -> f32[8,32] {\n  %a = f32[8,16]{1,0} parameter(0)\n"
+    f"  %b = f32[16,32]{{1,0}} parameter(1)\n  ROOT %d = f32[8,32]{{1,0}} {product}\n}}\n"
+  )
+  operands = ["%p = f32[8,16]{1,0} parameter(0)", "%q = f32[16,32]{1,0} parameter(1)"]
+  started = "%s = ((f32[8,16]{1,0}, f32[16,32]{1,0}), f32[8,32]{1,0}, u32[]{:S(2)}) " + plain.replace(
+    "(", "-start(", 1
+  )
+  done = f"ROOT %e = f32[8,32]{{1,0}} {plain.partition('(')[0]}-done(%s)"
+  cost = counted(module(inner, entry(*operands, started, done)))
+  assert cost == counted(module(inner, entry(*operands, f"ROOT %s = f32[8,32]{{1,0}} {plain}")))
+  assert cost.nbytes == 4 * (8 * 16 + 16 * 32 + 8 * 32) and cost.kernels == kernels
+  assert cost.flops == (0 if kernels else 2 * 8 * 16 * 32)
 
 
 FUSED = """

@@ -13,7 +13,7 @@ import pytest
 
 from jaxseg import cli, plan, sharding
 from jaxseg.chips import TPUS
-from jaxseg.plan.cost import Collective
+from jaxseg.plan.exchange import Collective
 from jaxseg.plan.fit import Attempt, Memory, exhausted, largest_batch
 from jaxseg.plan.meshes import working_meshes
 from jaxseg.plan.report import _hosts, report
