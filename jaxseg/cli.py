@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxseg import catalog, data, models, plan, sharding
+from jaxseg import catalog, data, models, plan
 from jaxseg.encoders import ENCODERS
 from jaxseg.macs import count_macs
 from jaxseg.pretrained import published_names
@@ -143,10 +143,9 @@ def training_plan(
   opened = plan.open_topology(topology)
   mesh = runtime.make_mesh(config.mesh, devices=opened.devices)
   try:
-    sharding.check_batch(config.batch_size, mesh)
-  except ValueError as error:
-    advice = plan.advice(mesh.devices.size, config.batch_size, config.data.crop_size[0])
-    raise overrides.ConfigError(f"config.batch_size: {error}; {advice}") from None
+    validate.validate_batches(config, mesh, keys=("batch_size",))
+  except overrides.ConfigError as error:
+    raise overrides.ConfigError(f"{error}; {_advice(config, mesh.devices.size)}") from None
   run = loop.assemble(config, mesh)
   state = run.shapes
   parts = {"parameters": state.params, "optimizer": state.opt_state, "statistics": state.model_state}
@@ -162,6 +161,21 @@ def training_plan(
     unit=mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate,
     compiles=compiles,
     dump=dump,
+  )
+
+
+def _advice(config: ml_collections.ConfigDict, devices: int) -> str:
+  """What would work where a config's batch cannot be spread over so many devices."""
+  model = config_lib.build_model(
+    config, validate.validate_classes(config, data.dataset_info(config.data).classes)
+  )
+  size = tuple(config.data.crop_size)
+  return plan.advice(
+    devices,
+    config.batch_size,
+    size[0],
+    micro_batches=config.accumulate,
+    whole_from=lambda spatial: models.first_whole_stage(model, size, spatial=spatial),
   )
 
 

@@ -18,6 +18,7 @@ from jaxseg.plan.fit import Attempt, Memory, exhausted, largest_batch
 from jaxseg.plan.meshes import working_meshes
 from jaxseg.plan.report import _hosts, report
 from jaxseg.plan.topology import Topology
+from jaxseg.train import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GIB = 1 << 30
@@ -81,6 +82,37 @@ def test_meshes_that_work():
   assert all(16 % (d * f) == 0 and d * f * s == 256 for d, f, s in working_meshes(256, 16, 512))
 
 
+def test_meshes_that_repeat_the_work_are_left_out():
+  """From 16 devices an image on, this model's first stage is whole on each of them."""
+  asked = []
+
+  def whole_from(spatial):
+    asked.append(spatial)
+    return {2: None, 4: "stage3", 8: "stage2"}.get(spatial, "stage1")
+
+  said = plan.advice(64, 16, 512, whole_from=whole_from)
+  assert said == (
+    "for a batch of 16 these would work: meshes (data x fsdp x spatial) that use all 64 devices:"
+    " 16x1x4 (rows split up to stage3), 8x2x4 (rows split up to stage3), 8x1x8 (rows split up to stage2),"
+    " 4x2x8 (rows split up to stage2); 16 devices as data=16; a batch of 64"
+  )
+  assert sorted(asked) == [4, 8, 16]  # each traces a model
+  # None is worth all 256; nor any split, where already the stem is whole.
+  assert plan.advice(256, 16, 512, whole_from=whole_from) == (
+    "for a batch of 16 these would work: 128 devices as data x fsdp x spatial = 16x1x8 (rows split up to"
+    " stage2); 16 devices as data=16; a batch of 256"
+  )
+  assert plan.advice(256, 16, 513, whole_from=lambda spatial: "stem0") == (
+    "for a batch of 16 these would work: 16 devices as data=16; a batch of 256"
+  )
+  # Micro-batches have to be spread, and their number has to divide the batch.
+  assert plan.advice(8, 8, 64, micro_batches=4) == (
+    "for a batch of 8 in 4 micro-batches these would work: meshes (data x fsdp x spatial) that use all 8"
+    " devices: 2x1x4, 1x2x4, 1x1x8; 2 devices as data=2; a batch of 32"
+  )
+  assert plan.advice(8, 8, 64, micro_batches=3).endswith("these would work: a batch of 24")
+
+
 SMOKE = "configs/colour_only_synthetic.py:smoke"
 
 
@@ -121,6 +153,15 @@ def test_mesh_and_batch_that_do_not_divide():
   assert "a batch of 2 cannot be spread evenly over 8 device groups" in done.stderr
   assert "meshes (data x fsdp x spatial) that use all 8 devices: 2x1x4, 1x2x4, 1x1x8" in done.stderr
   assert "2 devices as data=2; a batch of 8" in done.stderr
+
+
+def test_micro_batches_that_do_not_divide():
+  """What `train.py` refuses, in its words."""
+  config = config_lib.load(str(ROOT / SMOKE), overrides=[("batch_size", "3"), ("accumulate", "2")])
+  with pytest.raises(
+    ValueError, match=r"accumulate is 2, which does not cut config.batch_size 3 .*; for a batch"
+  ):
+    cli.training_plan(config, "cpu")
 
 
 def test_the_command_plans_the_step_that_trains(tmp_path, capsys):
