@@ -58,10 +58,20 @@ def open_topology(name: str) -> Topology:
   Raises:
     ValueError: no such topology (with the nearest and the known ones), libtpu or GPU missing.
   """
+  name = name.strip().lower()
   kind, _, size = name.partition(":")
-  if kind == "cpu" and re.fullmatch(r"\d*", size):
+  if kind == "cpu":
+    if ":" in name and not re.fullmatch(r"[1-9]\d{0,3}", size):
+      raise ValueError(
+        f"topology {name!r} is no number of devices; cpu is this machine, cpu:8 eight pretended devices of it"
+      )
     return _local_cpu(name, int(size or 0))
-  if kind == "gpu" and not size:
+  if kind == "gpu":
+    if ":" in name:
+      raise ValueError(
+        f"topology {name!r}: gpu means the GPUs of this machine and takes no number; config.mesh.devices=8"
+        " uses eight of them"
+      )
     return _local_gpu(name)
   if kind not in TPUS or not size:
     raise ValueError(f"there is no topology {name!r}; {_hint(name)}")
@@ -80,6 +90,11 @@ def _sizes(name: str, kind: str, size: str) -> tuple[int, ...]:
     example = next(word for word in _EXAMPLES.split(", ") if word.startswith(kind))
     raise ValueError(f"topology {name!r}: a slice of {TPUS[kind].name} is {kind}:{shape}, such as {example}")
   sizes = tuple(map(int, size.split("x")))
+  if math.prod(sizes) > TPUS[kind].pod:
+    raise ValueError(
+      f"there is no slice {name!r}, of {math.prod(sizes):,} chips;"
+      f" a pod of {TPUS[kind].name} has {TPUS[kind].pod:,}"
+    )
   if axes == 2 and sizes not in _FLAT:
     chips = math.prod(sizes)
     near = min(_FLAT, key=lambda flat: abs(math.prod(flat) - chips))
@@ -125,7 +140,8 @@ def _local_gpu(name: str) -> Topology:
     devices = jax.devices("gpu")
   except RuntimeError:
     raise ValueError(
-      f"topology {name!r} means the GPUs of this machine, and JAX sees none; {_hint(name)}"
+      f"topology {name!r} means the GPUs of this machine, and JAX sees none;"
+      f" others: {_EXAMPLES.removesuffix(', gpu')}"
     ) from None
   chip = chip_of(devices[0].device_kind)
   stats = devices[0].memory_stats() or {}

@@ -125,7 +125,15 @@ SMOKE = "configs/colour_only_synthetic.py:smoke"
     ("v4:4x4", "topology 'v4:4x4': a slice of TPU v4 is v4:AxBxC, such as v4:4x4x4"),
     ("v5e:4x0", "a slice of TPU v5e is v5e:AxB"),
     ("v5e:3x5", "there is no slice 'v5e:3x5'; the nearest is v5e:4x4, all: v5e:1x1, "),
-    ("gpu", "means the GPUs of this machine, and JAX sees none"),
+    (
+      "v5p:100x100x100",
+      "there is no slice 'v5p:100x100x100', of 1,000,000 chips; a pod of TPU v5p has 8,960",
+    ),
+    ("v6e:32x16", "there is no slice 'v6e:32x16', of 512 chips; a pod of TPU v6e has 256"),
+    ("gpu:8", "topology 'gpu:8': gpu means the GPUs of this machine and takes no number"),
+    ("cpu:0", "topology 'cpu:0' is no number of devices; cpu is this machine"),
+    ("cpu:-1", "topology 'cpu:-1' is no number of devices"),
+    (" V5E:4 ", "topology 'v5e:4': a slice of TPU v5e is v5e:AxB"),
     ("tpu", "there is no topology 'tpu'"),
     ("cpu:3", "topology 'cpu:3' must be asked for before JAX has started a backend"),
   ],
@@ -136,10 +144,21 @@ def test_topologies_that_are_none(topology, sentence):
     plan.open_topology(topology)
 
 
-def test_without_the_compiler(monkeypatch):
+@pytest.mark.parametrize("name", ["v5e:4x4", " V5E:4X4"])
+def test_without_the_compiler(name, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(ValueError, match=r"pip install 'jaxseg\[tpu\]' brings it"):
-    plan.open_topology("v5e:4x4")
+  with pytest.raises(ValueError, match=r"topology 'v5e:4x4' .* pip install 'jaxseg\[tpu\]' brings it"):
+    plan.open_topology(name)
+
+
+def test_without_a_gpu(monkeypatch):
+  def none(platform):
+    raise RuntimeError(f"Unknown backend {platform}")
+
+  monkeypatch.setattr(jax, "devices", none)
+  sentence = "'gpu' means the GPUs of this machine, and JAX sees none; others: v4:4x4x4, .*, cpu$"
+  with pytest.raises(ValueError, match=sentence):
+    plan.open_topology("gpu")
 
 
 def test_mesh_and_batch_that_do_not_divide():
