@@ -242,7 +242,8 @@ def to_global(batch: Mapping[str, AnyArray], mesh: Mesh) -> dict[str, jax.Array]
   mine = groups_of_process(mesh)
   each, left = divmod(rows, len(mine))
   if left or not rows:
-    check_batch(rows, mesh)
+    if len(mine) == _groups(mesh):
+      check_batch(rows, mesh)  # they are the batch
     raise ValueError(
       f"this process gave {rows} images for its {len(mine)} device groups (data x fsdp); give a multiple of"
       f" {len(mine)}, as jaxseg.sharding.rows_to_read says"

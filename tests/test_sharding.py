@@ -193,6 +193,18 @@ def test_a_process_reads_the_images_that_its_devices_hold(processes, shape, rows
   assert [sharding.rows_to_read(8, mesh, process=i) for i in range(max(processes) + 1)] == rows
 
 
+@pytest.mark.parametrize("images", [0, 3])
+def test_images_of_a_process_that_cannot_be_spread(images):
+  """In a job of several they are not the batch, of which the others have the rest."""
+  batch = {"image": np.zeros((images, 4, 4, 3), np.uint8)}
+  with pytest.raises(
+    ValueError, match=f"this process gave {images} images for its 2 device groups .* multiple of 2"
+  ):
+    sharding.to_global(batch, mesh_of([0, 0, 1, 1], 4, 1, 1))
+  with pytest.raises(ValueError, match=f"a batch of {images} cannot be spread evenly over 4 device groups"):
+    sharding.to_global(batch, mesh_of([0, 0, 0, 0], 4, 1, 1))
+
+
 def test_image_rows_lie_over_spatial_where_they_divide():
   mesh = abstract_mesh(data=2, fsdp=2, spatial=4)
   batch = {

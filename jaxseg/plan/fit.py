@@ -75,12 +75,13 @@ class Largest:
   Attributes:
     fits: the largest that was compiled and fits; 0 for none.
     refused: the smallest that was compiled and does not; None for none.
-    estimate: the largest by a straight line through the memory of those; `fits` where nothing lies between.
+    estimate: the largest by a straight line through the memory of those; `fits` where nothing lies between;
+      None where the compiler has refused what it was given and told no figures.
   """
 
   fits: int
   refused: int | None
-  estimate: int
+  estimate: int | None
 
 
 def attempt(
@@ -171,7 +172,8 @@ def largest_batch(
       break
     known[batch] = compile_at(batch)
   low, high = _bracket(known)
-  return Largest(low, high, _estimate(known, unit, memory, fresh=False))
+  told = any(found.memory.total for found in known.values()) or (high is not None and high - low <= unit)
+  return Largest(low, high, _estimate(known, unit, memory, fresh=False) if told else None)
 
 
 def _bracket(known: Mapping[int, Attempt]) -> tuple[int, int | None]:
@@ -193,6 +195,10 @@ def _estimate(known: Mapping[int, Attempt], unit: int, memory: float | int, *, f
   tried = [known[batch] for batch in sorted(known)]
   near = tried[-2:] if high is None else [a for a in tried if a.batch_size in (low, high)]
   limit = min((a.usable for a in tried if a.usable), default=memory * _MARGIN)
+  near = [a for a in near if a.memory.total]
+  if not near:
+    # Nothing to draw a line through: halfway, which is no estimate.
+    return floor if ceiling is None else max((low + ceiling) // 2 // unit * unit, floor)
   last, used = near[-1], [a.memory.total for a in near]
   if len(near) == 2 and used[1] > used[0]:
     slope = (used[1] - used[0]) / (near[1].batch_size - near[0].batch_size)

@@ -195,6 +195,11 @@ def _largest(largest: Largest, unit: int) -> str:
   tried += [f"{largest.refused} compiled and does not"] if largest.refused else []
   if largest.refused is not None and largest.refused - largest.fits <= unit:
     text = f"a batch of {largest.fits} fits" if largest.fits else "no batch fits"
+  elif largest.estimate is None:
+    return (
+      f"not known: a batch of {largest.refused} does not fit, and the compiler does not say by how much;"
+      " --compiles=6 searches"
+    )
   else:
     text = f"a batch of about {largest.estimate} fits, an estimate by extrapolation"
   return f"{text} ({', '.join(tried)})"
