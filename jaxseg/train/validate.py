@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxseg import catalog, models, sharding
 from jaxseg.train import config as config_lib
@@ -126,7 +126,10 @@ def _check_ranges(config: ml_collections.ConfigDict, allowed: Ranges) -> None:
 
 
 def validate_batches(
-  config: ml_collections.ConfigDict, mesh: Mesh, *, keys: Sequence[str] = ("batch_size", "eval.batch_size")
+  config: ml_collections.ConfigDict,
+  mesh: Mesh | AbstractMesh,
+  *,
+  keys: Sequence[str] = ("batch_size", "eval.batch_size"),
 ) -> None:
   """Global batch sizes against the devices of the mesh and the processes of the job.
 
@@ -142,7 +145,7 @@ def validate_batches(
     _check_micro_batches(config.batch_size, config.accumulate, mesh)
 
 
-def _check_micro_batches(batch_size: int, parts: int, mesh: Mesh) -> None:
+def _check_micro_batches(batch_size: int, parts: int, mesh: Mesh | AbstractMesh) -> None:
   """A step's batch has to be cut into equal micro-batches, each spread evenly over the devices."""
   groups = mesh.shape["data"] * mesh.shape["fsdp"]
   unit = parts * groups

@@ -176,6 +176,17 @@ def test_mesh_and_batch_that_do_not_divide():
   assert "2 devices as data=2; a batch of 8" in done.stderr
 
 
+def test_an_evaluation_that_cannot_be_spread():
+  config = config_lib.load(str(ROOT / SMOKE))
+  mesh = jax.sharding.AbstractMesh((4, 1, 1), sharding.AXES)
+  assert cli._evaluation(config, mesh) == {
+    "evaluation": "train.py will refuse config.eval.batch_size: a batch of 2 cannot be spread evenly over 4"
+    " device groups (data x fsdp); use 4"
+  }
+  config.eval.batch_size = 8
+  assert not cli._evaluation(config, mesh)
+
+
 def test_micro_batches_that_do_not_divide():
   """What `train.py` refuses, in its words."""
   config = config_lib.load(str(ROOT / SMOKE), overrides=[("batch_size", "3"), ("accumulate", "2")])
@@ -192,7 +203,7 @@ def test_the_command_plans_the_step_that_trains(tmp_path, capsys):
   cli.main(["plan", f"--config={ROOT / SMOKE}", "--topology=cpu", f"--dump={dump}", *config])
   said = capsys.readouterr().out
   assert "data 1, fsdp 1, spatial 1; 4 images of 64x64 a step, 4 a device group" in said
-  assert "hosts" not in said and "rows" not in said  # of one device
+  assert "hosts" not in said and "rows" not in said and "evaluation" not in said  # of one device
   assert (
     ": fits (compiled" in said and "largest  a batch of about" in said and not (tmp_path / "none").exists()
   )
