@@ -187,6 +187,12 @@ def test_an_evaluation_that_cannot_be_spread():
   assert not cli._evaluation(config, mesh)
 
 
+def test_fewer_devices_than_none():
+  config = config_lib.load(str(ROOT / SMOKE), overrides=[("mesh.devices", "-1")])
+  with pytest.raises(ValueError, match=r"config.mesh.devices is -1; expected at least 0"):
+    cli.training_plan(config, "cpu")
+
+
 def test_micro_batches_that_do_not_divide():
   """What `train.py` refuses, in its words."""
   config = config_lib.load(str(ROOT / SMOKE), overrides=[("batch_size", "3"), ("accumulate", "2")])
