@@ -122,7 +122,7 @@ def is_first_process() -> bool:
 def make_mesh(mesh: ml_collections.ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """The mesh of `config.mesh` over `devices` (JAX's by default); its `devices=n` takes only the first n."""
   devices = list(jax.devices() if devices is None else devices)
-  if mesh.devices > len(devices):
+  if not 0 <= mesh.devices <= len(devices):
     raise ConfigError(f"config.mesh.devices is {mesh.devices}, and there are {len(devices)}; 0 takes all")
   if mesh.devices and jax.process_count() > 1:
     raise ConfigError(
