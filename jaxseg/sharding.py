@@ -62,7 +62,6 @@ def make_mesh(
       f"a mesh of data={data}, fsdp={fsdp}, spatial={spatial} needs {data * inner} devices and there are"
       f" {count}; set data=-1 or data={count // inner}"
     )
-  # `Mesh` makes Explicit axes unless told.
   return Mesh(_arranged((data, fsdp, spatial), devices), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
