@@ -95,7 +95,7 @@ def _worthwhile(
 
 def _shown(mesh: tuple[int, int, int], whole_from: Callable[[int], str | None]) -> str:
   first = whole_from(mesh[2]) if mesh[2] > 1 else None
-  return "x".join(map(str, mesh)) + (f" (rows split up to {first})" if first else "")
+  return "x".join(map(str, mesh)) + (f" (rows whole from {first} on)" if first else "")
 
 
 def _size(mesh: tuple[int, int, int]) -> int:
