@@ -101,8 +101,8 @@ def test_meshes_that_repeat_the_work_are_left_out():
   assert sorted(asked) == [4, 8, 16]  # each traces a model
   # None is worth all 256; nor any split, where already the stem is whole.
   assert plan.advice(256, 16, 512, whole_from=whole_from) == (
-    "for a batch of 16 these would work: 128 devices as data x fsdp x spatial = 16x1x8 (rows split up to"
-    " stage2); 16 devices as data=16; a batch of 256"
+    "for a batch of 16 these would work: 128 devices as data x fsdp x spatial = 16x1x8 (rows whole from"
+    " stage2 on); 16 devices as data=16; a batch of 256"
   )
   assert plan.advice(256, 16, 513, whole_from=lambda spatial: "stem0") == (
     "for a batch of 16 these would work: 16 devices as data=16; a batch of 256"
