@@ -96,7 +96,8 @@ def test_meshes_that_repeat_the_work_are_left_out():
   assert said == (
     "for a batch of 16 these would work: meshes (data x fsdp x spatial) that use all 64 devices:"
     " 16x1x4 (rows whole from stage3 on), 8x2x4 (rows whole from stage3 on),"
-    " 8x1x8 (rows whole from stage2 on), 4x2x8 (rows whole from stage2 on); 16 devices as data=16; a batch of 64"
+    " 8x1x8 (rows whole from stage2 on), 4x2x8 (rows whole from stage2 on);"
+    " 16 devices as data=16; a batch of 64"
   )
   assert sorted(asked) == [4, 8, 16]  # each traces a model
   # None is worth all 256; nor any split, where already the stem is whole.
