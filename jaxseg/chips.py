@@ -23,7 +23,7 @@ class Chip:
     link_rate: bytes/s that it can send to its neighbours over all of its links.
     cores: TensorCores, of which the compiler may show each as a device.
     axes: sizes that a slice of it has.
-    pod: chips of the largest slice.
+    pod: chips of a whole pod.
   """
 
   name: str

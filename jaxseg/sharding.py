@@ -81,8 +81,8 @@ def _arranged(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray
     return np.concatenate([_arranged(each, part) for part in parts])
   try:
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-  except AssertionError:
-    # Some of a slice's devices, that are no block of its grid: in the order in which they come.
+  except (AssertionError, ValueError, TypeError):
+    # JAX's ways to say that some of a slice's devices are no block of its grid: in the order they come in.
     return np.array([device for part in parts for device in part], dtype=object).reshape(shape)
 
 

@@ -160,6 +160,11 @@ def test_chips_that_are_no_block_of_a_slice():
   chips = chips_of("TPU v5 lite", 4, 4, 1)
   some = sharding._arranged((1, 3, 1), [chips[i] for i in (0, 1, 6)])
   assert [chip.id for chip in some.flat] == [0, 1, 6]
+  for kind, sizes, count, shape in (
+    ("TPU v5 lite", (4, 8, 1), 20, (1, 2, 10)), ("TPU v6 lite", (8, 16, 1), 80, (1, 5, 16)),
+  ):  # fmt: skip
+    some = sharding._arranged(shape, chips_of(kind, *sizes)[:count])
+    assert sorted(chip.id for chip in some.flat) == list(range(count))
   both = chips + chips_of("TPU v5 lite", 4, 4, 1, slice_index=1)
   groups = sharding._arranged((4, 4, 2), both).reshape(4, 8)
   assert [{chip.slice_index for chip in group} for group in groups] == [{0}, {0}, {1}, {1}]

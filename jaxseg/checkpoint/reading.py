@@ -66,18 +66,29 @@ class Manager(ocp.CheckpointManager):
       # A step whose own description is damaged: list it without, it is found out when it is read.
       options.lightweight_initialize = True
       super().__init__(directory, options=options, item_handlers=handlers)
+    # What describes a step is written by the first process alone, and waited for before its arrays are.
+    store = self._non_blocking_metadata_store
+    store.wait_until_finished = self._telling(store.wait_until_finished)
 
   def reached_preemption(self, step: int) -> bool:
     """Never: see above."""
     return False
 
   def _wait_for_checkpointers(self) -> None:
-    try:
-      super()._wait_for_checkpointers()
-    except Exception as error:
-      if self._on_failure is not None:
-        self._on_failure(error)
-      raise
+    self._telling(super()._wait_for_checkpointers)()
+
+  def _telling(self, wait: Callable[[], None]) -> Callable[[], None]:
+    """`wait`, whose error is told before it goes on to Orbax."""
+
+    def waiting():
+      try:
+        wait()
+      except Exception as error:
+        if self._on_failure is not None:
+          self._on_failure(error)
+        raise
+
+    return waiting
 
   def metrics(self, step: int) -> dict[str, float] | None:
     """What the step was evaluated with; None where that cannot be read."""

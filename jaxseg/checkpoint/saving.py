@@ -273,6 +273,8 @@ class Checkpoints:
     try:
       yield
     except (OSError, ValueError, RuntimeError) as error:
+      if isinstance(error, TimeoutError) and isinstance(error.__cause__, jax.errors.JaxRuntimeError):
+        raise  # of Orbax's barrier, for want of another process
       reason = " ".join(str(error).split())
       # Of TensorStore's long messages, the part that says why.
       said = [os.strerror(int(code)) for code in _OS_ERROR.findall(reason)]

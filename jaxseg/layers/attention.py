@@ -84,12 +84,17 @@ class SpatialReductionAttention(nn.Module):
     keys_and_values = dense("key", _constant_bias)(source), dense("value")(source)
     key, value = (x.reshape(b, -1, *heads) for x in keys_and_values)
 
-    def attend(query):
-      return attention(query.reshape(b, -1, *heads), key, value).reshape(query.shape)
-
     parts = _parts(w, math.ceil(h * w * key.shape[1] * self.num_heads / _SCORES))
     if parts == 1:
-      return dense("out")(attend(query).reshape(b, h, w, c))
+      found = attention(query.reshape(b, -1, *heads), key, value)
+      return dense("out")(found.reshape(b, h, w, c))
+    # The gradients of keys and values are summed over the parts, which bfloat16 is too coarse for.
+    wide_key, wide_value = key.astype(jnp.float32), value.astype(jnp.float32)
+
+    def attend(query):
+      all_of = (x.astype(query.dtype) for x in (wide_key, wide_value))
+      return attention(query.reshape(b, -1, *heads), *all_of).reshape(query.shape)
+
     # By columns, since rows may lie on several devices.
     columns = jnp.moveaxis(query.reshape(b, h, parts, w // parts, *heads), 2, 0)
     found = jnp.moveaxis(lax.map(jax.checkpoint(attend), columns), 0, 2)
@@ -98,4 +103,4 @@ class SpatialReductionAttention(nn.Module):
 
 def _parts(width: int, wanted: int) -> int:
   """The smallest divisor of the width that is at least as wanted."""
-  return next(n for n in range(min(wanted, width), width + 1) if width % n == 0)
+  return next(n for n in range(max(min(wanted, width), 1), width + 1) if width % n == 0)

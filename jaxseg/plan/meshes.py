@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 _SHOWN = 8
 # Pixels of one row in the first stage; `spatial` must divide the rows.
 _ROW = 4
-# The encoders' first parts, besides stems: what is whole from there on is nearly the whole model.
-_EARLY = ("stage1", "block0", "entry0")
+# How the names of encoders' first parts begin: what is whole from there on is nearly the whole model.
+_EARLY = ("stem", "stage1", "block0", "entry0")
 
 
 def working_meshes(devices: int, batch_size: int, height: int) -> Iterator[tuple[int, int, int]]:
@@ -88,7 +88,7 @@ def _worthwhile(
   """The meshes, in the order of `spatial`, up to where devices share no work any more."""
   for mesh in meshes:
     first = whole_from(mesh[2]) if mesh[2] > 1 else None
-    if first is not None and (first in _EARLY or first.startswith("stem")):
+    if first is not None and first.startswith(_EARLY):
       return  # with more devices an image each has fewer rows still
     yield mesh
 

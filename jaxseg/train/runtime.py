@@ -195,7 +195,8 @@ def end_job(error: Exception) -> None:
     job.leave_because_of(error)
   if _is_sentence(error):
     job.leave(BAD_INPUT, str(error), say=True)
-  say("".join(traceback.format_exception(error)), error=True)
+  if job.current().exit_code is None:  # else what ends the job is why this went wrong
+    say("".join(traceback.format_exception(error)), error=True)
   job.leave(STOPPED, f"{type(error).__name__}: {error}")
 
 

@@ -105,9 +105,10 @@ def test_meshes_that_repeat_the_work_are_left_out():
     "for a batch of 16 these would work: 128 devices as data x fsdp x spatial = 16x1x8 (rows whole from"
     " stage2 on); 16 devices as data=16; a batch of 256"
   )
-  assert plan.advice(256, 16, 513, whole_from=lambda spatial: "stem0") == (
-    "for a batch of 16 these would work: 16 devices as data=16; a batch of 256"
-  )
+  for first in ("stem0", "stage1_conv0", "entry0"):
+    assert plan.advice(256, 16, 513, whole_from=lambda spatial, first=first: first) == (
+      "for a batch of 16 these would work: 16 devices as data=16; a batch of 256"
+    )
   # Micro-batches have to be spread, and their number has to divide the batch.
   assert plan.advice(8, 8, 64, micro_batches=4) == (
     "for a batch of 8 in 4 micro-batches these would work: meshes (data x fsdp x spatial) that use all 8"

@@ -18,7 +18,7 @@ CHANGES = {
   "compilation_cache": "off",
 }  # fmt: skip
 
-# train.py, on whose second process no file may grow beyond a few bytes from the save of step 4 on.
+# train.py, on one process of which no file may grow beyond a few bytes from the save of a step on.
 _TRAIN = """
 import resource, sys
 from jaxseg.checkpoint import Checkpoints
@@ -27,7 +27,7 @@ import train
 save = Checkpoints.save
 
 def save_with_a_full_disk(self, step, *args, **kwargs):
-  if step == 4 and "--process_id=1" in sys.argv:
+  if step == STEP and "--process_id=INDEX" in sys.argv:
     self.wait()  # what is saved before is whole
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
     print("full", flush=True)
@@ -38,33 +38,38 @@ train.main(sys.argv[1:])
 """
 
 
-def test_the_disk_of_one_process_is_full(tmp_path):
-  """Orbax lets all processes wait for one another then, for 20 minutes."""
+@pytest.mark.parametrize(("index", "step", "left"), [(1, 4, [2]), (0, 5, [2, 4])])
+def test_the_disk_of_one_process_is_full(tmp_path, index, step, left):
+  """Orbax lets all processes wait for one another then, for 20 minutes.
+
+  The first process also writes what describes a step, and the last step's evaluation waits for its save.
+  """
   run = tmp_path / "run"
   words = [f"--config.{name}={value}" for name, value in CHANGES.items()]
   words += [f"--config={TINY}", f"--workdir={run}", "--config.mesh.devices=0", "--config.mesh.fsdp=2"]
-  processes = start(["-c", _TRAIN, *words])
+  processes = start(["-c", _TRAIN.replace("STEP", str(step)).replace("INDEX", str(index)), *words])
   try:
-    while processes[1].stdout.readline() != "full\n":
-      assert processes[1].poll() is None, processes[1].stderr.read()
+    while processes[index].stdout.readline() != "full\n":
+      assert processes[index].poll() is None, processes[index].stderr.read()
     since = time.monotonic()
-    (first, _, heard), (second, _, said) = ends(processes)
+    codes, _, errors = zip(*ends(processes), strict=True)
     assert time.monotonic() - since < 30
   finally:
     for process in processes:
       process.kill()
       process.communicate()
-  assert (first, second) == (2, 2)
+  assert codes == (2, 2)
+  said, heard = errors[index], errors[1 - index]
   assert len(heard) == len(said) == 1
   assert said[0].startswith(
-    f"train.py: a checkpoint cannot be written to {run / 'checkpoints'} by process 1 of 2"
+    f"train.py: a checkpoint cannot be written to {run / 'checkpoints'} by process {index} of 2"
   )
   assert said[0].endswith(
     " (File too large); make room or choose another --workdir, and the same command goes on from the last one"
   )
-  assert heard[0] == said[0].replace("train.py: ", "train.py: process 1 stopped the job: ")
+  assert heard[0] == said[0].replace("train.py: ", f"train.py: process {index} stopped the job: ")
 
-  assert finished(run / "checkpoints") == [2], "half a checkpoint is none"
+  assert finished(run / "checkpoints") == left, "half a checkpoint is none"
   config = config_lib.load(str(ROOT / TINY), overrides=list(CHANGES.items()))
   assert loop.train(config, run) is not None
   lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
