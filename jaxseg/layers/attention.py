@@ -28,15 +28,6 @@ def attention(
   return jax.nn.dot_product_attention(query, key, value)
 
 
-def _constant_bias(x, kernel, bias, *, dtype):
-  """Same numbers; the derivative by the bias is 0.
-
-  It is 0 for the bias of keys, which adds one number to all scores of a query and so changes no softmax.
-  Computed, it would be rounding noise, of which Adam makes steps of full size.
-  """
-  return nn.dtypes.promote_dtype(x, kernel, lax.stop_gradient(bias), dtype=dtype)
-
-
 class SpatialReductionAttention(nn.Module):
   """Self-attention over pixels whose keys and values come from a coarser map.
 
@@ -61,8 +52,8 @@ class SpatialReductionAttention(nn.Module):
     x = jnp.asarray(x)
     b, h, w, c = x.shape
 
-    def dense(name, promote=nn.dtypes.promote_dtype):
-      return nn.Dense(c, kernel_init=_trunc_normal, dtype=self.dtype, promote_dtype=promote, name=name)
+    def dense(name):
+      return nn.Dense(c, kernel_init=_trunc_normal, dtype=self.dtype, name=name)
 
     source = x
     if self.reduction > 1:
@@ -81,8 +72,7 @@ class SpatialReductionAttention(nn.Module):
     source = spatial.whole(source)  # where rows are split, every device needs all keys and values
     heads = (self.num_heads, c // self.num_heads)
     query = dense("query")(x).reshape(b, h, w, *heads)
-    keys_and_values = dense("key", _constant_bias)(source), dense("value")(source)
-    key, value = (x.reshape(b, -1, *heads) for x in keys_and_values)
+    key, value = (dense(name)(source).reshape(b, -1, *heads) for name in ("key", "value"))
 
     parts = _parts(w, math.ceil(h * w * key.shape[1] * self.num_heads / _SCORES))
     if parts == 1:

@@ -111,19 +111,6 @@ def test_em_rebuilds_pixels_and_moves_its_bases_only_in_training():
   np.testing.assert_array_equal(same["buffers"]["bases"], variables["buffers"]["bases"])
 
 
-def test_the_keys_bias_changes_nothing_so_it_is_not_trained():
-  x = np.random.default_rng(6).standard_normal((1, 4, 4, 8)).astype(np.float32)
-  module = SpatialReductionAttention(2, reduction=2)
-  variables = _with_random_parameters(module, x)
-  y, vjp = jax.vjp(jax.jit(module.apply), variables, x)
-  gradient, _ = jax.jit(vjp)(y)
-  shifted = jax.tree.map(np.asarray, variables)
-  shifted["params"]["key"]["bias"] = shifted["params"]["key"]["bias"] + 0.5
-  np.testing.assert_allclose(jax.jit(module.apply)(shifted, x), y, rtol=1e-4, atol=1e-5)
-  assert not np.any(gradient["params"]["key"]["bias"])
-  assert np.all(gradient["params"]["query"]["bias"]) and np.any(gradient["params"]["key"]["kernel"])
-
-
 def test_of_a_large_picture_columns_are_taken_in_parts(monkeypatch):
   x = np.random.default_rng(7).standard_normal((2, 4, 6, 8)).astype(np.float32)
   module = SpatialReductionAttention(2, reduction=2)

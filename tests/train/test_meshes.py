@@ -16,7 +16,8 @@ SEEDS = "2,3,4"
 # SegFormer's projections reach it through a convolution without bias.
 NOISE = {
   "segnext": r"encoder/stage1/stem_conv/bias|encoder/stage\d/embed_conv/bias",
-  "segformer": r"decoder/project_stage\d/bias|encoder/stage4/norm/bias",
+  "segformer": r"decoder/project_stage\d/bias|encoder/stage4/norm/bias"
+  r"|encoder/stage\d/block\d+/attention/key/bias",
   "cgnet": "",
   "deeplab": "",  # SGD: without exception
 }
