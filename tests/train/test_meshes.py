@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 SEEDS = "2,3,4"
 # Biases that a BatchNorm takes away again: their gradient is rounding noise, of which Adam makes whole steps.
 # SegFormer's projections reach it through a convolution without bias.
+# Of attention's keys the softmax takes the bias away.
 NOISE = {
   "segnext": r"encoder/stage1/stem_conv/bias|encoder/stage\d/embed_conv/bias",
   "segformer": r"decoder/project_stage\d/bias|encoder/stage4/norm/bias"
