@@ -24,8 +24,8 @@ No readable copy of the paper's tables with their numbers was at hand.
 """
 
 from configs import common
+from jaxseg.errors import UserError
 from jaxseg.train.config import model_config
-from jaxseg.train.overrides import ConfigError
 
 SAVED = (1.4706, 9.5053, *(10.4921,) * 16, 5.1317)
 CORRECTED = (
@@ -50,7 +50,7 @@ def get_config(arg: str = ""):
   common.one_of(words, "mmseg", "trainval")
   mmseg, wide = "mmseg" in words, "512x1024" in words
   if wide and not mmseg:
-    raise ConfigError("this config's :512x1024 is mmsegmentation's; give :mmseg,512x1024")
+    raise UserError("this config's :512x1024 is mmsegmentation's; give :mmseg,512x1024")
   config = common.base()
 
   config.data.name = "cityscapes"

@@ -11,7 +11,8 @@ import ml_collections
 from ml_collections import config_dict
 
 from jaxseg.crf import Settings
-from jaxseg.train.overrides import ConfigError, nearest
+from jaxseg.errors import UserError
+from jaxseg.train.overrides import nearest
 
 # Mean colour and contrast of ImageNet, RGB in 0..255: what published encoders were trained with.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -25,7 +26,7 @@ def arguments(arg: str, *known: str) -> set[str]:
   """
   words = {word.strip() for word in arg.split(",") if word.strip()}
   for word in sorted(words - set(known)):
-    raise ConfigError(f"this config has no argument :{word}{nearest(word, [*known, 'smoke'])}")
+    raise UserError(f"this config has no argument :{word}{nearest(word, [*known, 'smoke'])}")
   return words
 
 
@@ -33,7 +34,7 @@ def one_of(words: set[str], *known: str) -> str:
   """The one of `known` that is among a config's arguments; the first of `known` where none is."""
   chosen = [word for word in known if word in words]
   if len(chosen) > 1:
-    raise ConfigError(f"this config takes one of :{', :'.join(chosen)}, not all of them")
+    raise UserError(f"this config takes one of :{', :'.join(chosen)}, not all of them")
   return chosen[0] if chosen else known[0]
 
 
@@ -43,7 +44,7 @@ def ablated(words: set[str], table: dict[str, tuple[str, str, Any]]) -> dict[str
   for word in sorted(words & set(table)):
     part, field, value = table[word]
     if field in changes[part]:
-      raise ConfigError(
+      raise UserError(
         f"this config takes one of :{said[part, field]} and :{word}, which change the same part"
       )
     changes[part][field], said[part, field] = value, word

@@ -20,8 +20,8 @@ authors did.
 """
 
 from configs import common
+from jaxseg.errors import UserError
 from jaxseg.train.config import model_config
-from jaxseg.train.overrides import ConfigError
 
 _RATES = {"aspp_s": (2, 4, 8, 12), "large_fov": (12,)}
 
@@ -32,7 +32,7 @@ def get_config(arg: str = ""):
   vgg = "vgg16" in words
   head = sorted(words - {"vgg16"})
   if head and (not vgg or len(head) > 1):
-    raise ConfigError(f"this config's :{','.join(head)} is one head of VGG16; give :vgg16,{head[0]}")
+    raise UserError(f"this config's :{','.join(head)} is one head of VGG16; give :vgg16,{head[0]}")
   config = common.base()
 
   config.data.name = "voc"

@@ -29,8 +29,8 @@ from configs import common
 from jaxseg import hub, models
 from jaxseg.data import dataset_info, folder
 from jaxseg.encoders import ENCODERS
+from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
-from jaxseg.train.overrides import ConfigError
 
 _CLASSIFIER = r"decoder/classifier\d?/.*"
 # Fields of encoders that no tensor shows, and that classifiers on ImageNet have otherwise.
@@ -89,13 +89,13 @@ def finish(config, given: set[str]):
     return  # nothing to look into
   if config.data.name == "folder":
     if not config.data.manual_dir:
-      raise ConfigError(
+      raise UserError(
         "config.data.dir is empty; give the folder that has images/ and masks/: --config.data.dir=FOLDER"
       )
     if "data.classes" not in given:
       config.data.classes = folder.class_names(config.data)
   if not config.init_from:
-    raise ConfigError(
+    raise UserError(
       "config.init_from is empty; give the weights to start from: --config.init_from=FILE,"
       " a workdir, or org/name on the Hugging Face hub"
     )
@@ -138,7 +138,7 @@ def _check_model(config, net: hub.Net) -> None:
   use = (
     f"use configs/finetune.py:{fits[0]}" if fits else f"give weights of {arch} or of its encoder {encoder}"
   )
-  raise ConfigError(f"config.init_from {config.init_from} holds {net.arch}, not {arch}; {use}")
+  raise UserError(f"config.init_from {config.init_from} holds {net.arch}, not {arch}; {use}")
 
 
 def _check_classes(config, net: hub.Net) -> None:
@@ -147,7 +147,7 @@ def _check_classes(config, net: hub.Net) -> None:
     return
   names = dataset_info(config.data).classes
   if len(names) != len(net.classes):
-    raise ConfigError(
+    raise UserError(
       f"config.data has {len(names)} classes ({_some(names)}), but the classifier of {config.init_from} has"
       f" {len(net.classes)} ({_some(net.classes)}); leave config.init_keep alone for a new classifier"
     )

@@ -6,6 +6,8 @@ from typing import Any
 
 from etils import epath
 
+from jaxseg.errors import UserError
+
 # Seconds for the first answer; gcsfs alone goes on trying for minutes.
 _PATIENCE = 30
 
@@ -19,7 +21,7 @@ def reach(path: epath.PathLike) -> None:
   """Makes sure that a bucket answers; nothing for a local path.
 
   Raises:
-    ValueError: it cannot be reached or read, or what reads it is not installed.
+    UserError: it cannot be reached or read, or what reads it is not installed.
   """
   if is_remote(path):
     scheme, rest = str(path).split("://", 1)
@@ -50,17 +52,17 @@ def _reach(scheme: str, bucket: str) -> None:
   thread.start()
   thread.join(_PATIENCE)
   if thread.is_alive():
-    raise ValueError(
+    raise UserError(
       f"{where} did not answer for {_PATIENCE} s; check the network and the credentials"
       " (gcloud auth application-default login)"
     )
   if problems and isinstance(problems[0], ImportError):
-    raise ValueError(
+    raise UserError(
       f"{where} needs a file system that is not installed; pip install 'jaxseg[tpu]' brings gcsfs"
     )
   if problems:
     reason = " ".join(str(problems[0]).split()) or type(problems[0]).__name__
-    raise ValueError(
+    raise UserError(
       f"{where} cannot be read ({reason}); check its name, and the credentials"
       " (gcloud auth application-default login)"
     )

@@ -13,6 +13,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxseg.errors import UserError
+
 Catalog = Mapping[str, partial]
 
 # Linen's own dataclass fields: setting `name` would rename the parameter subtree.
@@ -30,10 +32,10 @@ def lookup(catalog: Catalog, name: str, *, kind: str) -> partial:
   """The entry called `name`.
 
   Raises:
-    ValueError: no such entry; the message has the nearest and all known names.
+    UserError: no such entry; the message has the nearest and all known names.
   """
   if name not in catalog:
-    raise ValueError(f"there is no {kind} called {name!r}; {suggestion(name, catalog)}")
+    raise UserError(f"there is no {kind} called {name!r}; {suggestion(name, catalog)}")
   return catalog[name]
 
 
@@ -53,12 +55,12 @@ def build(catalog: Catalog, name: str, overrides: Mapping[str, Any] | None = Non
   """The module of variant `name` with `overrides` for its fields.
 
   Raises:
-    ValueError: unknown variant, or a field the module does not have.
+    UserError: unknown variant, or a field the module does not have.
   """
   entry = lookup(catalog, name, kind=kind)
   overrides = dict(overrides or {})
   known = fields(entry)
   for key in overrides:
     if key not in known:
-      raise ValueError(f"{kind} {name!r} has no field {key!r}; {suggestion(key, known)}")
+      raise UserError(f"{kind} {name!r} has no field {key!r}; {suggestion(key, known)}")
   return entry(**overrides)

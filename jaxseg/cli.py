@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from jaxseg import catalog, data, models, plan
 from jaxseg.encoders import ENCODERS
+from jaxseg.errors import UserError
 from jaxseg.macs import count_macs
 from jaxseg.pretrained import published_names
 from jaxseg.train import card, crf_search, dataset_commands, loop, overrides, runtime, validate, workdir
@@ -103,7 +104,7 @@ def model_info(
     layout: whose names of the parameters to show.
 
   Raises:
-    ValueError: no such model (the nearest is named), config or layout.
+    UserError: no such model (the nearest is named), config or layout.
   """
   config = _config(name)
   if config is not None:
@@ -137,7 +138,7 @@ def training_plan(
     dump: file for the text of the optimised program.
 
   Raises:
-    ValueError: a config that cannot run, an unknown topology, a mesh or batch that does not divide (with
+    UserError: a config that cannot run, an unknown topology, a mesh or batch that does not divide (with
       the meshes that would).
   """
   validate.validate(config)
@@ -145,8 +146,8 @@ def training_plan(
   mesh = runtime.make_mesh(config.mesh, devices=opened.devices)
   try:
     validate.validate_batches(config, mesh, keys=("batch_size",))
-  except overrides.ConfigError as error:
-    raise overrides.ConfigError(f"{error}; {_advice(config, mesh.devices.size)}") from None
+  except UserError as error:
+    raise UserError(f"{error}; {_advice(config, mesh.devices.size)}") from None
   run = loop.assemble(config, mesh)
   state = run.shapes
   parts = {"parameters": state.params, "optimizer": state.opt_state, "statistics": state.model_state}
@@ -169,7 +170,7 @@ def _evaluation(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) ->
   """A row where `train.py` would refuse the config for the batch of its evaluation, no part of the step."""
   try:
     validate.validate_batches(config, mesh, keys=("eval.batch_size",))
-  except overrides.ConfigError as error:
+  except UserError as error:
     return {"evaluation": f"train.py will refuse {error}"}
   return {}
 

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxseg.errors import UserError
 from jaxseg.kernels.definition import plain_definitions
 
 
@@ -34,7 +35,7 @@ def count(function: Callable, *args: Any) -> int:
   """Multiply-accumulates of `function(*args)`; arguments may be shapes.
 
   Raises:
-    ValueError: a loop whose number of steps is not known before it runs.
+    UserError: a loop whose number of steps is not known before it runs.
   """
   with plain_definitions():
     return _jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
@@ -59,7 +60,7 @@ def _equation(eqn) -> int:
     return params["length"] * _jaxpr(params["jaxpr"].jaxpr)
   if name == "while":
     if inside := _jaxpr(params["body_jaxpr"].jaxpr):
-      raise ValueError(
+      raise UserError(
         f"a while loop of {inside} multiply-accumulates a step does not tell its number of steps"
       )
     return 0

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from jaxseg import catalog
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
+from jaxseg.errors import UserError
 from jaxseg.layers import spatial as layers_spatial
 from jaxseg.layers.atrous import OUTPUT_STRIDES, check_output_stride
 from jaxseg.layers.resize import rescale, resize
@@ -79,7 +80,7 @@ class SegmentationModel(nn.Module):
   def _check_scales(self) -> None:
     percent = {round(scale * 100) for scale in self.scales}
     if not percent or min(percent) <= 0 or len(percent) < len(self.scales):
-      raise ValueError(
+      raise UserError(
         f"scales={tuple(self.scales)}, expected different positive factors such as (1, 0.75, 0.5)"
       )
 
@@ -194,21 +195,21 @@ def create_model(
     scales: input scales fused by their maximum; None keeps the system's.
 
   Raises:
-    ValueError: unknown name or field (the message has the nearest), or a bad class count.
+    UserError: unknown name or field (the message has the nearest), or a bad class count.
   """
   if num_classes is not None and not (isinstance(num_classes, int) and num_classes >= 1):
-    raise ValueError(f"num_classes is {num_classes!r}, expected an int of at least 1")
+    raise UserError(f"num_classes is {num_classes!r}, expected an int of at least 1")
   if name in ENCODERS:
     return _encoder_alone(name, num_classes, encoder, decoder or aux_decoder or scales)
   if name not in SYSTEMS:
-    raise ValueError(f"there is no model called {name!r}; {catalog.suggestion(name, list_models())}")
+    raise UserError(f"there is no model called {name!r}; {catalog.suggestion(name, list_models())}")
   system = SYSTEMS[name]
   aux_name = system.aux_decoder or (system.aux_offered if aux_decoder else None)
   if aux_decoder and aux_name is None:
-    raise ValueError(f"{name} has no auxiliary decoder, so its fields {sorted(aux_decoder)} cannot be set")
+    raise UserError(f"{name} has no auxiliary decoder, so its fields {sorted(aux_decoder)} cannot be set")
   for fields, part in ((decoder, "decoder"), (aux_decoder, "aux_decoder")):
     if fields and "num_classes" in fields:
-      raise ValueError(f"give num_classes to create_model itself, not inside {part}=")
+      raise UserError(f"give num_classes to create_model itself, not inside {part}=")
   classes = {"num_classes": num_classes}
   encoder_fields = {**system.encoder_fields, **(encoder or {})}
   _check_stride(system.encoder, encoder_fields)
@@ -305,7 +306,7 @@ def align_corners_of(model: Any, *, given: bool | None = None) -> bool:
 
 def _encoder_alone(name, num_classes, fields, other) -> nn.Module:
   if other:
-    raise ValueError(f"{name} is an encoder alone: it takes encoder= and num_classes=, no decoder fields")
+    raise UserError(f"{name} is an encoder alone: it takes encoder= and num_classes=, no decoder fields")
   _check_stride(name, fields or {})
   module = catalog.build(ENCODERS, name, fields, kind="encoder")
   return module if num_classes is None else Classifier(encoder=module, num_classes=num_classes)
@@ -319,15 +320,15 @@ def _check_stride(encoder: str, fields: Mapping[str, Any]) -> None:
 def check_image(image) -> None:
   """Raises a ValueError that says how to mend an image of wrong rank, type or size."""
   if image.ndim != 4 or image.shape[-1] != 3:
-    raise ValueError(
+    raise UserError(
       f"image has shape {tuple(image.shape)}, expected (batch, height, width, 3);"
       " add the batch axis with image[None]"
     )
   if not jnp.issubdtype(image.dtype, jnp.floating):
-    raise ValueError(
+    raise UserError(
       f"image is {image.dtype}, expected floating point normalised by the model's preprocess;"
       " see jaxseg.types.Preprocess"
     )
   h, w = image.shape[1:3]
   if min(h, w) < _MIN_SIZE:
-    raise ValueError(f"image is {h}x{w}, but models need at least {_MIN_SIZE} pixels a side; enlarge it")
+    raise UserError(f"image is {h}x{w}, but models need at least {_MIN_SIZE} pixels a side; enlarge it")

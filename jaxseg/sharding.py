@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxseg.errors import UserError
 from jaxseg.types import AnyArray
 
 AXES = ("data", "fsdp", "spatial")
@@ -42,23 +43,23 @@ def make_mesh(
     spatial: parts into which the rows of an image are split.
 
   Raises:
-    ValueError: the axes do not multiply to the number of devices.
+    UserError: the axes do not multiply to the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
   count = len(devices)
   for axis, size in (("fsdp", fsdp), ("spatial", spatial), ("data", 1 if data == -1 else data)):
     if size < 1:
-      raise ValueError(f"mesh axis {axis} is {size}, expected at least 1" + " or -1" * (axis == "data"))
+      raise UserError(f"mesh axis {axis} is {size}, expected at least 1" + " or -1" * (axis == "data"))
   inner = fsdp * spatial
   if count % inner:
-    raise ValueError(
+    raise UserError(
       f"fsdp={fsdp} times spatial={spatial} is {inner}, which does not divide the {count} devices;"
       f" their product must be one of {_divisors(count)}"
     )
   if data == -1:
     data = count // inner
   if data * inner != count:
-    raise ValueError(
+    raise UserError(
       f"a mesh of data={data}, fsdp={fsdp}, spatial={spatial} needs {data * inner} devices and there are"
       f" {count}; set data=-1 or data={count // inner}"
     )
@@ -204,7 +205,7 @@ def rows_to_read(batch_size: int, mesh: Mesh, *, process: int | None = None) -> 
     process: its index; None is this one.
 
   Raises:
-    ValueError: the batch cannot be spread evenly.
+    UserError: the batch cannot be spread evenly.
   """
   check_batch(batch_size, mesh)
   each = batch_size // _groups(mesh)
@@ -218,7 +219,7 @@ def check_batch(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
     return
   below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
   nearest = f"{below} or {above}" if below > 0 else f"{above}"
-  raise ValueError(
+  raise UserError(
     f"a batch of {batch_size} cannot be spread evenly over {unit} device groups (data x fsdp); use {nearest}"
   )
 
@@ -231,7 +232,7 @@ def to_global(batch: Mapping[str, AnyArray], mesh: Mesh) -> dict[str, jax.Array]
   place on a device and are left out.
 
   Raises:
-    ValueError: the rows do not divide among this process's device groups.
+    UserError: the rows do not divide among this process's device groups.
   """
   arrays = {name: np.asarray(x) for name, x in batch.items()}
   arrays = {name: x for name, x in arrays.items() if x.dtype.kind in "biuf" or x.dtype.name == "bfloat16"}
@@ -243,7 +244,7 @@ def to_global(batch: Mapping[str, AnyArray], mesh: Mesh) -> dict[str, jax.Array]
   if left or not rows:
     if len(mine) == _groups(mesh):
       check_batch(rows, mesh)  # they are the batch
-    raise ValueError(
+    raise UserError(
       f"this process gave {rows} images for its {len(mine)} device groups (data x fsdp); give a multiple of"
       f" {len(mine)}, as jaxseg.sharding.rows_to_read says"
     )

@@ -12,7 +12,8 @@ PACKAGE = ROOT / "jaxseg"
 
 # Each room may import the rooms on earlier lines, and itself; not its neighbours on the same line.
 LAYERS = [
-  ["types", "catalog", "chips", "lazy", "bucket"],
+  ["types", "errors", "lazy", "chips"],
+  ["catalog", "bucket"],
   ["kernels", "sharding"],
   ["layers"],
   ["losses", "metrics"],

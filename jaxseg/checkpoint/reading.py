@@ -23,6 +23,7 @@ from etils import epath
 from jaxseg import bucket
 from jaxseg.checkpoint.manager import ITEMS, Manager
 from jaxseg.checkpoint.sums import path_of, sums_of
+from jaxseg.errors import UserError
 
 SUMS = "sums"  # in the custom metadata of a step
 _METADATA = "_CHECKPOINT_METADATA"
@@ -73,7 +74,7 @@ def make_path(directory: Any) -> epath.Path:
   """An absolute path, or one on a bucket as it is.
 
   Raises:
-    ValueError: the bucket cannot be read.
+    UserError: the bucket cannot be read.
   """
   path = epath.Path(directory)
   bucket.reach(path)
@@ -95,11 +96,11 @@ def restore_variables(
     best_metric: which metric "best" goes by, as in `Checkpoints`.
 
   Raises:
-    ValueError: there is no such checkpoint, or none that is whole.
+    UserError: there is no such checkpoint, or none that is whole.
   """
   directory = make_path(directory)
   if not directory.is_dir():
-    raise ValueError(
+    raise UserError(
       f"there is no directory {directory}; give the checkpoints directory of a train.py workdir"
     )
   # Neither creates nor cleans up anything: another process may be saving here.
@@ -123,7 +124,7 @@ def first_whole(steps: Iterable[int], directory: epath.Path, read: Callable[[int
   """(step, what `read` gives) of the first step that is not damaged; says which were passed over, and why.
 
   Raises:
-    ValueError: there are no steps, or all are damaged.
+    UserError: there are no steps, or all are damaged.
   """
   damaged: list[str] = []
   with _hushing_late_reads():
@@ -137,8 +138,8 @@ def first_whole(steps: Iterable[int], directory: epath.Path, read: Callable[[int
         say(f"in {directory} these checkpoints are damaged: {', '.join(damaged)}; {step} is taken instead")
       return step, found
   if not damaged:
-    raise ValueError(f"there is no finished checkpoint in {directory}")
-  raise ValueError(
+    raise UserError(f"there is no finished checkpoint in {directory}")
+  raise UserError(
     f"no checkpoint in {directory} is whole: {', '.join(damaged)}; nothing was changed there, so bring back"
     " a copy of one, or start anew in another workdir"
   )
@@ -295,22 +296,22 @@ def resolve(manager: Manager, score: Score, directory: epath.Path, step: int | s
   """The number of the step that is meant.
 
   Raises:
-    ValueError: there is none.
+    UserError: there is none.
   """
   steps = sorted(manager.all_steps())
   if not steps:
-    raise ValueError(f"there is no finished checkpoint in {directory}")
+    raise UserError(f"there is no finished checkpoint in {directory}")
   if step is None or step == "latest":
     return steps[-1]
   if step == "best":
     best = best_step(manager, score)
     if best is None:
-      raise ValueError(
+      raise UserError(
         f"no checkpoint in {directory} was evaluated, so none is the best; it has steps {steps}"
       )
     return best
   if step not in steps:
-    raise ValueError(
+    raise UserError(
       f"there is no checkpoint {step!r} in {directory}; it has steps {steps}, 'best' and 'latest'"
     )
   return step
@@ -320,7 +321,7 @@ def check_same(wanted: Any, saved: Any, where: str) -> None:
   """Compares paths, shapes and types.
 
   Raises:
-    ValueError: the first differences.
+    UserError: the first differences.
   """
   here, there = _shapes(wanted), _shapes(saved)
   differences = [f"{path} is not in it" for path in here if path not in there]
@@ -334,7 +335,7 @@ def check_same(wanted: Any, saved: Any, where: str) -> None:
     return
   more = len(differences) - _SHOWN_DIFFERENCES
   shown = "; ".join(differences[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
-  raise ValueError(
+  raise UserError(
     f"{where} is of another model or optimizer: {shown};"
     " use a new workdir, or the config that this one was made with"
   )

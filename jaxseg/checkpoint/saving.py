@@ -19,6 +19,7 @@ from jaxseg import bucket
 from jaxseg.checkpoint import reading
 from jaxseg.checkpoint.reading import Damaged
 from jaxseg.checkpoint.sums import sums_of
+from jaxseg.errors import UserError
 
 # Deleting takes many files' time: a run killed in the middle of it must not leave half a checkpoint.
 _DELETED = "deleted"
@@ -68,7 +69,7 @@ class Checkpoints:
     on_failure: Callable[[Exception], None] | None = None,
   ):
     if keep_last < 1:
-      raise ValueError(
+      raise UserError(
         f"keep_last is {keep_last}, expected at least 1: a run resumes from its latest checkpoint"
       )
     self._best_metric = best_metric
@@ -99,7 +100,7 @@ class Checkpoints:
     Returns when the arrays are copied, so the caller may donate them; the writing goes on behind.
 
     Raises:
-      ValueError: it, or the one before, cannot be written.
+      UserError: it, or the one before, cannot be written.
     """
     if step in self._manager.all_steps():
       return False
@@ -121,7 +122,7 @@ class Checkpoints:
     """Writes what a checkpoint was evaluated with, after it was saved; every process of a job calls it.
 
     Raises:
-      ValueError: it cannot be written.
+      UserError: it cannot be written.
     """
     self.wait()
     with self._writing():
@@ -145,14 +146,14 @@ class Checkpoints:
       step: None or "latest", "best", or a number.
 
     Raises:
-      ValueError: no such checkpoint, a damaged one, or one of another model (the first differences are
+      UserError: no such checkpoint, a damaged one, or one of another model (the first differences are
         named).
     """
     step = reading.resolve(self._manager, self._score, self._directory, step)
     try:
       return self._read(state_like, step)
     except Damaged as error:
-      raise ValueError(
+      raise UserError(
         f"checkpoint {step} in {self._directory} is damaged ({error}); take another of {self.steps()}"
       ) from None
 
@@ -163,7 +164,7 @@ class Checkpoints:
     save those steps again; which ones and why is said on stderr. All processes of a job agree.
 
     Raises:
-      ValueError: all are damaged (nothing is changed then), or the latest is of another model.
+      UserError: all are damaged (nothing is changed then), or the latest is of another model.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     if not steps:
@@ -194,7 +195,7 @@ class Checkpoints:
     """Until every started save is finished.
 
     Raises:
-      ValueError: one could not be written.
+      UserError: one could not be written.
     """
     with self._writing():
       self._manager.wait_until_finished()
@@ -232,7 +233,7 @@ class Checkpoints:
       raise failure
     if worst == 1:
       raise Damaged("another process found a damaged file")
-    raise ValueError(f"another process could not read checkpoint {step} in {self._directory}")
+    raise UserError(f"another process could not read checkpoint {step} in {self._directory}")
 
   def _move_aside(self, steps: list[int]) -> None:
     if jax.process_index() == 0:
@@ -281,7 +282,7 @@ class Checkpoints:
       said += [reason[reason.index(sign) :][:_SHOWN_REASON] for sign in _UNWRITABLE if sign in reason]
       if not said and not isinstance(error, OSError):
         raise
-      raise ValueError(
+      raise UserError(
         f"a checkpoint cannot be written to {self._directory}{by_whom()} ({(said or [reason])[0]}); make"
         " room or choose another --workdir, and the same command goes on from the last one"
       ) from error

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxseg.errors import UserError
 from jaxseg.types import AnyArray
 
 
@@ -25,40 +26,40 @@ def parse_kernels(kernels: Any, num_classes: int | None, dtype: Any) -> tuple[Ke
   `num_classes=None` accepts any square compatibility.
 
   Raises:
-    ValueError: what cannot be a kernel, with its position in the sequence.
+    UserError: what cannot be a kernel, with its position in the sequence.
   """
   if not hasattr(kernels, "__len__"):
-    raise ValueError(f"kernels is {kernels!r}; expected a sequence of (sxy, srgb, compat)")
+    raise UserError(f"kernels is {kernels!r}; expected a sequence of (sxy, srgb, compat)")
   if len(kernels) == 0:
-    raise ValueError("kernels is empty; pass at least one (sxy, srgb, compat), such as (3, None, 3)")
+    raise UserError("kernels is empty; pass at least one (sxy, srgb, compat), such as (3, None, 3)")
   parsed = []
   for number, kernel in enumerate(kernels):
     if not hasattr(kernel, "__len__"):
-      raise ValueError(f"kernel {number} is {kernel!r}; expected (sxy, srgb, compat)")
+      raise UserError(f"kernel {number} is {kernel!r}; expected (sxy, srgb, compat)")
     if len(kernel) != 3:
-      raise ValueError(f"kernel {number} has {len(kernel)} entries; expected (sxy, srgb, compat)")
+      raise UserError(f"kernel {number} has {len(kernel)} entries; expected (sxy, srgb, compat)")
     sxy, srgb, compat = kernel
     sxy = _widths(sxy, 2, f"kernel {number}: sxy", dtype)
     position_only = srgb is None or (np.ndim(srgb) == 0 and is_concrete(srgb) and float(srgb) == 0)
     srgb = None if position_only else _widths(srgb, 3, f"kernel {number}: srgb", dtype)
     classes = np.shape(compat)[-1:] if num_classes is None else (num_classes,)
     if np.shape(compat) not in ((), classes * 2):
-      raise ValueError(
+      raise UserError(
         f"kernel {number}: compat has shape {np.shape(compat)}; expected a number (Potts weight) or"
         f" a square of penalties, {num_classes or 'k'}x{num_classes or 'k'} for the classes of unary"
       )
     if is_concrete(compat) and not np.all(np.isfinite(compat)):
-      raise ValueError(f"kernel {number}: compat has a value that is not finite; pass finite numbers")
+      raise UserError(f"kernel {number}: compat has a value that is not finite; pass finite numbers")
     parsed.append(Kernel(sxy, srgb, jnp.asarray(compat, dtype)))
   return tuple(parsed)
 
 
 def _widths(value: Any, size: int, what: str, dtype: Any) -> Float[Array, " size"]:
   if np.shape(value) not in ((), (size,)):
-    raise ValueError(f"{what} has shape {np.shape(value)}; expected a number or {size} of them")
+    raise UserError(f"{what} has shape {np.shape(value)}; expected a number or {size} of them")
   if is_concrete(value) and not all(math.isfinite(v) and v > 0 for v in np.ravel(value)):
     allowed = "positive" if size == 2 else "positive, or None or 0 for a kernel of position only"
-    raise ValueError(f"{what} is {value}; a standard deviation must be {allowed}")
+    raise UserError(f"{what} is {value}; a standard deviation must be {allowed}")
   return jnp.broadcast_to(jnp.asarray(value, dtype), (size,))
 
 
@@ -68,17 +69,17 @@ def check_arrays(
   """Unary and image in the computing dtype: float32, or float64 for a float64 unary.
 
   Raises:
-    ValueError: shapes that do not belong together; outside `jit` also values out of range.
+    UserError: shapes that do not belong together; outside `jit` also values out of range.
   """
   if np.ndim(unary) not in (3, 4):
-    raise ValueError(f"unary has shape {np.shape(unary)}; expected h w k, or b h w k for a batch")
+    raise UserError(f"unary has shape {np.shape(unary)}; expected h w k, or b h w k for a batch")
   if np.shape(image) != (*np.shape(unary)[:-1], 3):
-    raise ValueError(
+    raise UserError(
       f"image has shape {np.shape(image)} and unary {np.shape(unary)}; expected an image of"
       f" {(*np.shape(unary)[:-1], 3)}: resize the logits to the image's size before taking −log softmax"
     )
   if is_concrete(unary) and not bool(jnp.all(jnp.isfinite(unary))):
-    raise ValueError("unary has values that are not finite; clip the probabilities, say at 1e-5, before −log")
+    raise UserError("unary has values that are not finite; clip the probabilities, say at 1e-5, before −log")
   check_range(image)
   dtype = jnp.promote_types(jnp.result_type(unary), jnp.float32)
   return jnp.asarray(unary, dtype), jnp.asarray(image, dtype)
@@ -88,14 +89,14 @@ def check_range(image: AnyArray) -> None:
   """Refuses an image that cannot be RGB in 0..255; one under a trace is not looked at.
 
   Raises:
-    ValueError: normalised or scaled values, or values that are not finite.
+    UserError: normalised or scaled values, or values that are not finite.
   """
   if not is_concrete(image) or image.dtype == np.uint8:
     return
   low, high = float(jnp.min(image)), float(jnp.max(image))
   scaled = jnp.issubdtype(image.dtype, jnp.floating) and 0 < high <= 1
   if not (low >= 0 and high <= 255) or scaled:
-    raise ValueError(
+    raise UserError(
       f"image has {image.dtype} values from {low:g} to {high:g}; srgb counts grey levels, so pass the"
       " un-normalised RGB image in 0..255 (uint8)"
     )

@@ -21,6 +21,7 @@ from jaxseg.crf.inputs import check_arrays, check_range, features, is_concrete, 
 from jaxseg.crf.lattice import lattice_filter, scaled
 from jaxseg.crf.permutohedral import build, corners
 from jaxseg.crf.rooms import Rooms, counted, static_capacities
+from jaxseg.errors import UserError
 from jaxseg.types import AnyArray
 
 METHODS = ("exact", "lattice")
@@ -58,7 +59,7 @@ def mean_field(
       that does not suffice is an error, and NaN in every pixel of that image under `jit`.
 
   Raises:
-    ValueError: sizes that differ, values out of range, an unknown method, a capacity
+    UserError: sizes that differ, values out of range, an unknown method, a capacity
       that does not suffice. Values are looked at only outside `jit`.
   """
   logits, _ = run(unary, image, kernels, steps, method, capacity=capacity, energies=False)
@@ -83,9 +84,9 @@ def run(
   lattice method where they are not traced; its results do not depend on them.
   """
   if method not in METHODS:
-    raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    raise UserError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
   if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
-    raise ValueError(f"steps is {steps!r}; expected a whole number of updates, 0 or more")
+    raise UserError(f"steps is {steps!r}; expected a whole number of updates, 0 or more")
   unary, image = check_arrays(unary, image)
   kernels = parse_kernels(kernels, unary.shape[-1], unary.dtype)
   batched = unary.ndim == 4
@@ -212,15 +213,15 @@ def lattice_sizes(image: AnyArray, kernels: Any) -> tuple[int, ...]:
   `mean_field` is jitted with `method="lattice"`.
 
   Raises:
-    ValueError: as `mean_field`.
+    UserError: as `mean_field`.
   """
   check_range(image)
   if np.ndim(image) not in (3, 4) or np.shape(image)[-1] != 3:
-    raise ValueError(f"image has shape {np.shape(image)}; expected h w 3, or b h w 3 for a batch")
+    raise UserError(f"image has shape {np.shape(image)}; expected h w 3, or b h w 3 for a batch")
   image = jnp.asarray(image, jnp.float32).reshape(-1, *np.shape(image)[-3:])
   pixels = image.shape[1] * image.shape[2]
   kernels = parse_kernels(kernels, None, image.dtype)
   counts = counted(_corners(*_flat_image(image, pixels=pixels), kernels))
   if counts is None:
-    raise ValueError("lattice_sizes counts, which cannot be traced; call it outside jit, grad and vmap")
+    raise UserError("lattice_sizes counts, which cannot be traced; call it outside jit, grad and vmap")
   return tuple(counts)

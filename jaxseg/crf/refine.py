@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.crf.mean_field import METHODS, run
 from jaxseg.crf.rooms import SharedRooms
+from jaxseg.errors import UserError
 from jaxseg.types import AnyArray
 
 Number = int | float
@@ -31,7 +32,7 @@ class Settings:
   (`deeplabv1_vgg16` here), 4, 83, 5 for MSc-LargeFOV (`deeplabv1_msc_vgg16`).
 
   Raises:
-    ValueError: a weight or width that is no such thing, steps below 1, an unknown method.
+    UserError: a weight or width that is no such thing, steps below 1, an unknown method.
   """
 
   w1: Number = 4.0  # weight of the appearance kernel
@@ -45,14 +46,14 @@ class Settings:
   def __post_init__(self):
     for name in ("w1", "w2"):
       if not 0 <= getattr(self, name) < float("inf"):
-        raise ValueError(f"{name} is {getattr(self, name)}; expected a weight of 0 or more")
+        raise UserError(f"{name} is {getattr(self, name)}; expected a weight of 0 or more")
     for name in ("sxy", "srgb", "smooth"):
       if not 0 < getattr(self, name) < float("inf"):
-        raise ValueError(f"{name} is {getattr(self, name)}; a standard deviation must be above 0")
+        raise UserError(f"{name} is {getattr(self, name)}; a standard deviation must be above 0")
     if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-      raise ValueError(f"steps is {self.steps!r}; expected a whole number of updates, 1 or more")
+      raise UserError(f"steps is {self.steps!r}; expected a whole number of updates, 1 or more")
     if self.method not in METHODS:
-      raise ValueError(f"method is {self.method!r}; expected one of {', '.join(METHODS)}")
+      raise UserError(f"method is {self.method!r}; expected one of {', '.join(METHODS)}")
 
   @property
   def kernels(self) -> Kernels:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.crf.inputs import is_concrete
+from jaxseg.errors import UserError
 
 
 class Rooms:
@@ -60,14 +61,14 @@ def counted(placed: Sequence[Any]) -> list[int] | None:
   """Vertices of each kernel's lattice (`permutohedral.Corners`), or None when they are traced.
 
   Raises:
-    ValueError: a kernel so narrow that its lattice has no integer coordinates.
+    UserError: a kernel so narrow that its lattice has no integer coordinates.
   """
   # The derivative's tracers hold a value, which int arrays do not need a derivative for.
   if not is_concrete([(c.count, c.packs) for c in placed]):
     return None
   for number, one in enumerate(placed):
     if not bool(jnp.all(one.packs)):
-      raise ValueError(
+      raise UserError(
         f"kernel {number} is too narrow for the lattice, whose coordinates would not fit 64 bits;"
         ' use wider sxy and srgb, or method="exact"'
       )
@@ -80,7 +81,7 @@ def static_capacities(
   """A static capacity for each lattice: what was asked for if it suffices, else what was counted.
 
   Raises:
-    ValueError: what was asked for is no capacity, or does not suffice; the message names the needed value.
+    UserError: what was asked for is no capacity, or does not suffice; the message names the needed value.
   """
   most = [c.pixel.shape[-1] * c.pixel.shape[-2] for c in placed]
   counts = counted(placed)
@@ -91,12 +92,12 @@ def static_capacities(
     return tuple(map(min, wanted, most))
   asked = [capacity] * len(most) if np.ndim(capacity) == 0 else list(capacity)
   if len(asked) != len(most) or not all(isinstance(c, int | np.integer) and c >= 1 for c in asked):
-    raise ValueError(
+    raise UserError(
       f"capacity is {capacity}; expected a positive whole number, or one for each of {len(most)} kernels"
     )
   for number, (size, count) in enumerate(zip(asked, counts or asked, strict=True)):
     if size < count:
-      raise ValueError(
+      raise UserError(
         f"capacity {size} does not suffice for kernel {number}: its lattice has {count} vertices;"
         f" pass capacity={count} or more, or None to have them counted"
       )

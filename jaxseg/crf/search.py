@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from jaxseg.crf.refine import Kernels, Number, Refiner, papers_kernels
+from jaxseg.errors import UserError
 from jaxseg.metrics import confusion_matrix, mean_iou
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
@@ -30,17 +31,17 @@ class Grid(NamedTuple):
     """All combinations.
 
     Raises:
-      ValueError: there is none, or a value that is no weight or width.
+      UserError: there is none, or a value that is no weight or width.
     """
     settings = list(itertools.product(*(map(float, values) for values in self)))
     if not settings:
-      raise ValueError(
+      raise UserError(
         f"the grid is empty: w1={self.w1}, sxy={self.sxy}, srgb={self.srgb}; give each at least one value"
       )
     for name, values in self._asdict().items():
       wrong = [value for value in values if not 0 < value < float("inf")]
       if wrong:
-        raise ValueError(f"the grid has {name} {wrong[0]}; expected values above 0")
+        raise UserError(f"the grid has {name} {wrong[0]}; expected values above 0")
     return settings
 
 
@@ -85,7 +86,7 @@ def grid_search(
     progress: called with the number of examples done.
 
   Raises:
-    ValueError: an empty grid or no examples, and as `mean_field`.
+    UserError: an empty grid or no examples, and as `mean_field`.
   """
   settings = Grid(tuple(w1), tuple(sxy), tuple(srgb)).settings()
   refiner = Refiner(steps=steps, method=method)
@@ -99,7 +100,7 @@ def grid_search(
     if progress is not None:
       progress(done)
   if not totals:
-    raise ValueError("there are no examples to search on; pass at least one unary, image and label")
+    raise UserError("there are no examples to search on; pass at least one unary, image and label")
   return best_of(totals, without, w2=w2, smooth=smooth)
 
 
@@ -142,10 +143,10 @@ def count(
   """int64 confusion matrix [truth, prediction] of one example's scores.
 
   Raises:
-    ValueError: scores and label of different sizes.
+    UserError: scores and label of different sizes.
   """
   if np.shape(scores)[:2] != np.shape(label):
-    raise ValueError(f"label has shape {np.shape(label)}; expected the size of the image, {scores.shape[:2]}")
+    raise UserError(f"label has shape {np.shape(label)}; expected the size of the image, {scores.shape[:2]}")
   pred, label = np.argmax(np.asarray(scores), axis=-1).reshape(1, -1), np.asarray(label).reshape(1, -1)
   # Padded to a round length, lest every picture size compile the count.
   pad = ((0, 0), (0, -label.size % 2**14))
@@ -170,11 +171,11 @@ def refined_grid(
   (45.0, 50.0, 55.0)
 
   Raises:
-    ValueError: `best` is not one of `values`.
+    UserError: `best` is not one of `values`.
   """
   ordered, best = sorted(set(map(float, values))), float(best)
   if best not in ordered:
-    raise ValueError(f"best is {best}; expected one of the grid's values {tuple(ordered)}")
+    raise UserError(f"best is {best}; expected one of the grid's values {tuple(ordered)}")
   if beyond and len(ordered) > 1:
     lower = [ordered[0] - (ordered[1] - ordered[0])] if ordered[0] == best else []
     upper = [ordered[-1] + (ordered[-1] - ordered[-2])] if ordered[-1] == best else []

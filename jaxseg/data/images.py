@@ -11,6 +11,7 @@ from PIL import Image as PillowImage
 
 from jaxseg.data import files
 from jaxseg.data.source import DataError
+from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL
 
 # Pillow's names for what holds one id a pixel: bilevel, 8-bit grey, palette index, 16-bit grey.
@@ -137,7 +138,7 @@ def mat_mask(path: str, fields: Sequence[str]) -> bytes:
       value = value[field][0, 0]
     ids = np.asarray(value, np.int64)
     if ids.ndim != 2 or ids.size == 0 or ids.min() < 0 or ids.max() >= 2**16:
-      raise ValueError(f"{'.'.join(fields)} is no map of class ids")
+      raise UserError(f"{'.'.join(fields)} is no map of class ids")
   # Which error a damaged file gives depends on where it is damaged.
   except Exception as error:
     raise DataError(

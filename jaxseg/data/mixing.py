@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxseg.data.color import inside_boxes
+from jaxseg.errors import UserError
 from jaxseg.types import AnyArray
 
 ERASE_ATTEMPTS = 10  # rectangles tried until one lies inside of the image
@@ -49,12 +50,10 @@ def draw_mix(
   its centre is anywhere, and the share is corrected for what the border cuts off.
 
   Raises:
-    ValueError: a negative alpha.
+    UserError: a negative alpha.
   """
   if min(mixup_alpha, cutmix_alpha) < 0:
-    raise ValueError(
-      f"mixup_alpha is {mixup_alpha} and cutmix_alpha {cutmix_alpha}; expected 0 (off) or more"
-    )
+    raise UserError(f"mixup_alpha is {mixup_alpha} and cutmix_alpha {cutmix_alpha}; expected 0 (off) or more")
   coin, mixup, cutmix, row, column = jax.random.split(key, 5)
   if mixup_alpha and cutmix_alpha:
     use_cutmix = jax.random.bernoulli(coin, switch_probability)

@@ -16,6 +16,7 @@ from jaxtyping import Int, UInt8
 
 from jaxseg.data import files, images, pairs, preparing
 from jaxseg.data.source import DataError, DatasetInfo, color_map, make_info
+from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL
 
 CLASSES = (
@@ -152,7 +153,7 @@ def decode_runs(counts: str | list[int], size: tuple[int, int]) -> UInt8[np.ndar
   difference to the one before the last.
 
   Raises:
-    ValueError: the runs do not fill `size`.
+    UserError: the runs do not fill `size`.
   """
   runs: list[int] = [] if isinstance(counts, str) else list(counts)
   place = 0
@@ -166,5 +167,5 @@ def decode_runs(counts: str | list[int], size: tuple[int, int]) -> UInt8[np.ndar
       value -= 1 << shift
     runs.append(value + runs[-2] if len(runs) > 2 else value)
   if sum(runs) != size[0] * size[1] or min(runs, default=0) < 0:
-    raise ValueError(f"run lengths of {sum(runs)} pixels for {size[0]}x{size[1]}")
+    raise UserError(f"run lengths of {sum(runs)} pixels for {size[0]}x{size[1]}")
   return np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8).reshape(size, order="F")

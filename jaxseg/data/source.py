@@ -6,10 +6,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL
 
 
-class DataError(ValueError):
+class DataError(UserError):
   """Something in the user's data or data settings is wrong; the message names the file and the remedy."""
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.decoders.aspp import PyramidHead
+from jaxseg.errors import UserError
 from jaxseg.layers.atrous import ConvNorm, SeparableConv
 from jaxseg.layers.resize import resize
 from jaxseg.types import Features
@@ -37,9 +38,7 @@ class DeepLabV3Plus(PyramidHead):
   def __call__(self, features: Features, *, train: bool) -> Float[Array, "b h w k"]:
     missing = [stage for stage in self.stages if stage not in features]
     if missing:
-      raise ValueError(
-        f"DeepLabV3Plus reads {missing}, but the encoder gives {sorted(features)}; set stages="
-      )
+      raise UserError(f"DeepLabV3Plus reads {missing}, but the encoder gives {sorted(features)}; set stages=")
     low, x = (jnp.asarray(features[stage]) for stage in self.stages)
     x = self.drop(self.pyramid(x, train=train), self.aspp_dropout_rate, train=train)
     low = ConvNorm(self.low_level_channels, **self.norm_fields(), name="low_level")(low, train=train)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.errors import UserError
 from jaxseg.layers.atrous import AtrousConv
 from jaxseg.layers.conv import Conv, fan_out_normal
 from jaxseg.layers.resize import resize
@@ -82,8 +83,8 @@ class LargeFOV(nn.Module):
     missing = [s for s in self.side_stages if s not in features]
     if missing:
       hint = "; set the encoder's with_image=True" if "stage0" in missing else "; set side_stages="
-      raise ValueError(f"LargeFOV reads {missing}, but the encoder gives {sorted(features)}{hint}")
+      raise UserError(f"LargeFOV reads {missing}, but the encoder gives {sorted(features)}{hint}")
     if self.side_stages and len(self.rates) != 1:
-      raise ValueError(
+      raise UserError(
         f"side_stages={self.side_stages} go with one branch, but rates={self.rates}; give one rate"
       )

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.errors import UserError
 from jaxseg.layers.concat_conv import ConcatConv
 from jaxseg.layers.context import CrissCross, ExpectationMaximization, NonLocal
 from jaxseg.layers.conv import Conv, fan_out_normal
@@ -68,7 +69,7 @@ class LightHam(nn.Module):
   def __call__(self, features: Features, *, train: bool) -> Float[Array, "b h w k"]:
     missing = [stage for stage in self.stages if stage not in features]
     if missing:
-      raise ValueError(f"LightHam reads {missing}, but the encoder gives {sorted(features)}; set stages=")
+      raise UserError(f"LightHam reads {missing}, but the encoder gives {sorted(features)}; set stages=")
     levels = [jnp.asarray(features[stage]) for stage in self.stages]
     squeeze = ConcatConv(
       self.ham_channels, align_corners=self.align_corners, dtype=self.dtype, name="squeeze"

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.errors import UserError
 from jaxseg.layers.concat_conv import ConcatConv, Projection
 from jaxseg.layers.conv import Conv, fan_out_normal
 from jaxseg.layers.norm import BatchNorm
@@ -66,7 +67,7 @@ class AllMLP(nn.Module):
   def __call__(self, features: Features, *, train: bool) -> Float[Array, "b h w k"]:
     missing = [stage for stage in self.stages if stage not in features]
     if missing:
-      raise ValueError(f"AllMLP reads {missing}, but the encoder gives {sorted(features)}; set stages=")
+      raise UserError(f"AllMLP reads {missing}, but the encoder gives {sorted(features)}; set stages=")
     size = features[self.stages[0]].shape[1:3]
     names = self.stages[::-1] if self.concat_order == "coarse_to_fine" else self.stages
     levels = [jnp.asarray(features[name]) for name in names]

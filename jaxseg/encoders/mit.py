@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.attention import SpatialReductionAttention
 from jaxseg.layers.conv import Conv, DepthwiseConv, fan_out_normal
@@ -178,14 +179,14 @@ class MiT(nn.Module):
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:
     if self.epsilons not in EPSILONS:
-      raise ValueError(f"epsilons={self.epsilons!r} is not one of {', '.join(EPSILONS)}")
+      raise UserError(f"epsilons={self.epsilons!r} is not one of {', '.join(EPSILONS)}")
     epsilons = EPSILONS[self.epsilons]
     rates = drop_path_rates(self.drop_path_rate, self.depths)
     features = {}
     x = jnp.asarray(image, self.dtype)
     for i, dim in enumerate(self.dims):
       if dim % self.num_heads[i]:
-        raise ValueError(f"dims[{i}]={dim} is not a multiple of num_heads[{i}]={self.num_heads[i]}")
+        raise UserError(f"dims[{i}]={dim} is not a multiple of num_heads[{i}]={self.num_heads[i]}")
       block = partial(
         Block,
         self.num_heads[i],

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, DepthwiseConv, DepthwiseWeights, Size, fan_out_normal
 from jaxseg.layers.drop_path import DropPath, drop_path_rates
@@ -49,7 +50,7 @@ class MultiScaleConvAttention(nn.Module):
     x = jnp.asarray(x)
     even = [k for k in self.branches if k % 2 == 0]
     if even:
-      raise ValueError(f"branches={self.branches} has even lengths {even}; a strip is centred, use odd ones")
+      raise UserError(f"branches={self.branches} has even lengths {even}; a strip is centred, use odd ones")
     c = x.shape[-1]
     (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
 

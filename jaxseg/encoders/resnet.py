@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.atrous import ConvNorm, check_output_stride
 from jaxseg.types import AnyArray, Features, Image
@@ -160,10 +161,10 @@ class ResNet(nn.Module):
 
   def _check(self) -> None:
     if self.stem not in STEMS:
-      raise ValueError(f"stem is {self.stem!r}; choose one of {', '.join(STEMS)}")
+      raise UserError(f"stem is {self.stem!r}; choose one of {', '.join(STEMS)}")
     check_output_stride("ResNet", self.output_stride)
     if 0 < len(self.multi_grid) < self.stage_sizes[-1]:
-      raise ValueError(
+      raise UserError(
         f"multi_grid={self.multi_grid} is shorter than the last stage's {self.stage_sizes[-1]} units;"
         " give a rate for each, or () for none"
       )

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.atrous import AtrousConv, check_output_stride
 from jaxseg.layers.conv import Conv, fan_out_normal
@@ -47,7 +48,7 @@ class VGG(nn.Module):
     del train  # nothing here behaves differently
     check_output_stride("VGG", self.output_stride)
     if self.pool_size not in (2, 3):
-      raise ValueError(f"pool_size is {self.pool_size}; choose 3 (DeepLab) or 2 (ImageNet)")
+      raise UserError(f"pool_size is {self.pool_size}; choose 3 (DeepLab) or 2 (ImageNet)")
     x = jnp.asarray(image, self.dtype)
     features = {"stage0": x} if self.with_image else {}
     stride = rate = 1

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxseg.errors import UserError
 from jaxseg.evaluation.inference import PredictFn, forward
 from jaxseg.metrics.topk import topk_hits
 from jaxseg.sharding import on_mesh, replicated, to_global
@@ -56,7 +57,7 @@ def evaluate_classifier(
     progress: called with the number of labelled images so far, of this process.
 
   Raises:
-    ValueError: there are no batches, or a k is less than 1.
+    UserError: there are no batches, or a k is less than 1.
   """
   make = _cached_step if isinstance(model, Hashable) else _make_step
   step = make(model, preprocess, mesh, tuple(top))
@@ -73,7 +74,7 @@ def evaluate_classifier(
     if progress is not None:
       progress(images)
   if pending is None:
-    raise ValueError("there are no batches to evaluate; check the split and its folder")
+    raise UserError("there are no batches to evaluate; check the split and its folder")
   total += np.asarray(pending, np.int64)
   return ClassificationReport(int(total[0]), {k: int(n) for k, n in zip(top, total[1:], strict=True)})
 
@@ -85,7 +86,7 @@ def _make_step(model, preprocess, mesh, top):
     outputs = apply(variables, preprocess(jnp.asarray(batch["image"])))
     logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
     if logits.ndim != 2:
-      raise ValueError(
+      raise UserError(
         f"the model gives logits of shape {tuple(logits.shape)}, expected b k;"
         " a classifier is create_model(ENCODER, num_classes=...)"
       )

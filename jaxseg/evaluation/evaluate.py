@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxseg.errors import UserError
 from jaxseg.evaluation.inference import PredictFn, forward, label_map
 from jaxseg.evaluation.predictor import Predictor
 from jaxseg.evaluation.report import Report
@@ -47,7 +48,7 @@ def make_eval_step(
 
   def count(variables, batch):
     if "image" not in batch:
-      raise ValueError(
+      raise UserError(
         f"a batch has {sorted(batch)} and no image; under a plain rule batches are made without a Grouping"
       )
     labels = jnp.asarray(batch["label"])
@@ -102,7 +103,7 @@ def evaluate(
     progress: called with the number of images so far (of this process, fillers not counted).
 
   Raises:
-    ValueError: there are no batches.
+    UserError: there are no batches.
   """
   make = _cached_eval_step if isinstance(model, Hashable) else make_eval_step
   step = make(
@@ -128,7 +129,7 @@ def evaluate(
     if progress is not None:
       progress(images)
   if pending is None:
-    raise ValueError("there are no batches to evaluate; check the split and its folder")
+    raise UserError("there are no batches to evaluate; check the split and its folder")
   return Report(total + np.asarray(pending, np.int64))
 
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
+from jaxseg.errors import UserError
 from jaxseg.layers.resize import resize_logits
 from jaxseg.types import AnyArray, Image, Outputs
 
@@ -27,7 +28,7 @@ def label_map(
   logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
   if logits.ndim == 3:
     if tuple(logits.shape[1:]) != tuple(size):
-      raise ValueError(
+      raise UserError(
         f"the label map is {logits.shape[1]}x{logits.shape[2]}, expected the image's {size[0]}x{size[1]}"
       )
     return jnp.asarray(logits).astype(jnp.int32)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
 _BACKGROUND = (255, 255, 255)
@@ -40,9 +41,9 @@ def panel(
   images, labels, predictions = np.asarray(images), np.asarray(labels), np.asarray(predictions)
   palette = np.asarray(palette, np.uint8)
   if len(palette) != len(classes):
-    raise ValueError(f"the palette has {len(palette)} colours for {len(classes)} classes")
+    raise UserError(f"the palette has {len(palette)} colours for {len(classes)} classes")
   if not len(images):
-    raise ValueError("there are no images to show")
+    raise UserError("there are no images to show")
   rows = []
   for image, label, prediction in zip(images, labels, predictions, strict=True):
     pictures = [image, _colours(label, palette, ignore_label), _colours(prediction, palette, ignore_label)]

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jaxseg.errors import UserError
 from jaxseg.evaluation import merge, views
 from jaxseg.evaluation.inference import PredictFn, forward, label_map
 from jaxseg.evaluation.rule import InferenceRule
@@ -197,7 +198,7 @@ def make_predict(
 def _logits(outputs: Any) -> Array:
   logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
   if logits.ndim != 4:
-    raise ValueError(
+    raise UserError(
       f"the model gives a label map of shape {tuple(logits.shape)}, but windows, resizes, scales and flips"
       " need logits b h w k; return logits, or leave the test-time rule at its defaults"
     )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from jaxseg.crf import Refiner, Settings
 from jaxseg.crf.search import count
 from jaxseg.data.source import Source
+from jaxseg.errors import UserError
 from jaxseg.evaluation.inference import PredictFn, forward
 from jaxseg.evaluation.predictor import Predictor
 from jaxseg.evaluation.report import Report
@@ -110,10 +111,10 @@ def evaluate_refined(
     progress: called with the number of images that this process has done.
 
   Raises:
-    ValueError: there are no examples, an image is not of its label's size, and as `mean_field`.
+    UserError: there are no examples, an image is not of its label's size, and as `mean_field`.
   """
   if len(examples) == 0:
-    raise ValueError("there are no images to evaluate; check the split and its folder")
+    raise UserError("there are no images to evaluate; check the split and its folder")
   matrices = np.zeros((2, num_classes, num_classes), np.int64)
   mine = range(jax.process_index(), len(examples), jax.process_count())
   for done, index in enumerate(mine, start=1):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg.errors import UserError
 from jaxseg.metrics import (
   accuracy_per_class,
   dice_per_class,
@@ -86,7 +87,7 @@ class Report:
   def _names(self, classes: Sequence[str] | None) -> list[str]:
     classes = [str(i) for i in range(len(self.matrix))] if classes is None else list(classes)
     if len(classes) != len(self.matrix):
-      raise ValueError(f"there are {len(classes)} class names for a matrix of {len(self.matrix)} classes")
+      raise UserError(f"there are {len(classes)} class names for a matrix of {len(self.matrix)} classes")
     return classes
 
 

@@ -7,6 +7,8 @@ and `windows.py`, `merge.py` (device). A size is (rows, columns).
 import dataclasses
 import math
 
+from jaxseg.errors import UserError
+
 MODES = ("whole", "slide")
 MULTIPLE_RULES = ("pad", "resize")
 
@@ -32,7 +34,7 @@ class InferenceRule:
     stride: between windows; the last one is moved back into the picture.
 
   Raises:
-    ValueError: a value that makes no sense, in one sentence.
+    UserError: a value that makes no sense, in one sentence.
   """
 
   mode: str = "whole"
@@ -137,37 +139,37 @@ def _up(side: int, multiple: int) -> int:
 
 def _check(rule: InferenceRule) -> None:
   if rule.mode not in MODES:
-    raise ValueError(f"mode is {rule.mode!r}; expected 'whole' or 'slide'")
+    raise UserError(f"mode is {rule.mode!r}; expected 'whole' or 'slide'")
   if rule.mode == "slide":
     _check_windows(rule)
   elif any(rule.crop_size) or any(rule.stride):
-    raise ValueError(
+    raise UserError(
       f"crop_size {rule.crop_size} and stride {rule.stride} are given, but mode is 'whole', which has no"
       " windows; set mode='slide', or leave both at (0, 0)"
     )
   if rule.resize and (len(rule.resize) != 2 or min(rule.resize) < 1):
-    raise ValueError(
+    raise UserError(
       f"resize is {rule.resize}; expected (long, short) in pixels, such as (2048, 512), or () for none"
     )
   if rule.multiple < 0:
-    raise ValueError(f"multiple is {rule.multiple}; expected a number of pixels such as 32, or 0 for none")
+    raise UserError(f"multiple is {rule.multiple}; expected a number of pixels such as 32, or 0 for none")
   if rule.multiple_rule not in MULTIPLE_RULES:
-    raise ValueError(f"multiple_rule is {rule.multiple_rule!r}; expected 'pad' or 'resize'")
+    raise UserError(f"multiple_rule is {rule.multiple_rule!r}; expected 'pad' or 'resize'")
   if not rule.scales or not all(math.isfinite(scale) and scale > 0 for scale in rule.scales):
-    raise ValueError(f"scales is {rule.scales}; expected factors above 0, such as (0.75, 1.0, 1.25)")
+    raise UserError(f"scales is {rule.scales}; expected factors above 0, such as (0.75, 1.0, 1.25)")
   if len(set(rule.scales)) < len(rule.scales):
-    raise ValueError(f"scales is {rule.scales}, in which a factor occurs twice; give each once")
+    raise UserError(f"scales is {rule.scales}, in which a factor occurs twice; give each once")
   if rule.resize and min(rule.resize) * min(rule.scales) < 1:
-    raise ValueError(f"resize {rule.resize} at scale {min(rule.scales)} is less than a pixel; raise one")
+    raise UserError(f"resize {rule.resize} at scale {min(rule.scales)} is less than a pixel; raise one")
 
 
 def _check_windows(rule: InferenceRule) -> None:
   for name in ("crop_size", "stride"):
     value = getattr(rule, name)
     if len(value) != 2 or min(value) < 1:
-      raise ValueError(f"{name} is {value}; mode 'slide' expects (height, width), both at least 1 pixel")
+      raise UserError(f"{name} is {value}; mode 'slide' expects (height, width), both at least 1 pixel")
   if any(stride > crop for stride, crop in zip(rule.stride, rule.crop_size, strict=True)):
-    raise ValueError(
+    raise UserError(
       f"stride {rule.stride} is larger than crop_size {rule.crop_size}, so that pixels between two windows"
       " would never be seen; use at most the crop's size"
     )

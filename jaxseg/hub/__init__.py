@@ -13,6 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxseg import catalog
+from jaxseg.errors import UserError
 from jaxseg.hub import loading
 from jaxseg.hub.net import OURS, Net
 from jaxseg.models import create_model, list_models
@@ -51,12 +52,12 @@ def from_pretrained(
     preprocess: the image statistics, or their fields.
 
   Raises:
-    ValueError: the source, its format or its family is not known, or it disagrees with the
+    UserError: the source, its format or its family is not known, or it disagrees with the
       model (missing, unexpected and differently shaped tensors are listed together).
   """
   found = loading.open_weights(source)
   if arch is not None and arch not in list_models():
-    raise ValueError(f"there is no model called {arch!r}; {catalog.suggestion(arch, list_models())}")
+    raise UserError(f"there is no model called {arch!r}; {catalog.suggestion(arch, list_models())}")
   layout = loading.recognise(found, arch)
   told = loading.told_by_config(found, arch) if layout is None else loading.told_by_shapes(found, layout)
   loading.check_classes(found, told, arch, num_classes)
@@ -69,7 +70,7 @@ def from_pretrained(
     extra = tree.spare(loading.whole_model(found, layout, told), tree.canonical(shapes).values())
     differences.unexpected = [name for name in differences.unexpected if name not in extra]
   if differences:
-    raise ValueError(loading.disagreement(found, differences, arch, loading.keep_hint(told, arch), told=told))
+    raise UserError(loading.disagreement(found, differences, arch, loading.keep_hint(told, arch), told=told))
   known = facts.gather(found, layout, fields.get("num_classes"), preprocess)
   if "non-commercial" in (known.licence or "").lower():
     _LOG.warning("%s: the licence of these weights is %s", found.path, known.licence)
@@ -104,7 +105,7 @@ def load_pretrained(
       match keeps its current value, whatever the file has there.
 
   Raises:
-    ValueError: tensors are missing, unexpected or of another shape (all listed together), a
+    UserError: tensors are missing, unexpected or of another shape (all listed together), a
       pattern matches nothing, or the source cannot be read.
   """
   found = loading.open_weights(source)
@@ -120,7 +121,7 @@ def load_pretrained(
     differences.unexpected = [name for name in differences.unexpected if name not in extra]
   if differences:
     hint = "head/.*" if any(path.startswith("params/head/") for path in leaves) else "decoder/classifier/.*"
-    raise ValueError(loading.disagreement(found, differences, "the given variables", hint))
+    raise UserError(loading.disagreement(found, differences, "the given variables", hint))
   filled = {path: loading.like(value, leaves[path]) for path, value in values.items()}
   return traverse_util.unflatten_dict(leaves | filled, sep="/")
 
@@ -136,7 +137,7 @@ def to_torch(net: Net, *, layout: str | None = None) -> dict[str, np.ndarray]:
     layout: "mmseg", "official", ...; None takes the one the weights came in.
 
   Raises:
-    ValueError: the family has no such layout, or it has no place for a parameter.
+    UserError: the family has no such layout, or it has no place for a parameter.
   """
   chosen = layout_of(net.arch, layout or net.layout)
   leaves = tree.flat(net.variables)

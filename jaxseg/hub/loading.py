@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxseg import lazy
 from jaxseg.encoders import ENCODERS
+from jaxseg.errors import UserError
 from jaxseg.models import create_model
 from jaxseg.pretrained import LAYOUTS, keymap, tree
 from jaxseg.pretrained.keymap import Detected, Differences, Layout
@@ -43,7 +44,7 @@ def recognise(found: Weights, arch: str | None) -> Layout | None:
     return None
   layout = keymap.recognise(found, LAYOUTS)
   if arch is not None and not arch.startswith(layout.archs):
-    raise ValueError(f"{found.path} holds {layout.family} weights ({layout.name}), not those of {arch!r}")
+    raise UserError(f"{found.path} holds {layout.family} weights ({layout.name}), not those of {arch!r}")
   return layout
 
 
@@ -59,7 +60,7 @@ def told_by_config(found: Weights, arch: str | None) -> Detected:
   """What the config.json beside our own arrays says, or `arch` where there is none."""
   fields = found.meta.model
   if fields is None and arch is None:
-    raise ValueError(f"{found.path} has our own names but no config.json that says the model; give arch=")
+    raise UserError(f"{found.path} has our own names but no config.json that says the model; give arch=")
   fields = _tuples(fields or {})
   return Detected(
     fields.get("arch", arch),
@@ -83,7 +84,7 @@ def check_classes(found: Weights, told: Detected, arch: str | None, num_classes:
   wanted = arch or told.arch
   has = f"{told.num_classes} classes, not {num_classes}" if told.num_classes else "no classifier"
   hint = keep_hint(told, wanted)
-  raise ValueError(
+  raise UserError(
     f"{found.path} has {has}; for a new classifier, create_model({wanted!r}, num_classes={num_classes}) and"
     f" fill its variables with jaxseg.load_pretrained(source, variables, keep=({hint!r},))"
   )
@@ -121,17 +122,17 @@ def whole_model(found: Weights, layout: Layout | None, told: Detected) -> dict[s
 def kept_paths(leaves: Mapping[str, Any], keep: Sequence[str]) -> set[str]:
   """The paths that `keep`'s patterns match; each has to match one."""
   if isinstance(keep, str):
-    raise ValueError(f"keep is the text {keep!r}, expected a sequence of patterns: keep=({keep!r},)")
+    raise UserError(f"keep is the text {keep!r}, expected a sequence of patterns: keep=({keep!r},)")
   kept = set()
   for pattern in keep:
     try:
       hits = {path for path in leaves if re.fullmatch(pattern, tree.below(path))}
     except re.error as error:
-      raise ValueError(f"keep holds {pattern!r}, which is no regular expression ({error})") from None
+      raise UserError(f"keep holds {pattern!r}, which is no regular expression ({error})") from None
     if not hits:
       some = sorted({tree.below(path).rsplit("/", 1)[0] for path in leaves})
       close = difflib.get_close_matches(pattern, some, n=1, cutoff=0.0)
-      raise ValueError(f"keep holds {pattern!r}, which matches no path; there is {close[0] + '/.*'!r}")
+      raise UserError(f"keep holds {pattern!r}, which matches no path; there is {close[0] + '/.*'!r}")
     kept |= hits
   return kept
 
@@ -141,7 +142,7 @@ def check_family(found: Weights, layout: Layout | None, leaves: Mapping[str, Any
   inner = [path for path in tree.canonical(leaves).values() if path.startswith("encoder/")]
   if layout is None or not inner or any(layout.part(path) for path in inner):
     return
-  raise ValueError(
+  raise UserError(
     f"{found.path} holds {layout.family} weights ({layout.name}), and the given variables are of another"
     f" family ({inner[0]}, ...); give a file of that family"
   )

@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from jaxseg import __version__, catalog
 from jaxseg.crf import Settings, mean_field
+from jaxseg.errors import UserError
 from jaxseg.evaluation.inference import label_map
 from jaxseg.evaluation.predictor import Predictor
 from jaxseg.evaluation.rule import MODES, InferenceRule
@@ -95,14 +96,14 @@ class Net:
         `dict(kernels=..., steps=..., method=...)` as `jaxseg.crf.mean_field` takes them.
 
     Raises:
-      ValueError: an image of another kind, an unknown mode, windows, sizes or scales that make
+      UserError: an image of another kind, an unknown mode, windows, sizes or scales that make
         no sense, or a model without classes.
     """
     _check_picture(image)
     if mode not in MODES:
-      raise ValueError(f"mode is {mode!r}; {catalog.suggestion(mode, MODES)}")
+      raise UserError(f"mode is {mode!r}; {catalog.suggestion(mode, MODES)}")
     if not self.classes or not hasattr(self.model, "decoder"):
-      raise ValueError(f"{self.arch} without a segmentation head gives no label map; use model.apply")
+      raise UserError(f"{self.arch} without a segmentation head gives no label map; use model.apply")
     if mode == "slide":
       crop_size = crop_size or _CROP
       stride = stride or tuple(max(1, side * 2 // 3) for side in crop_size)
@@ -123,7 +124,7 @@ class Net:
     if isinstance(crf, Settings):
       crf = dict(kernels=crf.kernels, steps=crf.steps, method=crf.method)
     if set(crf) - set(_CRF) or "kernels" not in crf:
-      raise ValueError(f"crf has the keys {sorted(crf)}, expected kernels and perhaps {', '.join(_CRF[1:])}")
+      raise UserError(f"crf has the keys {sorted(crf)}, expected kernels and perhaps {', '.join(_CRF[1:])}")
     if rule.plain:
       unary = _unary(self.variables, image, model=self.model, preprocess=self.preprocess)
     else:
@@ -194,13 +195,13 @@ def _published_size(image, preprocess):
 def _check_picture(image: AnyArray) -> None:
   shape = tuple(image.shape)
   if image.ndim == 2 or (image.ndim == 3 and shape[-1] == 1):
-    raise ValueError(f"image has shape {shape}, a grey picture; repeat it to three channels: h w 3")
+    raise UserError(f"image has shape {shape}, a grey picture; repeat it to three channels: h w 3")
   if image.ndim == 4:
-    raise ValueError(f"image has shape {shape}, a batch; predict takes one picture h w 3: image[0]")
+    raise UserError(f"image has shape {shape}, a batch; predict takes one picture h w 3: image[0]")
   if image.ndim != 3 or shape[-1] != 3:
-    raise ValueError(f"image has shape {shape}, expected RGB as height, width, 3")
+    raise UserError(f"image has shape {shape}, expected RGB as height, width, 3")
   if image.dtype != np.uint8:
-    raise ValueError(
+    raise UserError(
       f"image is {image.dtype}, expected uint8 RGB in 0..255; predict normalises it by itself"
       " (a float picture in 0..1 becomes one by `(image * 255).round().astype('uint8')`)"
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxseg.errors import UserError
 from jaxseg.kernels.atrous import atrous_conv, by_taps, pays_off
 from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, DepthwiseConv, Initializer, fan_out_normal
@@ -139,7 +140,7 @@ def check_output_stride(what: str, output_stride: Any) -> None:
   """Raises a ValueError that names the strides that dilated encoders can give."""
   if output_stride not in OUTPUT_STRIDES:
     known = f"{', '.join(map(str, OUTPUT_STRIDES[:-1]))} or {OUTPUT_STRIDES[-1]}"
-    raise ValueError(f"output_stride is {output_stride}, but {what} gives {known}; choose one of them")
+    raise UserError(f"output_stride is {output_stride}, but {what} gives {known}; choose one of them")
 
 
 def _pad_same(x: Float[Array, "b h w c"], kernel_size: int, strides: int, dilation: int):

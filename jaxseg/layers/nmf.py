@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.types import AnyArray
 
@@ -117,7 +118,7 @@ class NMF(nn.Module):
     x = jnp.asarray(x)
     b, h, w, c = x.shape
     if c % self.heads:
-      raise ValueError(f"NMF got {c} channels for heads={self.heads}; choose a divisor of {c}")
+      raise UserError(f"NMF got {c} channels for heads={self.heads}; choose a divisor of {c}")
     by_pixel = self.over == "space"
     bases = self._bases(b, c // self.heads if by_pixel else h * w, train)
 
@@ -150,7 +151,7 @@ class NMF(nn.Module):
       return draw_bases(jax.random.fold_in(jax.random.key(0), zlib.crc32(path.encode())), shape)[None]
     bases = self.variable("buffers", "bases", lambda: draw_bases(self.make_rng("params"), shape)).value
     if bases.shape != shape:
-      raise ValueError(
+      raise UserError(
         f"buffers/{'/'.join(self.path)}/bases has shape {bases.shape}, but rank={self.rank} and"
         f" heads={self.heads} on {d * self.heads} channels need {shape}; set rank and heads to the file's"
       )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from jaxseg.errors import UserError
 from jaxseg.losses.pixels import Pixels, count, divide, prepare, weights_array
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
@@ -41,10 +42,10 @@ def cross_entropy(
       with class weights by PyTorch's rule.
 
   Raises:
-    ValueError: unknown `normalize_by`, wrong number of class weights, smoothing out of range.
+    UserError: unknown `normalize_by`, wrong number of class weights, smoothing out of range.
   """
   if normalize_by not in AVERAGES:
-    raise ValueError(f"normalize_by is {normalize_by!r}, expected 'valid', 'all' or 'weights'")
+    raise UserError(f"normalize_by is {normalize_by!r}, expected 'valid', 'all' or 'weights'")
   pixels = prepare(logits, labels, ignore_label=ignore_label)
   loss, weight = pixel_cross_entropy(pixels, class_weights=class_weights, label_smoothing=label_smoothing)
   if normalize_by == "all":
@@ -61,12 +62,12 @@ def pixel_cross_entropy(
   """(weighted loss, class weight) of every pixel, both 0 where it is ignored, NaN loss for an unknown id.
 
   Raises:
-    ValueError: wrong number of class weights, smoothing out of range.
+    UserError: wrong number of class weights, smoothing out of range.
   """
   logits, labels, valid, target = pixels
   num_classes = logits.shape[-1]
   if not 0.0 <= label_smoothing < 1.0:
-    raise ValueError(f"label_smoothing is {label_smoothing}, expected a share in [0, 1)")
+    raise UserError(f"label_smoothing is {label_smoothing}, expected a share in [0, 1)")
   weights = weights_array(class_weights, num_classes)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   nll = log_z - jnp.sum(jnp.where(target, logits, 0.0), axis=-1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from jaxseg.errors import UserError
 from jaxseg.losses.pixels import nan_if_unknown, prepare, weights_array
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
@@ -36,16 +37,16 @@ def dice(
     per_class: one quotient a class, instead of one an image.
 
   Raises:
-    ValueError: a value out of its range, wrong number of class weights, or weights without `per_class`.
+    UserError: a value out of its range, wrong number of class weights, or weights without `per_class`.
   """
   if smooth <= 0:
-    raise ValueError(f"smooth is {smooth}, expected above 0: a class in neither side would divide 0 by 0")
+    raise UserError(f"smooth is {smooth}, expected above 0: a class in neither side would divide 0 by 0")
   if exponent < 1:
-    raise ValueError(f"exponent is {exponent}, expected at least 1 (2 in V-Net)")
+    raise UserError(f"exponent is {exponent}, expected at least 1 (2 in V-Net)")
   num_classes = logits.shape[-1]
   weights = weights_array(class_weights, num_classes)
   if weights is not None and not per_class:
-    raise ValueError("class weights need per_class=True: over all classes together there is one quotient")
+    raise UserError("class weights need per_class=True: over all classes together there is one quotient")
   pixels = prepare(logits, labels, ignore_label=ignore_label)
   flat = (pixels.labels.shape[0], -1, num_classes)
   valid = pixels.valid[..., None]

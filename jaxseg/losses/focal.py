@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from jaxseg.errors import UserError
 from jaxseg.losses.cross_entropy import AVERAGES
 from jaxseg.losses.pixels import count, divide, nan_if_unknown, prepare, weights_array
 from jaxseg.types import IGNORE_LABEL, AnyArray
@@ -45,16 +46,16 @@ def focal(
     activation: see above.
 
   Raises:
-    ValueError: a value out of its range or choices, wrong number of class weights.
+    UserError: a value out of its range or choices, wrong number of class weights.
   """
   if normalize_by not in AVERAGES:
-    raise ValueError(f"normalize_by is {normalize_by!r}, expected 'valid', 'all' or 'weights'")
+    raise UserError(f"normalize_by is {normalize_by!r}, expected 'valid', 'all' or 'weights'")
   if activation not in _ACTIVATIONS:
-    raise ValueError(f"activation is {activation!r}, expected 'sigmoid' or 'softmax'")
+    raise UserError(f"activation is {activation!r}, expected 'sigmoid' or 'softmax'")
   if gamma < 0:
-    raise ValueError(f"gamma is {gamma}, expected at least 0")
+    raise UserError(f"gamma is {gamma}, expected at least 0")
   if not 0.0 <= alpha <= 1.0:
-    raise ValueError(f"alpha is {alpha}, expected a share in [0, 1]")
+    raise UserError(f"alpha is {alpha}, expected a share in [0, 1]")
   num_classes = logits.shape[-1]
   weights = weights_array(class_weights, num_classes)
   weights = jnp.ones(num_classes) if weights is None else weights

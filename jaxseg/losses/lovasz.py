@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
+from jaxseg.errors import UserError
 from jaxseg.losses.pixels import divide, nan_if_unknown, prepare, weights_array
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
@@ -36,10 +37,10 @@ def lovasz(
       one without a labelled pixel counts as 0.
 
   Raises:
-    ValueError: unknown `classes`, wrong number of class weights.
+    UserError: unknown `classes`, wrong number of class weights.
   """
   if classes not in _CLASSES:
-    raise ValueError(f"classes is {classes!r}, expected 'present' or 'all'")
+    raise UserError(f"classes is {classes!r}, expected 'present' or 'all'")
   num_classes = logits.shape[-1]
   weights = weights_array(class_weights, num_classes)
   weights = jnp.ones(num_classes) if weights is None else weights

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxseg.errors import UserError
 from jaxseg.losses.cross_entropy import AVERAGES, pixel_cross_entropy
 from jaxseg.losses.pixels import count, divide, prepare
 from jaxseg.types import IGNORE_LABEL, AnyArray
@@ -47,14 +48,14 @@ def ohem_cross_entropy(
     min_kept: pixels an image, at least 1.
 
   Raises:
-    ValueError: a value out of its range, an unknown `normalize_by`, wrong number of class weights.
+    UserError: a value out of its range, an unknown `normalize_by`, wrong number of class weights.
   """
   if normalize_by not in (*AVERAGES, "kept"):
-    raise ValueError(f"normalize_by is {normalize_by!r}, expected 'valid', 'all', 'weights' or 'kept'")
+    raise UserError(f"normalize_by is {normalize_by!r}, expected 'valid', 'all', 'weights' or 'kept'")
   if not 0.0 <= thresh <= 1.0:
-    raise ValueError(f"thresh is {thresh}, expected a probability in [0, 1]")
+    raise UserError(f"thresh is {thresh}, expected a probability in [0, 1]")
   if min_kept < 1:
-    raise ValueError(f"min_kept is {min_kept}, expected at least 1 pixel an image")
+    raise UserError(f"min_kept is {min_kept}, expected at least 1 pixel an image")
   pixels = prepare(logits, labels, ignore_label=ignore_label)
   loss, weight = pixel_cross_entropy(pixels, class_weights=class_weights, label_smoothing=label_smoothing)
   total = count(pixels.valid)

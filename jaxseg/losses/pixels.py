@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxseg.errors import UserError
 from jaxseg.types import AnyArray
 
 
@@ -41,12 +42,12 @@ def weights_array(
   """One factor a class in float32; None for none.
 
   Raises:
-    ValueError: there are not `num_classes` of them.
+    UserError: there are not `num_classes` of them.
   """
   if class_weights is None or len(class_weights) == 0:
     return None
   if len(class_weights) != num_classes:
-    raise ValueError(
+    raise UserError(
       f"there are {len(class_weights)} class weights for {num_classes} classes; give one a class, or none"
     )
   return jnp.asarray(class_weights, jnp.float32)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
+from jaxseg.errors import UserError
 from jaxseg.types import AnyArray
 
 
@@ -18,10 +19,10 @@ def topk_hits(
   as in `argmax`; an image whose own logit is not finite is never a hit.
 
   Raises:
-    ValueError: a `top` that is less than 1.
+    UserError: a `top` that is less than 1.
   """
   if not top or min(top) < 1:
-    raise ValueError(f"top is {tuple(top)}; expected numbers of classes, each at least 1, such as (1, 5)")
+    raise UserError(f"top is {tuple(top)}; expected numbers of classes, each at least 1, such as (1, 5)")
   logits, labels = jnp.asarray(logits), jnp.asarray(labels).astype(jnp.int32)
   counted = (labels >= 0) & (labels < logits.shape[-1])
   index = jnp.where(counted, labels, 0)[:, None]

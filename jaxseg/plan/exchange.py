@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 
+from jaxseg.errors import UserError
 from jaxseg.plan.hlo import Instruction, Program, Shape
 
 COLLECTIVES = (
@@ -98,7 +99,7 @@ def _group(instruction: Instruction, devices: int) -> int:
     # 'axis' is all of an axis, 'axis':(2)4 a part of size 4.
     named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", used)
     if not named:
-      raise ValueError(
+      raise UserError(
         f"the replica groups {text!r} of {instruction.name} name no axis, which jaxseg cannot read; please"
         " report it with the program's text (--dump=FILE)"
       )

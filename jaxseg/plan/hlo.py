@@ -9,6 +9,8 @@ import functools
 import math
 import re
 
+from jaxseg.errors import UserError
+
 _BITS = {
   "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32,
   "s64": 64, "u64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
@@ -146,7 +148,7 @@ def parse(text: str) -> Program:
   """The program of an HLO module's text.
 
   Raises:
-    ValueError: text without an entry computation.
+    UserError: text without an entry computation.
   """
   computations, entry, current, name, root = {}, None, None, "", ""
   for line in text.splitlines():
@@ -164,7 +166,7 @@ def parse(text: str) -> Program:
         current[parsed["name"]] = _instruction(parsed["name"], _COMMENT.sub("", parsed["rest"]))
         root = parsed["name"] if parsed["root"] else root
   if entry is None:
-    raise ValueError("the text has no ENTRY computation; give what compiled.as_text() returns")
+    raise UserError("the text has no ENTRY computation; give what compiled.as_text() returns")
   header = text[: text.find("\n")]
   counts = [re.search(rf"\b{key}=(\d+)", header) for key in ("num_partitions", "replica_count")]
   return Program(computations, entry, math.prod(int(m.group(1)) if m else 1 for m in counts))

@@ -12,6 +12,7 @@ from jax.experimental import topologies
 
 from jaxseg.catalog import suggestion
 from jaxseg.chips import TPUS, Chip, chip_of, count_chips
+from jaxseg.errors import UserError
 
 # What libtpu knows of the two kinds whose slices are flat.
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
@@ -56,25 +57,25 @@ def open_topology(name: str) -> Topology:
   backend: everything that is really run, runs on the CPU then.
 
   Raises:
-    ValueError: no such topology (with the nearest and the known ones), libtpu or GPU missing.
+    UserError: no such topology (with the nearest and the known ones), libtpu or GPU missing.
   """
   name = name.strip().lower()
   kind, _, size = name.partition(":")
   if kind == "cpu":
     if ":" in name and not re.fullmatch(r"[1-9]\d{0,3}", size):
-      raise ValueError(
+      raise UserError(
         f"topology {name!r} is no number of devices; cpu is this machine, cpu:8 eight pretended devices of it"
       )
     return _local_cpu(name, int(size or 0))
   if kind == "gpu":
     if ":" in name:
-      raise ValueError(
+      raise UserError(
         f"topology {name!r}: gpu means the GPUs of this machine and takes no number; config.mesh.devices=8"
         " uses eight of them"
       )
     return _local_gpu(name)
   if kind not in TPUS or not size:
-    raise ValueError(f"there is no topology {name!r}; {_hint(name)}")
+    raise UserError(f"there is no topology {name!r}; {_hint(name)}")
   return _slice(name, kind, _sizes(name, kind, size))
 
 
@@ -88,10 +89,10 @@ def _sizes(name: str, kind: str, size: str) -> tuple[int, ...]:
   shape = "x".join("ABC"[:axes])
   if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) or len(size.split("x")) != axes:
     example = next(word for word in _EXAMPLES.split(", ") if word.startswith(kind))
-    raise ValueError(f"topology {name!r}: a slice of {TPUS[kind].name} is {kind}:{shape}, such as {example}")
+    raise UserError(f"topology {name!r}: a slice of {TPUS[kind].name} is {kind}:{shape}, such as {example}")
   sizes = tuple(map(int, size.split("x")))
   if math.prod(sizes) > TPUS[kind].pod:
-    raise ValueError(
+    raise UserError(
       f"there is no slice {name!r}, of {math.prod(sizes):,} chips;"
       f" a pod of {TPUS[kind].name} has {TPUS[kind].pod:,}"
     )
@@ -99,13 +100,13 @@ def _sizes(name: str, kind: str, size: str) -> tuple[int, ...]:
     chips = math.prod(sizes)
     near = min(_FLAT, key=lambda flat: abs(math.prod(flat) - chips))
     known = ", ".join(f"{kind}:{a}x{b}" for a, b in _FLAT)
-    raise ValueError(f"there is no slice {name!r}; the nearest is {kind}:{near[0]}x{near[1]}, all: {known}")
+    raise UserError(f"there is no slice {name!r}; the nearest is {kind}:{near[0]}x{near[1]}, all: {known}")
   return sizes
 
 
 def _slice(name: str, kind: str, sizes: tuple[int, ...]) -> Topology:
   if importlib.util.find_spec("libtpu") is None:
-    raise ValueError(
+    raise UserError(
       f"topology {name!r} needs the TPU compiler, which is not installed; pip install 'jaxseg[tpu]' brings it"
     )
   for key, value in _NO_MACHINE.items():
@@ -119,7 +120,7 @@ def _slice(name: str, kind: str, sizes: tuple[int, ...]) -> Topology:
   try:
     devices = topologies.get_topology_desc(name, "tpu", **options).devices
   except Exception as error:
-    raise ValueError(f"libtpu refuses the topology {name!r}: {_first_line(error)}") from None
+    raise UserError(f"libtpu refuses the topology {name!r}: {_first_line(error)}") from None
   chips = count_chips(devices)
   return Topology(name, devices, chip, chips, chip.hbm_bytes * chips / len(devices))
 
@@ -129,7 +130,7 @@ def _local_cpu(name: str, count: int) -> Topology:
     try:
       jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
-      raise ValueError(f"topology {name!r} must be asked for before JAX has started a backend") from None
+      raise UserError(f"topology {name!r} must be asked for before JAX has started a backend") from None
   devices = jax.devices("cpu")
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   return Topology(name, devices, None, len(devices), memory / len(devices))
@@ -139,7 +140,7 @@ def _local_gpu(name: str) -> Topology:
   try:
     devices = jax.devices("gpu")
   except RuntimeError:
-    raise ValueError(
+    raise UserError(
       f"topology {name!r} means the GPUs of this machine, and JAX sees none;"
       f" others: {_EXAMPLES.removesuffix(', gpu')}"
     ) from None

@@ -9,6 +9,7 @@ from typing import Any
 from flax import traverse_util
 
 from jaxseg.catalog import suggestion
+from jaxseg.errors import UserError
 from jaxseg.pretrained import cgnet, deeplab, mobilenet, resnet, segformer, segnext, vgg
 from jaxseg.pretrained.keymap import Layout
 
@@ -47,11 +48,11 @@ def layout_of(arch: str, name: str) -> Layout:
   """The layout called `name` of `arch`'s family.
 
   Raises:
-    ValueError: the family has no such layout; the message lists those it has.
+    UserError: the family has no such layout; the message lists those it has.
   """
   known = layouts_of(arch)
   if name not in known:
-    raise ValueError(f"{arch} has no layout {name!r}; known: {', '.join(known) or 'none'}")
+    raise UserError(f"{arch} has no layout {name!r}; known: {', '.join(known) or 'none'}")
   return known[name]
 
 
@@ -67,17 +68,17 @@ def published_names(params: Mapping[str, Any], layout: str) -> dict[str, str]:
     keep their own path.
 
   Raises:
-    ValueError: no layout of that name, or none that knows this tree.
+    UserError: no layout of that name, or none that knows this tree.
   """
   chosen = [known for known in LAYOUTS if layout in (known.name, f"{known.family}/{known.name}")]
   if not chosen:
     names = sorted({known.name for known in LAYOUTS})
-    raise ValueError(f"there is no layout called {layout!r}; {suggestion(layout, names)}")
+    raise UserError(f"there is no layout called {layout!r}; {suggestion(layout, names)}")
   paths = ["/".join(map(str, path)) for path in traverse_util.flatten_dict(params)]
   # A lone encoder's tree is the subtree that key maps know as encoder/.
   prefix = "" if any(path.startswith(("encoder/", "decoder/")) for path in paths) else "encoder/"
   named = [{path: known.part(prefix + path) for path in paths} for known in chosen]
   best = max(named, key=lambda parts: sum(part is not None for part in parts.values()))
   if not any(best.values()):
-    raise ValueError(f"no layout {layout!r} knows parameters such as {paths[0] if paths else '(none)'}")
+    raise UserError(f"no layout {layout!r} knows parameters such as {paths[0] if paths else '(none)'}")
   return {path: part.name if part else path for path, part in best.items()}

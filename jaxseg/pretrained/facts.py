@@ -39,7 +39,7 @@ def gather(
     preprocess: what the user said.
 
   Raises:
-    ValueError: `preprocess` has unknown fields.
+    UserError: `preprocess` has unknown fields.
   """
   record = published.find(weights.path) if layout is not None else None
   default = layout.record(num_classes) if layout is not None else records.Record(Preprocess(), None, "", "")

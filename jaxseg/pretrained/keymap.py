@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.records import Record
 from jaxseg.pretrained.weights import Weights
 
@@ -134,7 +135,7 @@ def recognise(weights: Weights, layouts: Iterable[Layout], *, family: str | None
   """The layout that knows most of the file's names; at least half of them must be known.
 
   Raises:
-    ValueError: no layout does; the message shows some names and the known layouts.
+    UserError: no layout does; the message shows some names and the known layouts.
   """
   layouts = [layout for layout in layouts if family in (None, layout.family)]
   names = [*weights.tensors, *weights.opaque]
@@ -146,7 +147,7 @@ def recognise(weights: Weights, layouts: Iterable[Layout], *, family: str | None
   if best is None or share[best] < 0.5:
     some = ", ".join(repr(name) for name in names[:4])
     known = ", ".join(f"{layout.family}/{layout.name}" for layout in layouts)
-    raise ValueError(
+    raise UserError(
       f"{weights.path}: its {len(names)} names ({some}, ...) belong to no known layout; known: {known}"
     )
   return best
@@ -227,7 +228,7 @@ def write_leaves(
       layout; what it carried without use becomes zeros, and its order of names is kept.
 
   Raises:
-    ValueError: the layout has no name for some leaf.
+    UserError: the layout has no name for some leaf.
   """
   parts: dict[str, list[tuple[Part, np.ndarray]]] = {}
   homeless = []
@@ -239,7 +240,7 @@ def write_leaves(
     rank = len(stored[part.name].shape) if part.name in stored else part.ndim
     parts.setdefault(part.name, []).append((part, layout.to_published(path, np.asarray(value), rank)))
   if homeless:
-    raise ValueError(f"the layout {layout.family}/{layout.name} has no name for {_some(homeless)}")
+    raise UserError(f"the layout {layout.family}/{layout.name} has no name for {_some(homeless)}")
   tensors = {}
   for name, pieces in parts.items():
     pieces.sort(key=lambda piece: piece[0].index)

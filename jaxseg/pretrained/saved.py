@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.readers import safetensors
 
 _CARD = """\
@@ -47,7 +48,7 @@ def write(directory: pathlib.Path, tensors: Mapping[str, np.ndarray], config: Ma
     config: plain JSON values, as config.json holds them.
 
   Raises:
-    ValueError: the directory cannot be written.
+    UserError: the directory cannot be written.
   """
   count = sum(value.size for path, value in tensors.items() if path.startswith("params/"))
   try:
@@ -56,7 +57,7 @@ def write(directory: pathlib.Path, tensors: Mapping[str, np.ndarray], config: Ma
     _replace(directory / "config.json", json.dumps(config, indent=2) + "\n")
     _replace(directory / "README.md", card(config, parameters=count))
   except OSError as error:
-    raise ValueError(f"{directory} cannot be written ({error.strerror or error}); choose another") from None
+    raise UserError(f"{directory} cannot be written ({error.strerror or error}); choose another") from None
 
 
 def card(config: Mapping[str, Any], *, parameters: int) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.readers import SUFFIXES, read_file
 from jaxseg.pretrained.weights import Meta, Weights, meta_of_ours
 from jaxseg.types import Preprocess
@@ -47,7 +48,7 @@ def open_source(source: str | os.PathLike) -> Weights | Workdir:
       train.py wrote; or "org/name" on the Hugging Face hub.
 
   Raises:
-    ValueError: nothing of that name, or nothing in it that can be read.
+    UserError: nothing of that name, or nothing in it that can be read.
   """
   text = os.fspath(source)
   if "://" in text:
@@ -67,7 +68,7 @@ def read_directory(path: pathlib.Path) -> Weights | Workdir:
   config = _json(path / _CONFIG)
   if (path / _CHECKPOINTS).is_dir():
     if "jaxseg_version" not in config:
-      raise ValueError(f"{path} has checkpoints but no {_CONFIG} of train.py, so the model is unknown")
+      raise UserError(f"{path} has checkpoints but no {_CONFIG} of train.py, so the model is unknown")
     return Workdir(str(path), str(path / _CHECKPOINTS), meta_of_ours(config))
   shards = _json(path / "model.safetensors.index.json") or _json(path / "pytorch_model.bin.index.json")
   if shards:
@@ -94,13 +95,13 @@ def _mit_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]
   """What a transformers config says of MiT and no tensor shows.
 
   Raises:
-    ValueError: something that our MiT does not have.
+    UserError: something that our MiT does not have.
   """
   for key, ours in _MIT.items():
     value = config.get(key, ours)
     value = tuple(value) if isinstance(value, list) else value
     if value != ours:
-      raise ValueError(f"{path} has {key} = {value!r}; MiT here has {ours!r}, as every published SegFormer")
+      raise UserError(f"{path} has {key} = {value!r}; MiT here has {ours!r}, as every published SegFormer")
   heads = config.get("num_attention_heads")
   return {"num_heads": tuple(heads)} if heads else {}
 
@@ -149,10 +150,10 @@ def _only_file(path: pathlib.Path) -> pathlib.Path:
   if len(preferred) == 1:
     return preferred[0]
   if not files:
-    raise ValueError(
+    raise UserError(
       f"{path} holds no weights: neither a file ending in {', '.join(SUFFIXES)} nor checkpoints/"
     )
-  raise ValueError(
+  raise UserError(
     f"{path} holds several weight files ({', '.join(p.name for p in files[:6])}); name one of them"
   )
 
@@ -162,7 +163,7 @@ def _read_shards(path: pathlib.Path, names: list[str], meta: Meta) -> Weights:
   for name in names:
     # An index is data as well: it may only name files of its own directory.
     if pathlib.Path(name).name != name:
-      raise ValueError(f"{path}: the index names {name!r}, expected a file of the same directory")
+      raise UserError(f"{path}: the index names {name!r}, expected a file of the same directory")
     part = read_file(path / name)
     whole.tensors |= part.tensors
     whole.opaque |= part.opaque
@@ -175,9 +176,9 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text())
   except (ValueError, OSError) as error:
-    raise ValueError(f"{path} is no readable JSON ({error})") from None
+    raise UserError(f"{path} is no readable JSON ({error})") from None
   if not isinstance(value, dict):
-    raise ValueError(f"{path} holds a {type(value).__name__}, expected an object")
+    raise UserError(f"{path} holds a {type(value).__name__}, expected an object")
   return value
 
 
@@ -186,9 +187,7 @@ def _remote_workdir(address: str) -> Workdir:
 
   path = epath.Path(address)
   if not (path / _CONFIG).exists():
-    raise ValueError(
-      f"{address} is no workdir of train.py: it has no {_CONFIG}; copy weight files here first"
-    )
+    raise UserError(f"{address} is no workdir of train.py: it has no {_CONFIG}; copy weight files here first")
   return Workdir(address, str(path / _CHECKPOINTS), meta_of_ours(json.loads((path / _CONFIG).read_text())))
 
 
@@ -197,7 +196,7 @@ def _download(name: str) -> pathlib.Path:
   try:
     import huggingface_hub
   except ImportError:
-    raise ValueError(
+    raise UserError(
       f"there is no file or directory {name!r}; if it is meant on the Hugging Face hub,"
       ' install the client with `pip install "jaxseg[hub]"`'
     ) from None
@@ -207,7 +206,7 @@ def _download(name: str) -> pathlib.Path:
       if any(pathlib.Path(found).glob(weights)):
         break
   except Exception as error:  # the client raises its own, httpx's and OSError's kinds
-    raise ValueError(
+    raise UserError(
       f"there is no file or directory {name!r}, and the Hugging Face hub did not give it"
       f" ({type(error).__name__}); check the name or the network;"
       " offline, only what was downloaded before is found"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.keymap import Differences, Layout, Shape, Stored, read_leaves
 from jaxseg.pretrained.weights import Weights
 
@@ -89,7 +90,7 @@ def _as_it_is(path: str, value: np.ndarray, _: Any) -> np.ndarray:
 
 
 def _no_place(*_: Any) -> Any:
-  raise ValueError("our own layout is only read")
+  raise UserError("our own layout is only read")
 
 
 def _path_itself(path: str) -> str:

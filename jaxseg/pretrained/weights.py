@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg.errors import UserError
 from jaxseg.types import Preprocess
 
 # Where checkpoints of training frameworks keep the weights, most specific first.
@@ -76,7 +77,7 @@ def unwrap(content: Any, is_tensor, path: pathlib.Path) -> Mapping[Any, Any]:
     is_tensor: value → whether it can become an array.
 
   Raises:
-    ValueError: nothing in the file looks like a state dict.
+    UserError: nothing in the file looks like a state dict.
   """
   found = _find(content, is_tensor)
   if found is None:
@@ -85,7 +86,7 @@ def unwrap(content: Any, is_tensor, path: pathlib.Path) -> Mapping[Any, Any]:
       what = f"a {type(content).__name__} with the keys {', '.join(map(repr, list(mapping)[:8]))}"
     elif hasattr(content, "kind"):
       what = f"a pickled {what} object, whose code is never run; save its state_dict()"
-    raise ValueError(f"{path} holds no named tensors: it is {what}")
+    raise UserError(f"{path} holds no named tensors: it is {what}")
   return found
 
 
@@ -131,13 +132,13 @@ def preprocess_of(fields: Mapping[str, Any] | Preprocess) -> Preprocess:
   """A `Preprocess` from its fields as JSON holds them.
 
   Raises:
-    ValueError: unknown fields, or a mean or std that is not three numbers.
+    UserError: unknown fields, or a mean or std that is not three numbers.
   """
   if isinstance(fields, Preprocess):
     return fields
   known = [field.name for field in dataclasses.fields(Preprocess)]
   if wrong := sorted(set(fields) - set(known)):
-    raise ValueError(f"preprocess has no field {wrong[0]!r}; known: {', '.join(known)}")
+    raise UserError(f"preprocess has no field {wrong[0]!r}; known: {', '.join(known)}")
   values = dict(fields)
   for key in sorted({"mean", "std"} & set(values)):
     try:
@@ -145,10 +146,10 @@ def preprocess_of(fields: Mapping[str, Any] | Preprocess) -> Preprocess:
     except (TypeError, ValueError):
       values[key] = ()
     if len(values[key]) != 3 or (key == "std" and 0.0 in values[key]):
-      raise ValueError(f"preprocess.{key} is {fields[key]!r}, expected three numbers for R, G, B in 0..255")
+      raise UserError(f"preprocess.{key} is {fields[key]!r}, expected three numbers for R, G, B in 0..255")
   for key, allowed in _CHOICES.items():
     if values.get(key, allowed[0]) not in allowed:
-      raise ValueError(f"preprocess.{key} is {values[key]!r}, expected one of {', '.join(allowed)}")
+      raise UserError(f"preprocess.{key} is {values[key]!r}, expected one of {', '.join(allowed)}")
   if values.get("size") is not None:
     values["size"] = tuple(int(n) for n in values["size"])
   return Preprocess(**values)

@@ -48,7 +48,7 @@ def save(workdir: epath.PathLike) -> None:
   Every process of a job has to call it, since they restore together; the first one writes.
 
   Raises:
-    ValueError: no workdir, or it cannot be written.
+    UserError: no workdir, or it cannot be written.
   """
   from jaxseg import hub
 

@@ -10,10 +10,10 @@ import ml_collections
 import numpy as np
 
 from jaxseg.crf import Settings
+from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
 from jaxseg.train import evaluating, workdir
 from jaxseg.train.evaluating import Subject
-from jaxseg.train.overrides import ConfigError
 
 _TRACED = (64, 64)
 
@@ -41,11 +41,11 @@ def choose_config(
   `ready` is called with it before any weights are read, as in `config.load`.
 
   Raises:
-    ConfigError: neither or both of --workdir and --source, no config, a wrong change, or one of a model that
+    UserError: neither or both of --workdir and --source, no config, a wrong change, or one of a model that
       is not the config's.
   """
   if (flags.workdir is None) == (flags.source is None):
-    raise ConfigError("give either --workdir=DIR or --source=FILE")
+    raise UserError("give either --workdir=DIR or --source=FILE")
   if flags.source and workdir.is_workdir(flags.source):
     flags.workdir, flags.source = flags.source, None
   if flags.config:
@@ -53,12 +53,12 @@ def choose_config(
   elif flags.workdir:
     config = workdir.read_config(flags.workdir)
   else:
-    raise ConfigError("--source needs --config=FILE, which says on what data to evaluate")
+    raise UserError("--source needs --config=FILE, which says on what data to evaluate")
   if "crf" not in config.eval:  # a run from before there was one
     with config.unlocked():
       config.eval.crf = ml_collections.ConfigDict(dataclasses.asdict(Settings()))
   if (flags.config or flags.source) and any(key.startswith("model.") for key, _ in changes):
-    raise ConfigError(
+    raise UserError(
       "config.model is not the model that is evaluated, so that changing it has no effect;"
       " give --workdir alone to evaluate its model with changed fields"
     )
@@ -75,7 +75,7 @@ def load_subject(flags: argparse.Namespace, config: ml_collections.ConfigDict) -
   """The network that the flags mean; a workdir's with the fields of `config.model`, where that is its own.
 
   Raises:
-    ValueError: it cannot be read, or a changed field does not fit the parameters.
+    UserError: it cannot be read, or a changed field does not fit the parameters.
   """
   if not flags.workdir:
     return evaluating.from_source(flags.source)
@@ -91,7 +91,7 @@ def load_subject(flags: argparse.Namespace, config: ml_collections.ConfigDict) -
   }
   differ = sorted(path for path, _ in shapes(wanted).items() ^ shapes(subject.variables["params"]).items())
   if differ:
-    raise ConfigError(
+    raise UserError(
       f"config.model as changed does not fit the parameters of {flags.workdir}: {', '.join(differ[:3])};"
       " only fields without parameters, such as an output stride, can be changed after training"
     )
@@ -102,9 +102,9 @@ def crf_settings(config: ml_collections.ConfigDict) -> Settings:
   """The CRF of `config.eval.crf`.
 
   Raises:
-    ConfigError: a value that cannot be, with its key.
+    UserError: a value that cannot be, with its key.
   """
   try:
     return Settings(**config.eval.crf)
   except ValueError as error:
-    raise ConfigError(f"config.eval.crf.{error}") from None
+    raise UserError(f"config.eval.crf.{error}") from None

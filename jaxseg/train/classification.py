@@ -19,12 +19,12 @@ from jaxseg import data
 from jaxseg.data import DataError
 from jaxseg.data.source import DatasetInfo
 from jaxseg.encoders import ENCODERS
+from jaxseg.errors import UserError
 from jaxseg.evaluation.classify import ClassificationReport, evaluate_classifier
 from jaxseg.losses import soft_cross_entropy
 from jaxseg.sharding import rows_to_read
 from jaxseg.train.logging import say
 from jaxseg.train.loss import LossFn
-from jaxseg.train.overrides import ConfigError
 from jaxseg.types import AnyArray, Batch, Preprocess
 
 _TOP = (1, 5)
@@ -39,21 +39,21 @@ def check(config: ml_collections.ConfigDict) -> None:
   """The data's values; nothing is read.
 
   Raises:
-    ConfigError: the key, its value, what is expected.
+    UserError: the key, its value, what is expected.
   """
   from jaxseg.data.classification_batches import check_settings  # brings Grain
 
   try:
     check_settings(config.data)
   except DataError as error:
-    raise ConfigError(f"config.{error}") from None
+    raise UserError(f"config.{error}") from None
   if config.log.panel_every_steps:
-    raise ConfigError(
+    raise UserError(
       f"config.log.panel_every_steps is {config.log.panel_every_steps}, but an image classifier draws no"
       " panels; expected 0"
     )
   if config.eval.crop_share <= 0:
-    raise ConfigError("config.eval.crop_share is 0.0; expected above 0, up to 1 for no margin")
+    raise UserError("config.eval.crop_share is 0.0; expected above 0, up to 1 for no margin")
 
 
 def make_loss(config: ml_collections.ConfigDict, model: Any) -> LossFn:
@@ -177,7 +177,7 @@ def evaluate(
     mesh: where to run.
 
   Raises:
-    ValueError: the data cannot be read, or the folder cannot be written.
+    UserError: the data cannot be read, or the folder cannot be written.
   """
   count = len(data.open_split(config.data, config.data.eval_split))
   first = jax.process_index() == 0
@@ -199,7 +199,7 @@ def evaluate(
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "report.json").write_text(json.dumps({**facts, **report.scalars()}, indent=1) + "\n")
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f"{str(output)!r} cannot be written ({error.strerror or error}); choose another --output"
     ) from None
   say("  ".join(f"{name} {value:.4f}" for name, value in report.scalars().items()))

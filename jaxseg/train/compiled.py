@@ -11,7 +11,7 @@ import zlib
 import jax
 import ml_collections
 
-from jaxseg.train.overrides import ConfigError
+from jaxseg.errors import UserError
 
 DEFAULT_FOLDER = "~/.cache/jaxseg/compiled"
 OFF = "off"
@@ -35,7 +35,7 @@ def use_cache(config: ml_collections.ConfigDict) -> str:
     The folder; "" for none.
 
   Raises:
-    ConfigError: the folder that the config names cannot be written.
+    UserError: the folder that the config names cannot be written.
   """
   asked = config.get("compilation_cache", "")
   if asked == OFF:
@@ -51,7 +51,7 @@ def use_cache(config: ml_collections.ConfigDict) -> str:
     except OSError as error:
       if asked:
         reason = error.strerror or error
-        raise ConfigError(
+        raise UserError(
           f"config.compilation_cache is {asked!r}, which cannot be written ({reason}); name another folder,"
           f" or {OFF!r}"
         ) from None

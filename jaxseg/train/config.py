@@ -19,10 +19,10 @@ from ml_collections import config_dict
 from jaxseg import catalog, models
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
+from jaxseg.errors import UserError
 from jaxseg.layers.atrous import check_output_stride
 from jaxseg.train import config_file
 from jaxseg.train import overrides as overrides_lib
-from jaxseg.train.overrides import ConfigError
 from jaxseg.train.tasks import name_of
 from jaxseg.types import Preprocess
 
@@ -56,10 +56,10 @@ def model_config(
     aux_decoder: likewise; any fields switch an offered one on.
 
   Raises:
-    ConfigError: unknown system or field, a tuple of the wrong length.
+    UserError: unknown system or field, a tuple of the wrong length.
   """
   if arch not in models.list_models():
-    raise ConfigError(f"there is no model called {arch!r}; {catalog.suggestion(arch, models.list_models())}")
+    raise UserError(f"there is no model called {arch!r}; {catalog.suggestion(arch, models.list_models())}")
   config = ml_collections.ConfigDict({"arch": arch, "num_classes": num_classes})
   following = {}
   if arch in models.SYSTEMS:
@@ -74,7 +74,7 @@ def model_config(
     config[part] = _fields_config(entry, {**published, **given.pop(part)}, kind=f"{part} of {arch}")
   for part, fields in given.items():
     if fields:
-      raise ConfigError(f"{arch} has no {part}, so its fields {sorted(fields)} cannot be set")
+      raise UserError(f"{arch} has no {part}, so its fields {sorted(fields)} cannot be set")
   return config
 
 
@@ -104,7 +104,7 @@ def check_fields(model: ml_collections.ConfigDict) -> None:
   """Values of the model's fields against their annotations: choices, tuple lengths.
 
   Raises:
-    ConfigError: naming the key, the value and what is allowed.
+    UserError: naming the key, the value and what is allowed.
   """
   for part, entry, _ in parts_of(model.arch):
     for name, field in catalog.fields(entry).items():
@@ -115,7 +115,7 @@ def check_fields(model: ml_collections.ConfigDict) -> None:
       system = models.SYSTEMS.get(model.arch)
       check_output_stride(system.encoder if system else model.arch, model.encoder.output_stride)
     except ValueError as error:
-      raise ConfigError(f"config.model.encoder.{error}") from None
+      raise UserError(f"config.model.encoder.{error}") from None
 
 
 def parts_of(arch: str) -> list[tuple[str, Any, Mapping[str, Any]]]:
@@ -138,12 +138,12 @@ def _fields_config(entry: Any, values: Mapping[str, Any], *, kind: str) -> ml_co
   known = catalog.fields(entry)
   for name in values:
     if name not in known:
-      raise ConfigError(f"{kind} has no field {name!r}{overrides_lib.nearest(name, known)}")
+      raise UserError(f"{kind} has no field {name!r}{overrides_lib.nearest(name, known)}")
   for name, value in (catalog.defaults(entry) | dict(values)).items():
     if name == "num_classes":
       continue  # config.model.num_classes
     if value is dataclasses.MISSING:
-      raise ConfigError(f"{kind} needs a value for its field {name!r}")
+      raise UserError(f"{kind} needs a value for its field {name!r}")
     _check_field(f"{kind}: {name}", value, known[name].type)
     if value is None:
       # A plain None could not be set from the command line.
@@ -178,12 +178,12 @@ def _check_field(where: str, value: Any, annotation: Any) -> None:
   choices = [c for option in options if typing.get_origin(option) is Literal for c in typing.get_args(option)]
   if choices and value is not None and value not in choices and _plain_type(annotation) is type(value):
     known = ", ".join(map(repr, choices))
-    raise ConfigError(f"{where} is {value!r}; expected one of {known}{_close(value, choices)}")
+    raise UserError(f"{where} is {value!r}; expected one of {known}{_close(value, choices)}")
   for option in options:
     if typing.get_origin(option) is tuple and isinstance(value, tuple):
       lengths = typing.get_args(option)
       if Ellipsis not in lengths and len(value) != len(lengths):
-        raise ConfigError(f"{where} is {value!r}; expected {len(lengths)} values")
+        raise UserError(f"{where} is {value!r}; expected {len(lengths)} values")
 
 
 def _close(value: Any, choices: Sequence[Any]) -> str:
@@ -215,7 +215,7 @@ def load(
       weights: reading weights can start JAX's backend, before which the processes of a job have to be joined.
 
   Raises:
-    ConfigError: no such file or argument, unknown key, wrong type.
+    UserError: no such file or argument, unknown key, wrong type.
   """
   module, args = config_file.read(spec)
   config = module.get_config(",".join(word for word in args if word != "smoke"))
@@ -234,14 +234,14 @@ def change(config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str
   """`overrides.apply`, the model's first; what hangs on the model follows (see `follow`).
 
   Raises:
-    ConfigError: unknown key, wrong type.
+    UserError: unknown key, wrong type.
   """
   model = [change for change in overrides if change[0].startswith("model.")]
   before = config.model.encoder.get("output_stride")
   overrides_lib.apply(config, model)
   follow(config, before=None if "model.decoder.rates" in dict(model) else before)
   if "loss.weights.aux_logits" in dict(overrides) and config.model.get("auxiliary") is False:
-    raise ConfigError(
+    raise UserError(
       "config.loss.weights.aux_logits weighs the auxiliary head, which is off;"
       " set --config.model.auxiliary=true"
     )

@@ -12,8 +12,8 @@ import sys
 import types
 from collections.abc import Iterator
 
+from jaxseg.errors import UserError
 from jaxseg.train import overrides
-from jaxseg.train.overrides import ConfigError
 
 
 def read(spec: str) -> tuple[types.ModuleType, list[str]]:
@@ -23,7 +23,7 @@ def read(spec: str) -> tuple[types.ModuleType, list[str]]:
   `segnext_ade20k.py:tiny`.
 
   Raises:
-    ConfigError: no such file, or one without `get_config`.
+    UserError: no such file, or one without `get_config`.
   """
   name, _, arg = spec.partition(":")
   args = [word.strip() for word in arg.split(",") if word.strip()]
@@ -41,7 +41,7 @@ def _split(path: pathlib.Path) -> tuple[pathlib.Path, str]:
     if word and shorter.is_file():
       return shorter, word
   here = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-  raise ConfigError(
+  raise UserError(
     f"there is no config file {str(path)!r}{overrides.nearest(str(path), here) if here else ''}"
   )
 
@@ -53,7 +53,7 @@ def _run(path: pathlib.Path) -> types.ModuleType:
   with _importable(path.resolve().parent.parent):
     spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
-    raise ConfigError(f"{str(path)!r} is no config: it has no function get_config(arg)")
+    raise UserError(f"{str(path)!r} is no config: it has no function get_config(arg)")
   return module
 
 

@@ -9,7 +9,7 @@ from etils import epath
 from jaxtyping import Integer
 
 from jaxseg.crf.search import Setting
-from jaxseg.train.overrides import ConfigError
+from jaxseg.errors import UserError
 
 
 class SearchLog:
@@ -23,7 +23,7 @@ class SearchLog:
     """Opens the log of an earlier search of the same, or begins one.
 
     Raises:
-      ConfigError: `directory` holds another search, or cannot be written.
+      UserError: `directory` holds another search, or cannot be written.
     """
     self._path = epath.Path(directory) / "search.jsonl"
     self._counts: dict[tuple[int, Setting | None], Integer[np.ndarray, "k k"]] = {}
@@ -37,7 +37,7 @@ class SearchLog:
       self._check(json.loads(self._lines[0]), facts)
       self._path.write_text("".join(line + "\n" for line in self._lines))
     except OSError as error:
-      raise ConfigError(
+      raise UserError(
         f"{str(directory)!r} cannot be written ({error.strerror or error}); choose another --output"
       ) from None
     for line in self._lines[1:]:
@@ -51,7 +51,7 @@ class SearchLog:
   def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
     changed = [f"{key} {old.get(key)!r} (now {new[key]!r})" for key in new if old.get(key) != new[key]]
     if changed:
-      raise ConfigError(
+      raise UserError(
         f"{str(self._path)!r} is another search: {', '.join(changed)}; choose another --output, or delete it"
       )
 

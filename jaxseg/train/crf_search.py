@@ -23,13 +23,13 @@ from jaxseg import data
 from jaxseg.crf import Refiner, Search, Settings, refined_grid
 from jaxseg.crf.search import GRIDS, Grid, best_of, count, try_settings
 from jaxseg.data.source import Source
+from jaxseg.errors import UserError
 from jaxseg.evaluation.refined import Scores, make_scores, unary_of
 from jaxseg.models import align_corners_of
 from jaxseg.train import chosen
 from jaxseg.train.crf_log import SearchLog
 from jaxseg.train.evaluating import Subject
 from jaxseg.train.logging import say
-from jaxseg.train.overrides import ConfigError
 from jaxseg.train.rule import make_inference_rule
 
 _TOP = 5
@@ -53,7 +53,7 @@ def command(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> li
   """Runs `jaxseg crf-search`; `changes` are the `--config.key=value` that came with the flags.
 
   Raises:
-    ValueError: as `run`, and flags that make no sense.
+    UserError: as `run`, and flags that make no sense.
   """
   grid = GRIDS[flags.grid]._replace(
     **{name: _numbers(name, getattr(flags, name)) for name in Grid._fields if getattr(flags, name)}
@@ -96,18 +96,18 @@ def run(
     rounds: how many.
 
   Raises:
-    ValueError: data of other classes than the model's, an empty grid, or a folder with the search of
+    UserError: data of other classes than the model's, an empty grid, or a folder with the search of
       another model, split or CRF.
   """
   if images < 1 or rounds < 1:
-    raise ConfigError(f"--images is {images} and --rounds {rounds}; both must be at least 1")
+    raise UserError(f"--images is {images} and --rounds {rounds}; both must be at least 1")
   if jax.process_count() > 1:
-    raise ConfigError(f"crf-search runs in one process, and this job has {jax.process_count()}")
+    raise UserError(f"crf-search runs in one process, and this job has {jax.process_count()}")
   grid.settings()
   settings, rule = chosen.crf_settings(config), make_inference_rule(config.eval)
   info = data.dataset_info(config.data)
   if info.num_classes != subject.num_classes:
-    raise ConfigError(
+    raise UserError(
       f"{subject.name} has {subject.num_classes} classes, but {config.data.name} has {info.num_classes};"
       " choose the data that it was trained for"
     )
@@ -148,7 +148,7 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
   try:
     return tuple(float(word) for word in text.split(","))
   except ValueError:
-    raise ConfigError(f"--{name} is {text!r}; expected numbers with commas between, such as 3,4,5") from None
+    raise UserError(f"--{name} is {text!r}; expected numbers with commas between, such as 3,4,5") from None
 
 
 def table(found: Search) -> list[str]:

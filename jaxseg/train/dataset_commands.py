@@ -23,7 +23,7 @@ def check(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list
   """Runs `jaxseg check-dataset`; `changes` are the `--config.key=value` that came with the flags.
 
   Raises:
-    ValueError: a config or a data set that does not work, and bad examples, after they were printed.
+    UserError: a config or a data set that does not work, and bad examples, after they were printed.
   """
   config = config_lib.load(flags.config, overrides=changes)
   report = lazy.load("jaxseg.data.check").report
@@ -46,7 +46,7 @@ def prepare(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> li
   """Runs `jaxseg prepare-dataset`; train.py does the same by itself, in one process.
 
   Raises:
-    ValueError: a config or a data set that does not work.
+    UserError: a config or a data set that does not work.
   """
   config = config_lib.load(flags.config, overrides=changes)
   data.prepare(config.data, beam_runner=flags.beam_runner, beam_options=flags.beam_options.split())

@@ -18,6 +18,7 @@ from jaxseg import data, lazy
 from jaxseg.checkpoint import restore_variables
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
+from jaxseg.errors import UserError
 from jaxseg.evaluation.classify import ClassificationReport
 from jaxseg.evaluation.evaluate import evaluate
 from jaxseg.evaluation.panel import panel
@@ -30,7 +31,6 @@ from jaxseg.sharding import rows_to_read
 from jaxseg.train import config as config_lib
 from jaxseg.train import tasks, validate, workdir
 from jaxseg.train.logging import say
-from jaxseg.train.overrides import ConfigError
 from jaxseg.train.rule import make_inference_rule
 from jaxseg.train.runtime import make_mesh
 from jaxseg.types import Preprocess
@@ -129,10 +129,10 @@ def from_workdir(directory: epath.PathLike, *, step: str = "best") -> Subject:
   """The model of a run of train.py, at a checkpoint: "best", "latest" or a number.
 
   Raises:
-    ValueError: no workdir, or no such checkpoint.
+    UserError: no workdir, or no such checkpoint.
   """
   if step not in ("best", "latest") and not step.isdigit():
-    raise ConfigError(f"--step is {step!r}; expected best, latest or a number")
+    raise UserError(f"--step is {step!r}; expected best, latest or a number")
   wanted = int(step) if step.isdigit() else step
   config = workdir.read_config(directory)
   return Subject(
@@ -149,14 +149,14 @@ def from_source(source: str) -> Subject:
   """Weights that `jaxseg.from_pretrained` reads.
 
   Raises:
-    ValueError: it cannot be read.
+    UserError: it cannot be read.
   """
   from jaxseg import hub
 
   net = hub.from_pretrained(source)
   num_classes = getattr(getattr(net.model, "decoder", net.model), "num_classes", None)
   if num_classes is None:
-    raise ConfigError(f"{source} holds {net.arch} without a classifier; give weights that have one")
+    raise UserError(f"{source} holds {net.arch} without a classifier; give weights that have one")
   return Subject(source, net.model, net.variables, net.preprocess, num_classes)
 
 
@@ -172,19 +172,19 @@ def run(
   With `crf` the report is of the refined result, and also says what the network alone scores.
 
   Raises:
-    ValueError: the data cannot be read, or has other classes than the model.
+    UserError: the data cannot be read, or has other classes than the model.
   """
   mesh = make_mesh(config.mesh)
   validate.validate_batches(config, mesh, keys=("eval.batch_size",))
   info = data.dataset_info(config.data)
   if info.num_classes != subject.num_classes:
-    raise ConfigError(
+    raise UserError(
       f"{subject.name} has {subject.num_classes} classes, but {config.data.name} has {info.num_classes};"
       " choose the data that it was trained for"
     )
   if tasks.name_of(config) == "classification":
     if crf is not None:
-      raise ConfigError("an image classifier has no CRF behind it; leave out --crf and config.eval.crf")
+      raise UserError("an image classifier has no CRF behind it; leave out --crf and config.eval.crf")
     evaluate_images = lazy.load("jaxseg.train.classification").evaluate
     return evaluate_images(subject, config, output=output, info=info, mesh=mesh)
   evaluator = Evaluator(subject.model, config, info=info, preprocess=subject.preprocess, mesh=mesh)
@@ -243,6 +243,6 @@ def write_report(
     png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
     (directory / "panel.png").write_bytes(png.tobytes())
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f"{str(directory)!r} cannot be written ({error.strerror or error}); choose another --output"
     ) from None

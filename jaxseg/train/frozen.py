@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from jaxseg.errors import UserError
 from jaxseg.layers.norm import BatchNorm
 
 
@@ -16,25 +17,25 @@ def frozen_paths(params: Any, patterns: Sequence[str]) -> frozenset[str]:
   """Paths of the parameters ("encoder/stage1/conv/kernel") that any of `patterns` fullmatches.
 
   Raises:
-    ValueError: a pattern that is no regular expression or matches nothing, or no parameter is left.
+    UserError: a pattern that is no regular expression or matches nothing, or no parameter is left.
   """
   if isinstance(patterns, str):
-    raise ValueError(f"frozen is the text {patterns!r}, expected a sequence of patterns: ({patterns!r},)")
+    raise UserError(f"frozen is the text {patterns!r}, expected a sequence of patterns: ({patterns!r},)")
   paths = paths_of(params)
   found = set()
   for pattern in patterns:
     try:
       hits = {path for path in paths if re.fullmatch(pattern, path)}
     except re.error as error:
-      raise ValueError(f"frozen holds {pattern!r}, which is no regular expression ({error})") from None
+      raise UserError(f"frozen holds {pattern!r}, which is no regular expression ({error})") from None
     if not hits:
       places = sorted({path.rsplit("/", 1)[0] for path in paths})
       close = difflib.get_close_matches(pattern, places, n=1, cutoff=0.0)
       hint = f"; there is {close[0] + '/.*'!r}" if close else ""
-      raise ValueError(f"frozen holds {pattern!r}, which matches no parameter{hint}")
+      raise UserError(f"frozen holds {pattern!r}, which matches no parameter{hint}")
     found |= hits
   if patterns and len(found) == len(paths):
-    raise ValueError(f"frozen {tuple(patterns)} matches every parameter; leave something to train")
+    raise UserError(f"frozen {tuple(patterns)} matches every parameter; leave something to train")
   return frozenset(found)
 
 
@@ -65,7 +66,7 @@ def _stored(module: nn.Module) -> dict[str, bool]:
   if isinstance(module, BatchNorm):
     return {"train": False}
   if module.use_running_average is not None:
-    raise ValueError(
+    raise UserError(
       f"{'/'.join(module.path)} is frozen, but its use_running_average is a field;"
       " give it where the BatchNorm is called, or use jaxseg.layers.norm.BatchNorm"
     )

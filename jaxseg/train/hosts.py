@@ -13,8 +13,8 @@ from typing import Any
 
 from etils import epath
 
+from jaxseg.errors import UserError
 from jaxseg.train import job as job_lib
-from jaxseg.train.overrides import ConfigError
 
 _WAIT_MILLISECONDS = 5_000  # of one call to the store: Ctrl-C is seen in between
 _SHOWN_DIFFERENCES = 4
@@ -52,7 +52,7 @@ def check_same(values: Mapping[str, Any]) -> None:
   """Compares what has to be the same in every process: {what it is called: a value that JSON can hold}.
 
   Raises:
-    ConfigError: on every process, with what differs between process 0 and this one (or the first that does).
+    UserError: on every process, with what differs between process 0 and this one (or the first that does).
   """
   mine = json.dumps(values, sort_keys=True, default=str)
   digests = gather("digests", hashlib.sha256(mine.encode()).hexdigest())
@@ -62,7 +62,7 @@ def check_same(values: Mapping[str, Any]) -> None:
   everyone = [json.loads(text) for text in gather("values", mine)]
   index = job_lib.current().place.index
   other = index if index in differ else differ[0]
-  raise ConfigError(
+  raise UserError(
     f"the processes of the job do not agree: {_differences(everyone[0], everyone[other], other)}; give the"
     " same command, files and version on every host"
   )
@@ -86,7 +86,7 @@ def check_shared(folder: epath.PathLike) -> None:
   """Every process sees what process 0 writes in `folder`, which exists there and is writable.
 
   Raises:
-    ConfigError: on every process, naming those that do not.
+    UserError: on every process, naming those that do not.
   """
   job = job_lib.current()
   if job is None:
@@ -101,7 +101,7 @@ def check_shared(folder: epath.PathLike) -> None:
   if first:
     probe.unlink()
   if blind:
-    raise ConfigError(
+    raise UserError(
       f"workdir {str(folder)!r} of process 0 is not the one of process"
       f"{'es' * (len(blind) > 1)} {', '.join(map(str, blind))}: they do not see what it writes; choose a"
       " --workdir that all hosts share, on a bucket (gs://) or a network file system"

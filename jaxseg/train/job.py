@@ -22,9 +22,9 @@ from typing import Any
 
 import jax
 
+from jaxseg.errors import UserError
 from jaxseg.train import launch
 from jaxseg.train.exits import BAD_INPUT, RESTART
-from jaxseg.train.overrides import ConfigError
 
 INITIALIZATION_SECONDS = 120.0
 HEARTBEAT_SECONDS = 20.0
@@ -71,7 +71,7 @@ def expect(program: str, flags: Mapping[str, str | None]) -> None:
   """Finds out whether this process is one of several (`launch.find`); `join` then connects them.
 
   Raises:
-    ConfigError: wrong or partial flags or variables.
+    UserError: wrong or partial flags or variables.
   """
   global _job
   place = launch.find(flags, timeout=INITIALIZATION_SECONDS)
@@ -90,7 +90,7 @@ def join(
     heartbeat_timeout_seconds: without a sign of life after which a process counts as gone.
 
   Raises:
-    ConfigError: the coordinator cannot be reached, or not all came.
+    UserError: the coordinator cannot be reached, or not all came.
   """
   job = _job
   if job is None or job.joined:
@@ -101,7 +101,7 @@ def join(
     ("heartbeat_timeout_seconds", heartbeat_timeout_seconds),
   ):
     if value < 1:
-      raise ConfigError(f"config.hosts.{name} is {value}; expected at least 1 second")
+      raise UserError(f"config.hosts.{name} is {value}; expected at least 1 second")
   deadline = time.monotonic() + initialization_timeout_seconds
   launch.reach(job.place, timeout=initialization_timeout_seconds)
   _connect(job, deadline - time.monotonic(), initialization_timeout_seconds, heartbeat_timeout_seconds)
@@ -137,7 +137,7 @@ def _connect(job: _Job, left: float, timeout: float, heartbeat: float) -> None:
   thread.start()
   thread.join(max(left, 1.0))
   if not outcome:
-    raise ConfigError(
+    raise UserError(
       f"not all {place.count} processes of the job came within {timeout:g} s (this is process {place.index};"
       f" the coordinator is {place.coordinator}); start the others too, each with a number of its own, or"
       " raise --config.hosts.initialization_timeout_seconds"
@@ -145,7 +145,7 @@ def _connect(job: _Job, left: float, timeout: float, heartbeat: float) -> None:
   if outcome[0] is not None:
     reason = _first_line(outcome[0])
     reason = "the coordinator refuses it" if "bad_cast" in reason else reason
-    raise ConfigError(
+    raise UserError(
       f"process {place.index} of {place.count} cannot join the job at {place.coordinator}"
       f" ({reason}); give every process the same count and coordinator, and its own number"
     ) from outcome[0]

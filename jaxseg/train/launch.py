@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from jaxseg.train.overrides import ConfigError
+from jaxseg.errors import UserError
 
 FLAGS = ("coordinator", "num_processes", "process_id")
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -47,7 +47,7 @@ def find(flags: Mapping[str, str | None], *, timeout: float) -> Place | None:
     timeout: seconds that a launcher's coordinator may take until its name is known.
 
   Raises:
-    ConfigError: only some of the flags or variables, values that cannot be, a launcher that cannot be asked.
+    UserError: only some of the flags or variables, values that cannot be, a launcher that cannot be asked.
   """
   given = {f"--{name}": flags.get(name) for name in FLAGS}
   if any(value is not None for value in given.values()):
@@ -68,7 +68,7 @@ def _place(given: Mapping[str, Any], *, said_by: str, explicit: bool = False) ->
   names = list(given)
   missing = [name for name in names if given[name] is None]
   if missing:
-    raise ConfigError(
+    raise UserError(
       f"{', '.join(names[:-1])} and {names[-1]} belong together, and {' and '.join(missing)}"
       f" {'is' if len(missing) == 1 else 'are'} missing; give all three on every host, or none of them on a"
       " single one"
@@ -77,11 +77,11 @@ def _place(given: Mapping[str, Any], *, said_by: str, explicit: bool = False) ->
   count, index = (_integer(name, given[name]) for name in names[1:])
   host, _, port = coordinator.rpartition(":")
   if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-    raise ConfigError(f"{names[0]} is {coordinator!r}; expected HOST:PORT of process 0, like 10.0.0.1:8476")
+    raise UserError(f"{names[0]} is {coordinator!r}; expected HOST:PORT of process 0, like 10.0.0.1:8476")
   if count < 1:
-    raise ConfigError(f"{names[1]} is {count}; expected at least 1")
+    raise UserError(f"{names[1]} is {count}; expected at least 1")
   if not 0 <= index < count:
-    raise ConfigError(f"{names[2]} is {index}; expected 0 to {count - 1}, one number for each of {count}")
+    raise UserError(f"{names[2]} is {index}; expected 0 to {count - 1}, one number for each of {count}")
   return Place(coordinator, count, index, said_by, explicit) if count > 1 else None
 
 
@@ -89,7 +89,7 @@ def _integer(name: str, value: Any) -> int:
   try:
     return int(value)
   except ValueError:
-    raise ConfigError(f"{name} is {value!r}; expected a whole number") from None
+    raise UserError(f"{name} is {value!r}; expected a whole number") from None
 
 
 def _ask_launcher(timeout: float, *, coordinator: str | None) -> tuple[str, tuple[Any, Any, Any]] | None:
@@ -110,7 +110,7 @@ def _ask_launcher(timeout: float, *, coordinator: str | None) -> tuple[str, tupl
     )
     return name, (coordinator, count, cluster.get_process_id())
   except Exception as error:  # whatever a launcher's metadata or its client may raise
-    raise ConfigError(
+    raise UserError(
       f"the launcher ({name}) does not say which process of the job this is"
       f" ({type(error).__name__}: {error}); give --coordinator, --num_processes and --process_id"
     ) from error
@@ -140,7 +140,7 @@ def reach(place: Place, *, timeout: float) -> None:
   """Waits until the coordinator listens; as process 0, checks that it can.
 
   Raises:
-    ConfigError: it cannot be reached within `timeout` seconds, or its port is taken.
+    UserError: it cannot be reached within `timeout` seconds, or its port is taken.
   """
   host, _, port = place.coordinator.rpartition(":")
   if place.index == 0:
@@ -159,7 +159,7 @@ def reach(place: Place, *, timeout: float) -> None:
     except OSError as error:
       reason = error.strerror or str(error)
     if time.monotonic() + _RETRY_SECONDS >= deadline:
-      raise ConfigError(
+      raise UserError(
         f"process {place.index} of {place.count} cannot reach the coordinator {place.coordinator} ({reason};"
         f" tried for {timeout:g} s); start process 0 there, let its port through the firewall, or correct"
         f" {place.said_by}"
@@ -179,7 +179,7 @@ def _check_free(place: Place, port: int) -> None:
       probe.bind(("", port))
       probe.listen()
     except OSError as error:
-      raise ConfigError(
+      raise UserError(
         f"the coordinator cannot listen on port {port} ({error.strerror}); end the program that has it, or"
         f" choose another port in {place.said_by}"
       ) from None

@@ -11,6 +11,8 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from jaxseg.errors import UserError
+
 METRICS = "metrics.jsonl"
 SPEED = "speed.jsonl"
 
@@ -122,7 +124,7 @@ def _writing(path: epath.Path) -> Iterator[None]:
   except Exception as error:
     # A bucket's client raises what it likes.
     if isinstance(error, OSError) or "://" in str(path):
-      raise ValueError(_unwritable(path, error)) from error
+      raise UserError(_unwritable(path, error)) from error
     raise
 
 
@@ -180,7 +182,7 @@ class Board:
     """Raises ValueError when something written before did not reach the disk."""
     if self._writer is not None:
       if self._file.error is not None:
-        raise ValueError(_unwritable(self._path, self._file.error))
+        raise UserError(_unwritable(self._path, self._file.error))
       for name, value in scalars.items():
         self._writer.add_scalar(prefix + name, value, step)
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxseg import data, sharding
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data.source import DatasetInfo
+from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
 from jaxseg.train import hosts, job, validate, workdir
 from jaxseg.train.best import BestWeights
@@ -27,7 +28,6 @@ from jaxseg.train.card import recipe_card
 from jaxseg.train.guard import Guard
 from jaxseg.train.logging import Board, MetricsLog, Progress, say
 from jaxseg.train.optimizer import make_optimizer
-from jaxseg.train.overrides import ConfigError
 from jaxseg.train.preemption import Preempted, Preemption, sentence
 from jaxseg.train.runtime import end_job, make_mesh
 from jaxseg.train.schedule import make_schedule
@@ -61,7 +61,7 @@ def plan(config: ml_collections.ConfigDict) -> Run:
   """Everything that can be wrong with a config is wrong here: before a workdir is touched or XLA called.
 
   Raises:
-    ValueError: one sentence about a value, a combination, or the data.
+    UserError: one sentence about a value, a combination, or the data.
   """
   validate.validate(config)
   mesh = make_mesh(config.mesh)
@@ -76,7 +76,7 @@ def assemble(config: ml_collections.ConfigDict, mesh: Mesh) -> Run:
   """What a valid config comes to on a mesh, without the pictures: no data set and no device need be there.
 
   Raises:
-    ValueError: as `plan`.
+    UserError: as `plan`.
   """
   info = data.dataset_info(config.data)
   num_classes = validate.validate_classes(config, info.classes)
@@ -107,7 +107,7 @@ def train(config: ml_collections.ConfigDict, directory: epath.PathLike) -> Repor
     The report of the last evaluation that this call made; None when the run was complete already.
 
   Raises:
-    ValueError: a config, data set or workdir that cannot run.
+    UserError: a config, data set or workdir that cannot run.
     TrainingStopped: a loss or gradient that is not finite.
     Preempted: told to go (SIGTERM); what was done is saved.
   """
@@ -313,7 +313,7 @@ def _restore_or_init(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, in
   shardings = sharding.state_sharding(run.shapes, run.mesh)
   step = checkpoints.latest_step()
   if step is not None and step > run.config.total_steps:
-    raise ConfigError(
+    raise UserError(
       f"the workdir is at step {step}, beyond config.total_steps {run.config.total_steps}; raise it"
     )
   like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), run.shapes, shardings)

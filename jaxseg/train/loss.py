@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.catalog import suggestion
+from jaxseg.errors import UserError
 from jaxseg.layers.resize import resize_labels, resize_logits
 from jaxseg.losses import LOSSES
 from jaxseg.train.schedule import Settings
@@ -42,16 +43,14 @@ def make_loss(loss: Settings, *, align_corners: bool = False) -> LossFn:
     align_corners: the rule where the settings say nothing: `models.align_corners_of(model)`.
 
   Raises:
-    ValueError: unknown key or loss, a value that the loss refuses or that no loss of the sum takes.
+    UserError: unknown key or loss, a value that the loss refuses or that no loss of the sum takes.
   """
   function = _sum_of_losses(loss)
   weights = {"logits": 1.0, **dict(loss.get("weights") or {})}
   align_corners = bool(_or(loss.get("align_corners"), align_corners))
   label_resize = loss.get("label_resize") or _LABEL_RESIZES[0]
   if label_resize not in _LABEL_RESIZES:
-    raise ValueError(
-      f"loss.label_resize is {label_resize!r}; {suggestion(str(label_resize), _LABEL_RESIZES)}"
-    )
+    raise UserError(f"loss.label_resize is {label_resize!r}; {suggestion(str(label_resize), _LABEL_RESIZES)}")
   together = _to_label if label_resize == "logits_up" else _to_logits
 
   def loss_fn(outputs: Outputs, labels: Label) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -69,10 +68,10 @@ def loss_settings(name: str) -> Mapping[str, Any]:
   """Keyword → default of the loss called `name`.
 
   Raises:
-    ValueError: there is no such loss.
+    UserError: there is no such loss.
   """
   if name not in LOSSES:
-    raise ValueError(f"there is no loss called {name!r}; {suggestion(name, LOSSES)}")
+    raise UserError(f"there is no loss called {name!r}; {suggestion(name, LOSSES)}")
   parameters = inspect.signature(LOSSES[name]).parameters.values()
   return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
@@ -84,17 +83,17 @@ def _sum_of_losses(loss: Settings) -> Callable[[AnyArray, AnyArray], Float[Array
   known = {key: default for name in LOSSES for key, default in loss_settings(name).items()}
   for key in loss:
     if key not in known and key not in _OWN_KEYS:
-      raise ValueError(f"loss has no key {key!r}; {suggestion(key, (*_OWN_KEYS, *known))}")
+      raise UserError(f"loss has no key {key!r}; {suggestion(key, (*_OWN_KEYS, *known))}")
   factors = tuple(float(factor) for factor in loss.get("factors") or (1.0,) * len(names))
   if len(factors) != len(names) or not all(map(math.isfinite, factors)):
-    raise ValueError(f"loss.factors is {factors}, expected {len(names)} numbers, for {', '.join(names)}")
+    raise UserError(f"loss.factors is {factors}, expected {len(names)} numbers, for {', '.join(names)}")
   given = {key: _typed(key, loss.get(key), default) for key, default in known.items()}
   for key, value in given.items():
     # How a sum is averaged is part of most recipes, and dice and Lovász have means of their own.
     unused = not any(key in settings for settings in taken.values()) and key != "normalize_by"
     if unused and value != _typed(key, None, known[key]):
       owners = [name for name in LOSSES if key in loss_settings(name)]
-      raise ValueError(
+      raise UserError(
         f"loss.{key} is {value!r}, but {' and '.join(names)} has no use for it; it belongs to"
         f" {', '.join(owners)}: change loss.name or leave loss.{key} at {known[key]!r}"
       )
@@ -126,7 +125,7 @@ def _typed(key: str, value: Any, default: Any) -> Any:
     return type(default)(default if value is None or value == "" else value)
   except (TypeError, ValueError):
     kind = "a sequence of numbers" if default is None else f"a value like {default!r}"
-    raise ValueError(f"loss.{key} is {value!r}, expected {kind}") from None
+    raise UserError(f"loss.{key} is {value!r}, expected {kind}") from None
 
 
 def _to_label(logits: AnyArray, labels: AnyArray, align_corners: bool) -> tuple[Array, AnyArray]:
@@ -149,7 +148,7 @@ def _check_weights(maps: set[str], weights: set[str]) -> None:
     problems.append(f"the model gives {', '.join(missing)} but loss.weights has no weight for it")
   if unused := sorted(weights - maps):
     problems.append(f"loss.weights has {', '.join(unused)} but the model does not give it")
-  raise ValueError(
+  raise UserError(
     "; ".join(problems) + f"; loss.weights must name exactly the model's maps: {', '.join(sorted(maps))}"
   )
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxseg.catalog import suggestion
+from jaxseg.errors import UserError
 from jaxseg.train.frozen import frozen_paths, path_of, paths_of
 from jaxseg.train.schedule import Schedule, Settings, make_schedule
 
@@ -55,17 +56,17 @@ def make_optimizer(
       moments, and are no part of the norm that is clipped. Give the same to `make_step`.
 
   Raises:
-    ValueError: unknown key or name, no learning rate, a rule that is not (regex, lr_mult, decay_mult),
+    UserError: unknown key or name, no learning rate, a rule that is not (regex, lr_mult, decay_mult),
       a pattern that freezes nothing, or nothing left to train.
   """
   for key in optimizer:
     if key not in _KEYS:
-      raise ValueError(f"optimizer has no key {key!r}; {suggestion(key, _KEYS)}")
+      raise UserError(f"optimizer has no key {key!r}; {suggestion(key, _KEYS)}")
   name = optimizer.get("name", "adamw")
   if name not in _NAMES:
-    raise ValueError(f"there is no optimizer called {name!r}; {suggestion(str(name), _NAMES)}")
+    raise UserError(f"there is no optimizer called {name!r}; {suggestion(str(name), _NAMES)}")
   if optimizer.get("learning_rate") is None:
-    raise ValueError("optimizer has no learning_rate; give the rate the schedule starts with, such as 1e-3")
+    raise UserError("optimizer has no learning_rate; give the rate the schedule starts with, such as 1e-3")
 
   groups = parameter_groups(optimizer, params)
   decay = _number(optimizer, "weight_decay", 0.0)
@@ -87,7 +88,7 @@ def make_optimizer(
     case "sgd":
       momentum, nesterov = _number(optimizer, "momentum", 0.9), bool(optimizer.get("nesterov"))
       if nesterov and not momentum:
-        raise ValueError("optimizer.nesterov is true with momentum 0, which has nothing to look ahead with")
+        raise UserError("optimizer.nesterov is true with momentum 0, which has nothing to look ahead with")
       moments = optax.trace(decay=momentum, nesterov=nesterov) if momentum else optax.identity()
   parts += [moments, _add_decay(decays)] if name == "adamw" else [_add_decay(decays), moments]
   schedule, rate = dict(optimizer.get("schedule") or {}), float(optimizer["learning_rate"])
@@ -108,7 +109,7 @@ def parameter_groups(optimizer: Settings, params: Any) -> dict[str, Group]:
   the path, or, when `optimizer.names` is a published layout ("mmseg"), what it is called there.
 
   Raises:
-    ValueError: a rule that is no triple, an invalid regex, or an unknown layout.
+    UserError: a rule that is no triple, an invalid regex, or an unknown layout.
   """
   rules = []
   for rule in optimizer.get("groups") or ():
@@ -116,7 +117,7 @@ def parameter_groups(optimizer: Settings, params: Any) -> dict[str, Group]:
       pattern, lr_mult, decay_mult = rule
       rules.append((re.compile(pattern), float(lr_mult), float(decay_mult)))
     except (TypeError, ValueError, re.error) as error:
-      raise ValueError(
+      raise UserError(
         f"optimizer.groups holds {rule!r}, expected (regex, lr_mult, decay_mult), such as ('norm', 1.0, 0.0)"
       ) from error
   layout = optimizer.get("names") or "jaxseg"
@@ -160,7 +161,7 @@ def _scale_by_adam(*, b1: float, b2: float, eps: float) -> optax.GradientTransfo
 def _add_decay(decays: Any) -> optax.GradientTransformation:
   def add(updates, params):
     if params is None:
-      raise ValueError(optax.NO_PARAMS_MSG)
+      raise UserError(optax.NO_PARAMS_MSG)
     return jax.tree.map(lambda u, p, d: u + d * p if d else u, updates, params, decays)
 
   return optax.stateless(add) if any(jax.tree.leaves(decays)) else optax.identity()

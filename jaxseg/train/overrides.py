@@ -11,6 +11,8 @@ from typing import Any
 
 import ml_collections
 
+from jaxseg.errors import UserError
+
 PREFIX = "--config."
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -21,10 +23,6 @@ FREE_LENGTH = (
   "frozen", "factors", "multi_grid", "rates", "scales", "profile_steps",
   "branches", "stages", "side_stages",
 )  # fmt: skip
-
-
-class ConfigError(ValueError):
-  """A config, an override or a combination that cannot run; the message is for the user."""
 
 
 def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -52,7 +50,7 @@ def apply(config: ml_collections.ConfigDict, overrides: Iterable[tuple[str, str]
   """Sets each `(dotted key, text)` in `config`, in order, in place.
 
   Raises:
-    ConfigError: unknown key (with the nearest one), or text that is not of the key's type.
+    UserError: unknown key (with the nearest one), or text that is not of the key's type.
   """
   for key, text in overrides:
     node, name = _find(config, key)
@@ -83,9 +81,7 @@ def _find(config: ml_collections.ConfigDict, key: str) -> tuple[ml_collections.C
     _check_key(config, node, seen, group, name)
     seen += f".{group}"
     if not isinstance(node[group], ml_collections.ConfigDict):
-      raise ConfigError(
-        f"{seen} is the value {node[group]!r} and has no key {name!r}; set --{seen}=... itself"
-      )
+      raise UserError(f"{seen} is the value {node[group]!r} and has no key {name!r}; set --{seen}=... itself")
     node = node[group]
   _check_key(config, node, seen, name, name)
   return node, name
@@ -100,27 +96,27 @@ def _check_key(
   # The right name in the wrong place is the commonest slip: config.learning_rate.
   elsewhere = [leaf for leaf in leaves(config) if leaf.rsplit(".", 1)[-1] == name]
   if elsewhere and not close:
-    raise ConfigError(f"{seen} has no key {word!r}; did you mean config.{elsewhere[0]}?")
-  raise ConfigError(f"{seen} has no key {word!r}{nearest(word, node)}")
+    raise UserError(f"{seen} has no key {word!r}; did you mean config.{elsewhere[0]}?")
+  raise UserError(f"{seen} has no key {word!r}{nearest(word, node)}")
 
 
 def _parse(node: ml_collections.ConfigDict, key: str, name: str, text: str) -> Any:
   kind, current = node.get_type(name), node[name]
   where = f"config.{key}"
   if isinstance(current, ml_collections.ConfigDict):
-    raise ConfigError(f"{where} is a group of keys; set one of them: {', '.join(leaves(current, key + '.'))}")
+    raise UserError(f"{where} is a group of keys; set one of them: {', '.join(leaves(current, key + '.'))}")
   if text == "None" and current is None:
     return None
   if kind is bool:
     if text.lower() not in _BOOLS:
-      raise ConfigError(f"{where} expects true or false, got {text!r}")
+      raise UserError(f"{where} expects true or false, got {text!r}")
     return _BOOLS[text.lower()]
   if kind in (int, float):
     try:
       return kind(text)
     except ValueError:
       article = "an int" if kind is int else "a float"
-      raise ConfigError(f"{where} expects {article}, got {text!r}") from None
+      raise UserError(f"{where} expects {article}, got {text!r}") from None
   if kind is tuple:
     return _parse_tuple(where, name, text, current or ())
   return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
@@ -140,10 +136,10 @@ def _parse_tuple(where: str, name: str, text: str, current: tuple) -> tuple:
   if not current:
     return value
   if name not in FREE_LENGTH and len(value) != len(current):
-    raise ConfigError(f"{where} expects {len(current)} values like {current!r}, got {text!r}")
+    raise UserError(f"{where} expects {len(current)} values like {current!r}, got {text!r}")
   kinds = {type(item) for item in current}
   if kinds == {float}:
     value = tuple(float(item) if type(item) is int else item for item in value)
   if len(kinds) == 1 and any(type(item) not in kinds for item in value):
-    raise ConfigError(f"{where} expects {next(iter(kinds)).__name__}s like {current!r}, got {text!r}")
+    raise UserError(f"{where} expects {next(iter(kinds)).__name__}s like {current!r}, got {text!r}")
   return value

@@ -4,8 +4,8 @@ import dataclasses
 
 import ml_collections
 
+from jaxseg.errors import UserError
 from jaxseg.evaluation.rule import InferenceRule
-from jaxseg.train.overrides import ConfigError
 
 
 def make_inference_rule(config_eval: ml_collections.ConfigDict) -> InferenceRule:
@@ -15,7 +15,7 @@ def make_inference_rule(config_eval: ml_collections.ConfigDict) -> InferenceRule
   are not looked at, so that changing the mode alone is enough.
 
   Raises:
-    ConfigError: a value, or a combination, that makes no sense.
+    UserError: a value, or a combination, that makes no sense.
   """
   names = [field.name for field in dataclasses.fields(InferenceRule)]
   values = {name: config_eval[name] for name in names if name in config_eval}
@@ -25,4 +25,4 @@ def make_inference_rule(config_eval: ml_collections.ConfigDict) -> InferenceRule
   try:
     return InferenceRule(**values)
   except ValueError as error:
-    raise ConfigError(f"config.eval: {error}") from None
+    raise UserError(f"config.eval: {error}") from None

@@ -14,12 +14,13 @@ from jax.sharding import Mesh
 
 import jaxseg
 from jaxseg import sharding
+from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
 from jaxseg.train import hosts, job, overrides
 from jaxseg.train.exits import BAD_INPUT, RESTART, STOPPED, Restart
 from jaxseg.train.guard import TrainingStopped
 from jaxseg.train.logging import say
-from jaxseg.train.overrides import ConfigError, nearest
+from jaxseg.train.overrides import nearest
 
 # Keys of a config that may differ between the hosts of a job.
 _OF_A_HOST = ("data.data_dir", "data.manual_dir", "data.dir", "data.workers", "compilation_cache")
@@ -47,7 +48,7 @@ def expect_processes(program: str, argv: Sequence[str]) -> None:
   JAX_NUM_PROCESSES and JAX_PROCESS_ID, and the flags of `add_job_flags`, which go before.
 
   Raises:
-    ConfigError: only some of them, or values that cannot be.
+    UserError: only some of them, or values that cannot be.
   """
   if {"-h", "--help"} & set(argv):
     return  # help needs no launcher
@@ -63,7 +64,7 @@ def start_processes(config: ml_collections.ConfigDict) -> None:
     config: of which `hosts` says how long to wait; a run from before there was one waits as by default.
 
   Raises:
-    ConfigError: the others cannot be reached or do not come.
+    UserError: the others cannot be reached or do not come.
   """
   waits = config.get("hosts", {})
   known = ("initialization_timeout_seconds", "heartbeat_timeout_seconds")
@@ -89,7 +90,7 @@ def check_processes(program: str, config: ml_collections.ConfigDict, **facts: An
     facts: what else has to be the same, for plain values.
 
   Raises:
-    ConfigError: on every process, naming what differs and how.
+    UserError: on every process, naming what differs and how.
   """
   if not job.current():
     return
@@ -123,9 +124,9 @@ def make_mesh(mesh: ml_collections.ConfigDict, *, devices: Sequence[jax.Device] 
   """The mesh of `config.mesh` over `devices` (JAX's by default); its `devices=n` takes only the first n."""
   devices = list(jax.devices() if devices is None else devices)
   if not 0 <= mesh.devices <= len(devices):
-    raise ConfigError(f"config.mesh.devices is {mesh.devices}, and there are {len(devices)}; 0 takes all")
+    raise UserError(f"config.mesh.devices is {mesh.devices}, and there are {len(devices)}; 0 takes all")
   if mesh.devices and jax.process_count() > 1:
-    raise ConfigError(
+    raise UserError(
       f"config.mesh.devices is {mesh.devices}, but a job of several hosts uses all; set it to 0"
     )
   try:
@@ -133,14 +134,14 @@ def make_mesh(mesh: ml_collections.ConfigDict, *, devices: Sequence[jax.Device] 
       data=mesh.data, fsdp=mesh.fsdp, spatial=mesh.spatial, devices=devices[: mesh.devices or None]
     )
   except ValueError as error:
-    raise ConfigError(f"config.mesh: {error}") from None
+    raise UserError(f"config.mesh: {error}") from None
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], *, required: Sequence[str] = ()):
   """The flags of a program.
 
   Raises:
-    ConfigError: a flag that the program does not have (with the nearest), or a missing one.
+    UserError: a flag that the program does not have (with the nearest), or a missing one.
   """
   try:
     flags, unknown = parser.parse_known_args(argv)
@@ -150,10 +151,10 @@ def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], *, require
     raise
   if unknown:
     flag = unknown[0].split("=", 1)[0]
-    raise ConfigError(f"there is no flag {flag}{nearest(flag, [f'--{name}' for name in vars(flags)])}")
+    raise UserError(f"there is no flag {flag}{nearest(flag, [f'--{name}' for name in vars(flags)])}")
   for name in required:
     if getattr(flags, name) is None:
-      raise ConfigError(f"--{name} is missing; {parser.prog} --help shows what it takes")
+      raise UserError(f"--{name} is missing; {parser.prog} --help shows what it takes")
   return flags
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxseg.catalog import suggestion
+from jaxseg.errors import UserError
 
 # A part of a config: a ml_collections.ConfigDict, which is no Mapping, or a plain dict.
 Settings = Any
@@ -54,25 +55,25 @@ def make_schedule(schedule: Settings, learning_rate: float) -> Schedule:
     every: steps between changes of the rate, default 1.
 
   Raises:
-    ValueError: unknown key, name or value.
+    UserError: unknown key, name or value.
   """
   for key in schedule:
     if key not in _KEYS:
-      raise ValueError(f"schedule has no key {key!r}; {suggestion(key, _KEYS)}")
+      raise UserError(f"schedule has no key {key!r}; {suggestion(key, _KEYS)}")
   name = schedule.get("name", "constant")
   if name not in _NAMES:
-    raise ValueError(f"there is no schedule called {name!r}; {suggestion(str(name), _NAMES)}")
+    raise UserError(f"there is no schedule called {name!r}; {suggestion(str(name), _NAMES)}")
   form = schedule.get("warmup", "mmcv")
   if form not in WARMUPS:
-    raise ValueError(f"schedule.warmup is {form!r}, expected 'mmcv', 'mmengine' or 'timm'")
+    raise UserError(f"schedule.warmup is {form!r}, expected 'mmcv', 'mmengine' or 'timm'")
   warmup = int(schedule.get("warmup_steps", 0) or 0)
   total = int(schedule.get("total_steps", 0) or 0)
   if name in ("poly", "cosine") and total <= warmup:
-    raise ValueError(f"schedule.total_steps is {total}, expected more than the {warmup} warm-up steps")
+    raise UserError(f"schedule.total_steps is {total}, expected more than the {warmup} warm-up steps")
   ratio = float(schedule.get("warmup_ratio", 0.0) or 0.0)
   every = int(schedule.get("every", 1) or 1)
   if every < 1:
-    raise ValueError(f"schedule.every is {every}, expected at least 1 step")
+    raise UserError(f"schedule.every is {every}, expected at least 1 step")
   base = float(learning_rate)
   decay = _decay(schedule, name, base)
 

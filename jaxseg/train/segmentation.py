@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 from jaxseg import data, models
 from jaxseg.data import DataError
 from jaxseg.data.source import DatasetInfo
+from jaxseg.errors import UserError
 from jaxseg.models import align_corners_of
 from jaxseg.sharding import rows_to_read
 from jaxseg.train import loss as loss_lib
 from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.loss import LossFn, loss_settings
-from jaxseg.train.overrides import ConfigError
 from jaxseg.train.rule import make_inference_rule
 from jaxseg.types import Batch, Preprocess
 
@@ -33,18 +33,18 @@ def check(config: ml_collections.ConfigDict) -> None:
   """The data's and the test-time rule's values; nothing is read.
 
   Raises:
-    ConfigError: the key, its value, what is expected.
+    UserError: the key, its value, what is expected.
   """
   low, high = config.data.scale_range
   if not 0 < low <= high:
-    raise ConfigError(f"config.data.scale_range is {(low, high)}; expected (low, high) with 0 < low <= high")
+    raise UserError(f"config.data.scale_range is {(low, high)}; expected (low, high) with 0 < low <= high")
   from jaxseg.data.transforms import make_rule  # brings OpenCV
 
   names = ("crop_size", "scale_range", "scale_step", "flip", "resize", "cat_max_ratio", "pad")
   try:
     make_rule(**{name: config.data[name] for name in names})
   except DataError as error:
-    raise ConfigError(f"config.{error}") from None
+    raise UserError(f"config.{error}") from None
   make_inference_rule(config.eval)
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from jaxseg.errors import UserError
+
 
 class TrainState(flax.struct.PyTreeNode):
   """Step, parameters, the model's other collections, and the optimizer's state.
@@ -55,10 +57,10 @@ def create_state(
     ema: keep a moving average of the parameters, for a step with an `ema_decay`; it starts as a copy.
 
   Raises:
-    ValueError: variables without parameters.
+    UserError: variables without parameters.
   """
   if "params" not in variables:
-    raise ValueError(
+    raise UserError(
       f"variables hold {sorted(variables)} and no 'params';"
       " pass what model.init(key, image, train=False) gives"
     )

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
+from jaxseg.errors import UserError
 from jaxseg.sharding import BATCH_AXES, batch_shardings, put, replicated, state_sharding
 from jaxseg.train.frozen import frozen_norms, frozen_paths, keep_statistics, path_of
 from jaxseg.train.loss import LossFn
@@ -56,13 +57,13 @@ def make_step(
   gradients before clipping; finite, whether loss and every gradient are.
 
   Raises:
-    ValueError: a value out of its range; when traced, a pattern that matches nothing, a batch that
+    UserError: a value out of its range; when traced, a pattern that matches nothing, a batch that
       `accumulate` does not divide, or a state that has no average for `ema_decay`, or one for none.
   """
   if not 0.0 <= ema_decay < 1.0:
-    raise ValueError(f"ema_decay is {ema_decay}, expected a share in [0, 1), such as 0.999; 0 keeps none")
+    raise UserError(f"ema_decay is {ema_decay}, expected a share in [0, 1), such as 0.999; 0 keeps none")
   if accumulate < 1:
-    raise ValueError(f"accumulate is {accumulate}, expected at least 1 micro-batch a step")
+    raise UserError(f"accumulate is {accumulate}, expected at least 1 micro-batch a step")
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Scalars]:
     _check_average(state, ema_decay)
@@ -147,7 +148,7 @@ def _accumulated(gradients: Callable, model_state: Any, batch: Batch, key: Array
 def _parts(x: Array, count: int) -> Array:
   """Part i is every `count`-th row from i on, so that each device has rows of its own in each part."""
   if x.shape[0] % count:
-    raise ValueError(f"a batch of {x.shape[0]} cannot be cut into accumulate={count} parts of one size")
+    raise UserError(f"a batch of {x.shape[0]} cannot be cut into accumulate={count} parts of one size")
   parts = jnp.moveaxis(jnp.reshape(x, (x.shape[0] // count, count, *x.shape[1:])), 1, 0)
   if set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
     others = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
@@ -157,9 +158,9 @@ def _parts(x: Array, count: int) -> Array:
 
 def _check_average(state: TrainState, ema_decay: float) -> None:
   if ema_decay and state.ema is None:
-    raise ValueError(f"ema_decay is {ema_decay}, but the state has no average; create_state(..., ema=True)")
+    raise UserError(f"ema_decay is {ema_decay}, but the state has no average; create_state(..., ema=True)")
   if not ema_decay and state.ema is not None:
-    raise ValueError("the state keeps an average, but the step has no ema_decay; give make_step one")
+    raise UserError("the state keeps an average, but the step has no ema_decay; give make_step one")
 
 
 def jit_step(step: Step, mesh: Mesh, state: TrainState, *, min_elements: int | None = None) -> Step:

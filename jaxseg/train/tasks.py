@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from jaxseg import lazy
 from jaxseg.data.source import DatasetInfo
-from jaxseg.train.overrides import ConfigError, nearest
+from jaxseg.errors import UserError
+from jaxseg.train.overrides import nearest
 from jaxseg.types import Batch, Preprocess
 
 # Resolved on first use: a task brings its own evaluation and data.
@@ -35,7 +36,7 @@ class Task(Protocol):
   """The functions of a task's module.
 
   - `archs()`: the names that `config.model.arch` may have;
-  - `check(config)`: raises a ConfigError about values; nothing is read;
+  - `check(config)`: raises a UserError about values; nothing is read;
   - `make_loss(config, model)`: (outputs, batch["label"]) → loss, parts;
   - `make_prepare(config, ...)`: (batch, key) → batch, on the device, see `make_step`;
   - `batch_shapes(config, batch_size)`: what a step is given, as shapes;
@@ -78,11 +79,11 @@ def task_of(config: ml_collections.ConfigDict) -> Task:
   """The module of `config.task`.
 
   Raises:
-    ConfigError: there is no such task.
+    UserError: there is no such task.
   """
   name = name_of(config)
   if name not in TASKS:
-    raise ConfigError(f"config.task is {name!r}, which is no task{nearest(name, TASKS)}")
+    raise UserError(f"config.task is {name!r}, which is no task{nearest(name, TASKS)}")
   return lazy.load(TASKS[name])
 
 

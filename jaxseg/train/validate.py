@@ -7,9 +7,10 @@ import ml_collections
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxseg import catalog, models, sharding
+from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
 from jaxseg.train import watching
-from jaxseg.train.overrides import ConfigError, nearest
+from jaxseg.train.overrides import nearest
 from jaxseg.train.tasks import name_of, task_of
 
 # Dotted key → (lowest, highest) allowed; None is open.
@@ -77,31 +78,31 @@ def validate(config: ml_collections.ConfigDict) -> None:
   """Checks the values of a config, alone and together; nothing is read and no device is asked.
 
   Raises:
-    ConfigError: the key, its value, what is allowed.
+    UserError: the key, its value, what is allowed.
   """
   task, name = task_of(config), name_of(config)
   known = task.archs()
   if config.model.arch not in known:
     hint = catalog.suggestion(config.model.arch, known)
     kind = f"no model of {name}" if config.model.arch in models.list_models() else "no model"
-    raise ConfigError(f"config.model.arch is {config.model.arch!r}, which is {kind}; {hint}")
+    raise UserError(f"config.model.arch is {config.model.arch!r}, which is {kind}; {hint}")
   config_lib.check_fields(config.model)
   _check_choices(config, _CHOICES | _TASK_CHOICES[name])
   _check_ranges(config, _RANGES | _TASK_RANGES[name])
   for key in ("ema_decay", "optimizer.b1", "optimizer.b2", "optimizer.momentum"):
     if _get(config, key) == 1.0:
-      raise ConfigError(f"config.{key} is 1.0, with which nothing ever changes; expected below 1")
+      raise UserError(f"config.{key} is 1.0, with which nothing ever changes; expected below 1")
   if min(config.data.crop_size) < _MIN_CROP:
-    raise ConfigError(
+    raise UserError(
       f"config.data.crop_size is {config.data.crop_size}; models need at least {_MIN_CROP} pixels a side"
     )
   watching.check(config)
   task.check(config)
   if any(std <= 0 for std in config.preprocess.std):
-    raise ConfigError(f"config.preprocess.std is {tuple(config.preprocess.std)}; each must be above 0")
+    raise UserError(f"config.preprocess.std is {tuple(config.preprocess.std)}; each must be above 0")
   schedule = config.optimizer.schedule
   if schedule.warmup_steps > schedule.total_steps:
-    raise ConfigError(
+    raise UserError(
       f"config.optimizer.schedule.warmup_steps is {schedule.warmup_steps}, more than its total_steps"
       f" {schedule.total_steps}"
     )
@@ -114,7 +115,7 @@ def _check_choices(config: ml_collections.ConfigDict, allowed: dict[str, tuple[s
       known = ", ".join(map(repr, choices))
       hint = nearest(str(value), choices)
       hint = hint if "did you mean" in hint else ""
-      raise ConfigError(f"config.{key} is {value!r}; expected one of {known}{hint}")
+      raise UserError(f"config.{key} is {value!r}; expected one of {known}{hint}")
 
 
 def _check_ranges(config: ml_collections.ConfigDict, allowed: Ranges) -> None:
@@ -122,7 +123,7 @@ def _check_ranges(config: ml_collections.ConfigDict, allowed: Ranges) -> None:
     value = _get(config, key)
     if value < low or (high is not None and value > high):
       span = f"at least {low}" if high is None else f"between {low} and {high}"
-      raise ConfigError(f"config.{key} is {value}; expected {span}")
+      raise UserError(f"config.{key} is {value}; expected {span}")
 
 
 def validate_batches(
@@ -134,13 +135,13 @@ def validate_batches(
   """Global batch sizes against the devices of the mesh and the processes of the job.
 
   Raises:
-    ConfigError: naming the nearest sizes that divide.
+    UserError: naming the nearest sizes that divide.
   """
   for key in keys:
     try:
       sharding.check_batch(_get(config, key), mesh)
     except ValueError as error:
-      raise ConfigError(f"config.{key}: {error}") from None
+      raise UserError(f"config.{key}: {error}") from None
   if "batch_size" in keys and config.accumulate > 1:
     _check_micro_batches(config.batch_size, config.accumulate, mesh)
 
@@ -152,7 +153,7 @@ def _check_micro_batches(batch_size: int, parts: int, mesh: Mesh | AbstractMesh)
   if batch_size % unit:
     above = (batch_size // unit + 1) * unit
     nearest = f"{batch_size - batch_size % unit} or {above}" if batch_size > unit else f"{above}"
-    raise ConfigError(
+    raise UserError(
       f"config.accumulate is {parts}, which does not cut config.batch_size {batch_size} into micro-batches"
       f" that {groups} device groups share evenly; use a batch of {nearest}"
     )
@@ -162,17 +163,17 @@ def validate_classes(config: ml_collections.ConfigDict, classes: Sequence[str]) 
   """The number of classes, when model, data and loss agree about it.
 
   Raises:
-    ConfigError: they do not.
+    UserError: they do not.
   """
   count = config.model.num_classes or len(classes)
   if count != len(classes):
-    raise ConfigError(
+    raise UserError(
       f"config.model.num_classes is {count}, but {config.data.name} has {len(classes)} classes"
       f" ({_short(classes)}); 0 takes the data set's"
     )
   weights = config.loss.get("class_weights")
   if weights and len(weights) != count:
-    raise ConfigError(
+    raise UserError(
       f"config.loss.class_weights has {len(weights)} values for {count} classes; give {count}, or () for none"
     )
   return count

@@ -10,9 +10,9 @@ import ml_collections
 from etils import epath
 
 from jaxseg.chips import peak_flops
+from jaxseg.errors import UserError
 from jaxseg.macs import count_macs
 from jaxseg.train.logging import SPEED, MetricsLog
-from jaxseg.train.overrides import ConfigError
 from jaxseg.train.profile import Profile
 from jaxseg.train.speed import Speed
 from jaxseg.train.watchdog import Watchdog
@@ -117,18 +117,18 @@ def check(config: ml_collections.ConfigDict) -> None:
   """`config.profile_steps` and `config.hosts.step_timeout_seconds`.
 
   Raises:
-    ConfigError: neither no steps nor the first and the last of some of the run; a negative time.
+    UserError: neither no steps nor the first and the last of some of the run; a negative time.
   """
   steps = tuple(config.get("profile_steps", ()))
   whole = all(type(step) is int for step in steps)
   if steps and not (whole and len(steps) == 2 and 1 <= steps[0] <= steps[1] <= config.total_steps):
-    raise ConfigError(
+    raise UserError(
       f"config.profile_steps is {steps}; expected the first and the last step to trace, between 1 and"
       f" config.total_steps {config.total_steps}, such as (10, 15), or () for none"
     )
   seconds = _timeout(config)
   if not 0 <= seconds < math.inf:
-    raise ConfigError(
+    raise UserError(
       f"config.hosts.step_timeout_seconds is {seconds}; expected the seconds that no step may take, or 0 to"
       " wait for ever"
     )

@@ -17,6 +17,7 @@ from etils import epath
 import jaxseg
 from jaxseg import bucket
 from jaxseg.checkpoint.saving import by_whom
+from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
 
 CONFIG_FILE = "config.json"
@@ -55,7 +56,7 @@ def prepare(workdir: epath.PathLike, values: dict[str, Any], *, write: bool) -> 
     write: only one process of a job writes, and tries the folder of the checkpoints; all of them check.
 
   Raises:
-    ValueError: the folder cannot be reached or written, or holds another model's run.
+    UserError: the folder cannot be reached or written, or holds another model's run.
   """
   bucket.reach(workdir)
   path = epath.Path(workdir) / CONFIG_FILE
@@ -73,7 +74,7 @@ def update(workdir: epath.PathLike, values: dict[str, Any]) -> None:
   """Writes `config.json`: what the run goes on with.
 
   Raises:
-    ValueError: the folder cannot be written.
+    UserError: the folder cannot be written.
   """
   path = epath.Path(workdir) / CONFIG_FILE
   with _writing(workdir):
@@ -88,7 +89,7 @@ def check_writable(workdir: epath.PathLike) -> None:
   """Whether this process, too, can write its part of a checkpoint in a workdir that another one has prepared.
 
   Raises:
-    ValueError: it cannot.
+    UserError: it cannot.
   """
   with _writing(workdir):
     _try_checkpoints(epath.Path(workdir) / CHECKPOINTS)
@@ -108,17 +109,17 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
   """The values of a workdir's `config.json`.
 
   Raises:
-    ValueError: there is none, or it is not one of ours.
+    UserError: there is none, or it is not one of ours.
   """
   bucket.reach(workdir)
   path = epath.Path(workdir) / CONFIG_FILE
   if not path.exists():
-    raise ValueError(f"{str(workdir)!r} is no workdir of train.py: it has no {CONFIG_FILE}")
+    raise UserError(f"{str(workdir)!r} is no workdir of train.py: it has no {CONFIG_FILE}")
   try:
     values = json.loads(path.read_text())
     values["config"], values["model"], values["classes"]
   except (ValueError, KeyError, TypeError):
-    raise ValueError(f"{str(path)!r} is not a {CONFIG_FILE} that train.py wrote") from None
+    raise UserError(f"{str(path)!r} is not a {CONFIG_FILE} that train.py wrote") from None
   return values
 
 
@@ -136,7 +137,7 @@ def _writing(workdir: epath.PathLike) -> Iterator[None]:
     yield
   except OSError as error:
     reason = error.strerror or error
-    raise ValueError(
+    raise UserError(
       f"workdir {str(workdir)!r} cannot be written{by_whom()} ({reason}); choose another --workdir"
     ) from None
 
@@ -162,7 +163,7 @@ def _check_same_model(workdir: epath.PathLike, old: dict[str, Any], new: dict[st
     f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in keys if before.get(key) != now.get(key)
   ]
   if changed:
-    raise ValueError(
+    raise UserError(
       f"workdir {str(workdir)!r} holds the run of another model: {', '.join(changed[:4])};"
       " choose another --workdir, or start from its weights with --config.init_from"
     )

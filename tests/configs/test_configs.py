@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxseg import data
+from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
 from jaxseg.train import loop, validate
 from jaxseg.train.logging import read_metrics
-from jaxseg.train.overrides import ConfigError
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
@@ -139,9 +139,9 @@ def test_what_a_size_changes():
 def test_a_word_of_the_file_name_may_be_an_argument():
   assert load("segnext_tiny_ade20k") == load("segnext_ade20k:tiny")
   assert load("segformer_b3_cityscapes:smoke").model.arch == "segformer_b3"
-  with pytest.raises(ConfigError, match="no argument :tinny; did you mean 'tiny'"):
+  with pytest.raises(UserError, match="no argument :tinny; did you mean 'tiny'"):
     load("segnext_tinny_ade20k")
-  with pytest.raises(ConfigError, match=r"there is no config file .*did you mean '.*cgnet_m3n21_camvid.py'"):
+  with pytest.raises(UserError, match=r"there is no config file .*did you mean '.*cgnet_m3n21_camvid.py'"):
     load("cgnet_m3n21_camvd")
 
 
@@ -156,7 +156,7 @@ def test_a_word_of_the_file_name_may_be_an_argument():
   ],
 )
 def test_words_that_do_not_go_together(name, sentence):
-  with pytest.raises(ConfigError, match=sentence):
+  with pytest.raises(UserError, match=sentence):
     load(name)
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 import jaxseg
 from jaxseg import hub
 from jaxseg.data import DataError
+from jaxseg.errors import UserError
 from jaxseg.pretrained import tree
 from jaxseg.train import loop
-from jaxseg.train.overrides import ConfigError
 from jaxseg.types import Preprocess
 from tests.configs.test_configs import load
 from tests.hub.small import TINY, init, same
@@ -84,15 +84,15 @@ def test_a_run_keeps_its_best_weights(weights, tmp_path):
 
 def test_what_is_missing_or_does_not_fit(weights, tmp_path):
   folder = make_folder(tmp_path / "own")
-  with pytest.raises(ConfigError, match=r"config.data.dir is empty; give the folder"):
+  with pytest.raises(UserError, match=r"config.data.dir is empty; give the folder"):
     load("finetune:cgnet_m3n21", f"init_from={weights}")
-  with pytest.raises(ConfigError, match=r"config.init_from is empty; give the weights"):
+  with pytest.raises(UserError, match=r"config.init_from is empty; give the weights"):
     load("finetune:cgnet_m3n21", f"data.dir={folder}")
-  with pytest.raises(ConfigError, match=r"holds cgnet_m3n21, not segformer_b0; use configs/finetune.py"):
+  with pytest.raises(UserError, match=r"holds cgnet_m3n21, not segformer_b0; use configs/finetune.py"):
     finetune("segformer_b0", weights, folder)
-  with pytest.raises(ConfigError, match=r"has 3 classes \(class0, .*has 5 \(old0, .*leave config.init_keep"):
+  with pytest.raises(UserError, match=r"has 3 classes \(class0, .*has 5 \(old0, .*leave config.init_keep"):
     finetune("cgnet_m3n21", weights, folder, "init_keep=()")
-  with pytest.raises(ConfigError, match="no argument :cgnet; did you mean 'cgnet_m3n21'"):
+  with pytest.raises(UserError, match="no argument :cgnet; did you mean 'cgnet_m3n21'"):
     finetune("cgnet", weights, folder)
   with pytest.raises(DataError, match=r"nowhere/images does not exist|nowhere does not exist"):
     finetune("cgnet_m3n21", weights, tmp_path / "nowhere")

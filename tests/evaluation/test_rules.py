@@ -10,9 +10,9 @@ import pytest
 
 import jaxseg
 from jaxseg import sharding
+from jaxseg.errors import UserError
 from jaxseg.evaluation import Grouping, InferenceRule, Predictor, evaluate, make_predict
 from jaxseg.evaluation.rule import keep_ratio
-from jaxseg.train.overrides import ConfigError
 from jaxseg.train.rule import make_inference_rule
 from jaxseg.types import Preprocess
 
@@ -231,7 +231,7 @@ def test_bad_rules(fields, sentence):
   with pytest.raises(ValueError, match=sentence):
     InferenceRule(**fields)
   config = ml_collections.ConfigDict(dict(every_steps=0, batch_size=2, **fields))
-  with pytest.raises(ConfigError, match=f"config.eval: .*{sentence}"):
+  with pytest.raises(UserError, match=f"config.eval: .*{sentence}"):
     make_inference_rule(config)
 
 

@@ -14,12 +14,12 @@ from jaxseg import data
 from jaxseg.checkpoint import restore_variables
 from jaxseg.crf import Settings
 from jaxseg.data import DataError
+from jaxseg.errors import UserError
 from jaxseg.losses import soft_cross_entropy
 from jaxseg.train import classification, evaluating, loop, validate, workdir
 from jaxseg.train import config as config_lib
 from jaxseg.train.logging import read_metrics
 from jaxseg.train.optimizer import parameter_groups
-from jaxseg.train.overrides import ConfigError
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
@@ -84,7 +84,7 @@ def test_the_recipe_follows_the_batch():
   assert half.optimizer.schedule.total_steps == half.total_steps
   rates = {name: load(name).model.encoder.drop_path_rate for name in ("mscan_tiny", "mscan_large", "mit_b5")}
   assert rates == {"mscan_tiny": 0.1, "mscan_large": 0.2, "mit_b5": 0.1}
-  with pytest.raises(ConfigError, match="no argument :mscan_tinny; did you mean 'mscan_tiny'"):
+  with pytest.raises(UserError, match="no argument :mscan_tinny; did you mean 'mscan_tiny'"):
     load("mscan_tinny")
 
 
@@ -160,7 +160,7 @@ def test_a_run_is_evaluated_alone(pretrained, tmp_path, capsys):
   assert f"top1 {report.accuracy(1):.4f}" in capsys.readouterr().out
   written = json.loads((tmp_path / "report.json").read_text())
   assert (written["top1"], written["images"]) == (report.accuracy(1), 3)
-  with pytest.raises(ConfigError, match="has no CRF behind it"):
+  with pytest.raises(UserError, match="has no CRF behind it"):
     evaluating.run(subject, config, output=tmp_path, crf=Settings())
 
 
@@ -203,13 +203,13 @@ def test_the_encoder_starts_a_segmentation_model(pretrained, tmp_path):
   ],
 )
 def test_bad_values_are_named(change, sentence):
-  with pytest.raises(ConfigError, match=sentence):
+  with pytest.raises(UserError, match=sentence):
     validate.validate(load("", change))
 
 
 def test_a_segmentation_config_trains_no_encoder_alone():
   config = config_lib.load(str(CONFIGS / "colour_only_synthetic.py"), overrides=[("model.arch", "mit_b0")])
-  with pytest.raises(ConfigError, match="is 'mit_b0', which is no model of segmentation"):
+  with pytest.raises(UserError, match="is 'mit_b0', which is no model of segmentation"):
     validate.validate(config)
 
 

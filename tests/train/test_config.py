@@ -5,9 +5,10 @@ import pathlib
 
 import pytest
 
+from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
 from jaxseg.train import validate
-from jaxseg.train.overrides import ConfigError, apply, split
+from jaxseg.train.overrides import apply, split
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CAMVID = str(ROOT / "configs" / "cgnet_m3n21_camvid.py")
@@ -99,7 +100,7 @@ def test_the_schedule_follows_total_steps_until_it_has_its_own():
   ],
 )
 def test_a_wrong_override_is_one_sentence(change, sentence):
-  with pytest.raises(ConfigError) as error:
+  with pytest.raises(UserError) as error:
     validate.validate(load(change))
   assert sentence in str(error.value)
 
@@ -115,7 +116,7 @@ def test_a_wrong_override_is_one_sentence(change, sentence):
   ],
 )
 def test_ranges_of_what_training_may_do(change, sentence):
-  with pytest.raises(ConfigError) as error:
+  with pytest.raises(UserError) as error:
     validate.validate(load(change))
   assert sentence in str(error.value)
 
@@ -132,28 +133,28 @@ def test_the_folder_recipe_warms_up_for_a_share_of_any_run():
 
 def test_class_counts_have_to_agree():
   config = load("model.num_classes=19")
-  with pytest.raises(ConfigError, match=r"config.model.num_classes is 19, but camvid has 3 classes"):
+  with pytest.raises(UserError, match=r"config.model.num_classes is 19, but camvid has 3 classes"):
     validate.validate_classes(config, ["a", "b", "c"])
-  with pytest.raises(ConfigError, match=r"config.loss.class_weights has 11 values for 3 classes"):
+  with pytest.raises(UserError, match=r"config.loss.class_weights has 11 values for 3 classes"):
     validate.validate_classes(load(), ["a", "b", "c"])
   assert validate.validate_classes(load("loss.class_weights=()"), ["a", "b", "c"]) == 3
 
 
 def test_files_and_arguments_that_are_not_there():
-  with pytest.raises(ConfigError, match=r"no config file .*camvd.*did you mean .*cgnet_m3n21_camvid"):
+  with pytest.raises(UserError, match=r"no config file .*camvd.*did you mean .*cgnet_m3n21_camvid"):
     config_lib.load(CAMVID.replace("camvid", "camvd"))
-  with pytest.raises(ConfigError, match=r"no argument :cpo; did you mean 'cpu'\?"):
+  with pytest.raises(UserError, match=r"no argument :cpo; did you mean 'cpu'\?"):
     load(arg=":cpo")
-  with pytest.raises(ConfigError, match="is no config"):
+  with pytest.raises(UserError, match="is no config"):
     config_lib.load(str(ROOT / "configs" / "common.py"))
 
 
 def test_a_model_config_refuses_what_the_model_does_not_have():
-  with pytest.raises(ConfigError, match=r"encoder of cgnet_m3n21 has no field 'depth'"):
+  with pytest.raises(UserError, match=r"encoder of cgnet_m3n21 has no field 'depth'"):
     config_lib.model_config("cgnet_m3n21", encoder=dict(depth=3))
-  with pytest.raises(ConfigError, match=r"num_blocks is .*expected 2 values"):
+  with pytest.raises(UserError, match=r"num_blocks is .*expected 2 values"):
     config_lib.model_config("cgnet_m3n21", encoder=dict(num_blocks=(3,)))
-  with pytest.raises(ConfigError, match="has no aux_decoder"):
+  with pytest.raises(UserError, match="has no aux_decoder"):
     config_lib.model_config("cgnet_m3n21", aux_decoder=dict(num_convs=1))
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jaxseg import models
+from jaxseg.errors import UserError
 from jaxseg.train import chosen, evaluating, validate, workdir
 from jaxseg.train import config as config_lib
-from jaxseg.train.overrides import ConfigError
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
@@ -41,9 +41,9 @@ def test_an_offered_auxiliary_head_is_switched_on_and_off():
   usual = load("deeplab_mmseg")
   assert usual.model.auxiliary is True and usual.loss.weights.aux_logits == 0.4
   assert "aux_logits" not in load("deeplab_mmseg", "model.auxiliary=false").loss.weights
-  with pytest.raises(ConfigError, match=r"auxiliary head, which is off; set --config\.model\.auxiliary=true"):
+  with pytest.raises(UserError, match=r"auxiliary head, which is off; set --config\.model\.auxiliary=true"):
     load("deeplabv3", "loss.weights.aux_logits=0.4")
-  with pytest.raises(ConfigError, match=r"config\.model has no key 'auxiliary'"):
+  with pytest.raises(UserError, match=r"config\.model has no key 'auxiliary'"):
     load("cgnet_m3n21_camvid", "model.auxiliary=true")
 
 
@@ -124,7 +124,7 @@ def test_an_output_stride_that_no_encoder_gives(stride):
   ],
 )
 def test_arguments_that_do_not_go_together(file, sentence):
-  with pytest.raises(ConfigError, match=sentence):
+  with pytest.raises(UserError, match=sentence):
     load(file)
 
 
@@ -148,10 +148,10 @@ def test_a_trained_model_is_evaluated_at_another_stride(tmp_path, monkeypatch):
   assert subject().model == model
   finer = subject("model.encoder.output_stride=8").model
   assert (finer.encoder.output_stride, finer.decoder.rates) == (8, (12, 24, 36))
-  with pytest.raises(ConfigError, match=r"does not fit the parameters of .*decoder/"):
+  with pytest.raises(UserError, match=r"does not fit the parameters of .*decoder/"):
     subject("model.decoder.channels=16")
   flags.config = str(CONFIGS / "deeplabv3.py")
-  with pytest.raises(ConfigError, match="changing it has no effect; give --workdir alone"):
+  with pytest.raises(UserError, match="changing it has no effect; give --workdir alone"):
     subject("model.encoder.output_stride=8")
 
 
@@ -160,7 +160,7 @@ def test_a_value_that_json_wrote_as_null_still_has_its_type():
   stored = config_lib.from_resolved(json.loads(json.dumps(config_lib.resolved(config))))
   config_lib.change(stored, [("loss.align_corners", "false")])
   assert stored.loss.align_corners is False
-  with pytest.raises(ConfigError, match="align_corners"):
+  with pytest.raises(UserError, match="align_corners"):
     config_lib.change(stored, [("loss.align_corners", "maybe")])
 
 

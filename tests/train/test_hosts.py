@@ -10,10 +10,10 @@ import time
 
 import pytest
 
+from jaxseg.errors import UserError
 from jaxseg.train import launch, runtime
 from jaxseg.train.exits import RESTART, Restart
 from jaxseg.train.logging import Progress
-from jaxseg.train.overrides import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -22,7 +22,7 @@ _WORKER = """
 import argparse, sys, time
 import jax, numpy as np
 from jaxseg.train import hosts, job, runtime
-from jaxseg.train.overrides import ConfigError
+from jaxseg.errors import UserError
 
 parser = argparse.ArgumentParser()
 runtime.add_job_flags(parser)
@@ -42,7 +42,7 @@ with runtime.sentences("worker"):
     hosts.check_same({"config.seed": index, "config.total_steps": 3} | ({"config.new": "x"} if index else {}))
   if flags.mode == "alone":
     if index == 1:
-      raise ConfigError("only this one has no data")
+      raise UserError("only this one has no data")
     hosts.gather("what will not come")
   if flags.mode == "bug":
     if index == 0:
@@ -235,13 +235,13 @@ def test_places_that_launchers_give(alone):
   ],
 )
 def test_wrong_flags_are_a_sentence(alone, flags, sentence):
-  with pytest.raises(ConfigError, match=sentence):
+  with pytest.raises(UserError, match=sentence):
     launch.find(FLAGS | flags, timeout=1.0)
 
 
 def test_partial_variables_are_a_sentence(alone):
   alone.setenv("JAX_COORDINATOR_ADDRESS", "h:1")
-  with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES and JAX_PROCESS_ID are missing"):
+  with pytest.raises(UserError, match="JAX_NUM_PROCESSES and JAX_PROCESS_ID are missing"):
     launch.find(FLAGS, timeout=1.0)
   alone.setenv("OMPI_COMM_WORLD_SIZE", "2")
   alone.setenv("OMPI_COMM_WORLD_RANK", "1")
@@ -250,7 +250,7 @@ def test_partial_variables_are_a_sentence(alone):
 
 def test_a_coordinator_that_is_not_there():
   place = launch.Place(f"127.0.0.1:{free_port()}", 2, 1, "--coordinator")
-  with pytest.raises(ConfigError, match=r"cannot reach the coordinator 127.0.0.1:.*refused.*tried for 0.2 s"):
+  with pytest.raises(UserError, match=r"cannot reach the coordinator 127.0.0.1:.*refused.*tried for 0.2 s"):
     launch.reach(place, timeout=0.2)
 
 
@@ -259,5 +259,5 @@ def test_a_port_that_is_taken():
     server.bind(("127.0.0.1", 0))
     server.listen()
     place = launch.Place(f"127.0.0.1:{server.getsockname()[1]}", 2, 0, "--coordinator")
-    with pytest.raises(ConfigError, match="cannot listen on port"):
+    with pytest.raises(UserError, match="cannot listen on port"):
       launch.reach(place, timeout=0.2)

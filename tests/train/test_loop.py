@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from jaxseg.checkpoint import Checkpoints, restore_variables
+from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
 from jaxseg.train import evaluating, loop, workdir
 from jaxseg.train.guard import TrainingStopped
 from jaxseg.train.logging import MetricsLog, read_metrics
-from jaxseg.train.overrides import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "configs" / "colour_only_synthetic.py:smoke")
@@ -42,7 +42,7 @@ def test_a_resumed_run_is_equal_to_the_bit(tmp_path):
   again = loop.train(load("total_steps=6", *STEPS), tmp_path / "parts")
   assert again is None, "a complete run is left alone"
   assert read_metrics(tmp_path / "parts") == lines
-  with pytest.raises(ConfigError, match=r"at step 6, beyond config.total_steps 4"):
+  with pytest.raises(UserError, match=r"at step 6, beyond config.total_steps 4"):
     loop.train(load("total_steps=4"), tmp_path / "parts")
   assert workdir.read(tmp_path / "parts")["config"]["total_steps"] == 6, "what was refused is not written"
 
@@ -139,9 +139,9 @@ def test_a_workdir_rebuilds_its_model_and_evaluates_alike(tmp_path, capsys):
   events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
   for tag in (b"train/loss", b"train/lr", b"eval/mIoU", b"eval/predictions", b"recipe"):
     assert tag in events
-  with pytest.raises(ConfigError, match="--step is 'last'"):
+  with pytest.raises(UserError, match="--step is 'last'"):
     evaluating.from_workdir(tmp_path, step="last")
-  with pytest.raises(ConfigError, match="has 8 classes, but camvid has 11"):
+  with pytest.raises(UserError, match="has 8 classes, but camvid has 11"):
     config = workdir.read_config(tmp_path)
     config.data.name = "camvid"
     evaluating.run(subject, config, output=tmp_path / "other")
@@ -170,13 +170,13 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
 
 def test_batches_have_to_divide_among_devices(tmp_path):
   count = jax.device_count()
-  with pytest.raises(ConfigError, match=rf"config.mesh.devices is {count + 1}, and there are {count}"):
+  with pytest.raises(UserError, match=rf"config.mesh.devices is {count + 1}, and there are {count}"):
     loop.train(load(f"mesh.devices={count + 1}"), tmp_path)
   with pytest.raises(
-    ConfigError, match=r"config.accumulate is 4, .* 1 device groups share evenly; use a batch of 4"
+    UserError, match=r"config.accumulate is 4, .* 1 device groups share evenly; use a batch of 4"
   ):
     loop.train(load("accumulate=4"), tmp_path)
-  with pytest.raises(ConfigError, match=r"config.mesh: .*spatial=3"):
+  with pytest.raises(UserError, match=r"config.mesh: .*spatial=3"):
     loop.train(load("mesh.devices=1", "mesh.spatial=3"), tmp_path)
   assert not list(tmp_path.iterdir()), "refused before anything was written"
 

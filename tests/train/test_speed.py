@@ -11,10 +11,10 @@ import jax
 import pytest
 
 from jaxseg import chips
+from jaxseg.errors import UserError
 from jaxseg.train import compiled, loop, speed
 from jaxseg.train import config as config_lib
 from jaxseg.train.logging import SPEED, read_metrics
-from jaxseg.train.overrides import ConfigError
 from jaxseg.train.profile import Profile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -229,7 +229,7 @@ def test_cache_off_or_not_writable(tmp_path, monkeypatch):
     assert compiled.use_cache(load("compilation_cache=off")) == ""
     assert not jax.config.jax_enable_compilation_cache
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"config.compilation_cache is '.*folder', which cannot be written"):
+    with pytest.raises(UserError, match=r"config.compilation_cache is '.*folder', which cannot be written"):
       compiled.use_cache(load(f"compilation_cache={tmp_path / 'file' / 'folder'}"))
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setenv("HOME", str(tmp_path / "file"))

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
+from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
 from jaxseg.train import loop, watching
-from jaxseg.train.overrides import ConfigError
 from jaxseg.train.runtime import RESTART
 from jaxseg.train.watchdog import Watchdog
 
@@ -131,5 +131,5 @@ def test_a_run_that_hangs(tmp_path):
   ],
 )
 def test_wrong_values_are_a_sentence(key, value, sentence):
-  with pytest.raises(ConfigError, match=sentence):
+  with pytest.raises(UserError, match=sentence):
     watching.check(config_lib.load(TINY, overrides=[(key, value)]))

@@ -8,6 +8,7 @@ import difflib
 import pathlib
 import zipfile
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.readers import npz, safetensors, torch
 from jaxseg.pretrained.weights import Weights
 
@@ -21,11 +22,11 @@ def read_file(path: str | pathlib.Path) -> Weights:
     path: a safetensors, NumPy `.npz` or PyTorch file (zip or the older format), under any name.
 
   Raises:
-    ValueError: no such file, a format or content that cannot be weights, or a damaged file.
+    UserError: no such file, a format or content that cannot be weights, or a damaged file.
   """
   path = pathlib.Path(path)
   if not path.exists():
-    raise ValueError(f"there is no file {str(path)!r}{_nearest(path)}")
+    raise UserError(f"there is no file {str(path)!r}{_nearest(path)}")
   with path.open("rb") as file:
     head = file.read(512)
   return _reader(path, head)(path)
@@ -34,11 +35,11 @@ def read_file(path: str | pathlib.Path) -> Weights:
 def _reader(path: pathlib.Path, head: bytes):
   text = head.lstrip().lower()
   if not head:
-    raise ValueError(f"{path} is empty; download it again")
+    raise UserError(f"{path} is empty; download it again")
   if text.startswith(b"version https://git-lfs"):
-    raise ValueError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its repository")
+    raise UserError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its repository")
   if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-    raise ValueError(f"{path} is a web page, not weights; download the file itself, not the page about it")
+    raise UserError(f"{path} is a web page, not weights; download the file itself, not the page about it")
   if head.startswith(b"PK"):
     return _zip_reader(path)
   if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
@@ -46,7 +47,7 @@ def _reader(path: pathlib.Path, head: bytes):
   if head.startswith(b"\x80"):
     return torch.read
   short = f", and has only {len(head)} bytes: was it cut short?" if len(head) < 16 else ""
-  raise ValueError(
+  raise UserError(
     f"{path} is not a weight file this library reads (it begins with {head[:8]!r}{short});"
     f" known: safetensors, .npz, PyTorch's .pth/.pt/.bin"
   )
@@ -57,7 +58,7 @@ def _zip_reader(path: pathlib.Path):
     with zipfile.ZipFile(path) as archive:
       names = archive.namelist()
   except Exception:  # a damaged directory can also look like an unknown zip version
-    raise ValueError(
+    raise UserError(
       f"{path} is cut short or damaged (its zip directory is missing); download it again"
     ) from None
   return npz.read if names and all(name.endswith(".npy") for name in names) else torch.read

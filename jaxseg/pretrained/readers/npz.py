@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.weights import Weights, collect
 
 
@@ -11,7 +12,7 @@ def read(path: pathlib.Path) -> Weights:
   """Every array of the archive, under its name there.
 
   Raises:
-    ValueError: an array of Python objects (it would have to be unpickled), or a damaged file.
+    UserError: an array of Python objects (it would have to be unpickled), or a damaged file.
   """
   arrays = {}
   try:
@@ -20,6 +21,6 @@ def read(path: pathlib.Path) -> Weights:
         arrays[name] = archive[name]
   except Exception as error:  # zipfile's, zlib's and NumPy's kinds
     if "allow_pickle" not in str(error):
-      raise ValueError(f"{path} is cut short or damaged ({error}); download it again") from None
-    raise ValueError(f"{path} holds Python objects, which are never unpickled; save plain arrays") from None
+      raise UserError(f"{path} is cut short or damaged ({error}); download it again") from None
+    raise UserError(f"{path} holds Python objects, which are never unpickled; save plain arrays") from None
   return collect(arrays, path)

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors as library
 from safetensors.numpy import save
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.readers.dtypes import SAFETENSORS
 from jaxseg.pretrained.weights import Weights, collect, meta_of_ours
 
@@ -24,20 +25,20 @@ def read(path: pathlib.Path) -> Weights:
   """Every tensor of the file, bit for bit.
 
   Raises:
-    ValueError: a damaged file, or an element type without a NumPy counterpart.
+    UserError: a damaged file, or an element type without a NumPy counterpart.
   """
   data = path.read_bytes()
   try:
     entries = library.deserialize(data)
   except library.SafetensorError as error:
-    raise ValueError(f"{path} is cut short or damaged ({error}); download it again") from None
+    raise UserError(f"{path} is cut short or damaged ({error}); download it again") from None
   # Values lie in the file by offset; names keep the header's order, which the library does not.
   header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
   order = {name: i for i, name in enumerate(header)}
   arrays = {}
   for name, entry in sorted(entries, key=lambda item: order[item[0]]):
     if entry["dtype"] not in SAFETENSORS:
-      raise ValueError(f"{path}: {name} has element type {entry['dtype']}; known: {', '.join(SAFETENSORS)}")
+      raise UserError(f"{path}: {name} has element type {entry['dtype']}; known: {', '.join(SAFETENSORS)}")
     dtype = np.dtype(SAFETENSORS[entry["dtype"]])
     arrays[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
   ours = header.get("__metadata__", {}).get(METADATA)

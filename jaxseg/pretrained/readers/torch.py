@@ -15,6 +15,7 @@ import pickle
 import zipfile
 from typing import Any
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.readers import unpickle
 from jaxseg.pretrained.readers.unpickle import NumpyArray, Storage, Tensor
 from jaxseg.pretrained.weights import Weights, as_mapping, collect, training_meta, unwrap
@@ -27,7 +28,7 @@ def read(path: pathlib.Path) -> Weights:
   """The state dict of the file; optimizer state and other content beside it is left unread.
 
   Raises:
-    ValueError: a damaged file, a TorchScript program, or content without a state dict.
+    UserError: a damaged file, a TorchScript program, or content without a state dict.
   """
   with contextlib.ExitStack() as opened:
     try:
@@ -35,13 +36,13 @@ def read(path: pathlib.Path) -> Weights:
     except _NotWeightsError:
       raise
     except Exception as error:  # A hostile or damaged pickle can raise anything at all.
-      raise ValueError(f"{path} is cut short or damaged ({_words(error)}); download it again") from None
+      raise UserError(f"{path} is cut short or damaged ({_words(error)}); download it again") from None
     values = {}
     for name, value in unwrap(content, _is_tensor, path).items():
       try:
         values[name] = value.array() if _is_tensor(value) else value
       except Exception as error:
-        raise ValueError(f"{path} is damaged at {name!r} ({_words(error)}); download it again") from None
+        raise UserError(f"{path} is damaged at {name!r} ({_words(error)}); download it again") from None
   return collect(values, path, meta=training_meta(content))
 
 
@@ -77,7 +78,7 @@ def _read_zip(path: pathlib.Path, opened: contextlib.ExitStack) -> Any:
   def persistent_load(pid):
     kind, dtype, key, *_ = pid
     if kind != "storage" or f"{root}data/{key}" not in names:
-      raise ValueError(f"storage {key!r} is missing")
+      raise UserError(f"storage {key!r} is missing")
     return Storage(dtype.dtype, functools.partial(values, str(key)), order.strip() == b"little")
 
   return unpickle.load(io.BytesIO(archive.read(pickles[0])), persistent_load=persistent_load)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.readers.dtypes import TORCH, TORCH_STORAGE
 
 _NUMPY = (
@@ -96,7 +97,7 @@ class Tensor:
     """A read-only view of the values; bounds are checked, so a file cannot reach outside its storage."""
     numbers = (self.offset, *self.shape, *self.stride)
     if len(self.shape) != len(self.stride) or not all(type(n) is int and n >= 0 for n in numbers):
-      raise ValueError(f"a tensor has impossible shape {self.shape} and strides {self.stride}")
+      raise UserError(f"a tensor has impossible shape {self.shape} and strides {self.stride}")
     if math.prod(self.shape) == 0:
       return np.zeros(self.shape, self.dtype)
     flat = np.frombuffer(self.storage.load(), self.dtype)
@@ -105,7 +106,7 @@ class Tensor:
       flat = flat.view(f"u{word}").byteswap().view(self.dtype)
     last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
     if last >= len(flat):
-      raise ValueError(f"a tensor of shape {self.shape} ends at value {last} of a storage of {len(flat)}")
+      raise UserError(f"a tensor of shape {self.shape} ends at value {last} of a storage of {len(flat)}")
     strides = tuple(s * flat.itemsize for s in self.stride)
     return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
 
@@ -122,7 +123,7 @@ class NumpyArray:
   def array(self) -> np.ndarray:
     _, shape, dtype, fortran, data = self.state
     if not isinstance(dtype, NumpyDtype) or dtype.numpy is None or not isinstance(data, bytes | bytearray):
-      raise ValueError("an array holds Python objects, which are never unpickled")
+      raise UserError("an array holds Python objects, which are never unpickled")
     return np.frombuffer(data, dtype.numpy).reshape(shape, order="F" if fortran else "C")
 
 
