@@ -24,6 +24,8 @@ class Chip:
     cores: TensorCores, of which the compiler may show each as a device.
     axes: sizes that a slice of it has.
     pod: chips of a whole pod.
+    clock: of a TPU's TensorCore, in Hz, which turns its compiler's estimated cycles into seconds; 0 where
+      it is not published.
   """
 
   name: str
@@ -34,12 +36,13 @@ class Chip:
   cores: int = 1
   axes: int = 0
   pod: int = 0
+  clock: float | int = 0
 
 
 TPUS: Mapping[str, Chip] = {
-  "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, cores=2, axes=3, pod=4096),
-  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, axes=2, pod=256),
-  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, cores=2, axes=3, pod=8960),
+  "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, cores=2, axes=3, pod=4096, clock=1050e6),
+  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, axes=2, pod=256, clock=1500e6),
+  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, cores=2, axes=3, pod=8960, clock=1750e6),
   "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1640e9, 448e9, axes=2, pod=256),
 }
 # What JAX calls their devices.

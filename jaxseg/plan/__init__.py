@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxseg import sharding
-from jaxseg.plan.cost import Cost, count
+from jaxseg.plan.cost import Cost, count, largest
 from jaxseg.plan.fit import Attempt, Largest, attempt, largest_batch
 from jaxseg.plan.hlo import parse
 from jaxseg.plan.meshes import advice
@@ -27,6 +27,7 @@ __all__ = [
   "advice",
   "count",
   "device_bytes",
+  "largest",
   "open_topology",
   "parse",
   "plan_step",
@@ -46,6 +47,7 @@ def plan_step(
   unit: int | None = None,
   compiles: int = 0,
   dump: str = "",
+  top: int = 0,
 ) -> list[str]:
   """Compiles a step for a mesh of the topology, and says what it takes: a line for each fact.
 
@@ -60,8 +62,9 @@ def plan_step(
     unit: batches are multiples of it; None takes the groups of devices with different images.
     compiles: further compilations that may be spent on finding the largest batch.
     dump: file for the text of the first optimised program; "" writes none.
+    top: how many of the instructions that move most to list.
   """
-  first = attempt(lower, batch_size, memory=topology.memory, dump=dump)
+  first = attempt(lower, batch_size, memory=topology.memory, dump=dump, top=top)
   unit = unit or mesh.shape["data"] * mesh.shape["fsdp"]
   largest = None
   if topology.memory:

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import re
+from collections.abc import Iterator
 
 from jaxseg.plan import arithmetic, exchange
 from jaxseg.plan.exchange import COLLECTIVES, Collective
@@ -45,6 +46,8 @@ class Cost:
     passes: the same, each times the passes that a TPU's matrix unit takes for its precision.
     nbytes: through main memory, without the padding of tiles.
     padded_bytes: with it; what a TPU moves.
+    cycles: the TPU compiler's own estimate of the time of each fusion, in cycles of its clock, summed: rough,
+      but it sees the vector unit, which neither FLOPs nor bytes do. 0 where the compiler writes none.
     collectives: by kind.
     kernels: calls of custom kernels by target; their bytes are counted, their arithmetic is not known.
     endless: loops whose trips the program does not tell; their bodies are counted once.
@@ -54,6 +57,7 @@ class Cost:
   passes: float | int = 0.0
   nbytes: float | int = 0.0
   padded_bytes: float | int = 0.0
+  cycles: float | int = 0.0
   collectives: dict[str, Collective] = dataclasses.field(default_factory=dict)
   kernels: dict[str, float | int] = dataclasses.field(default_factory=dict)
   endless: int = 0
@@ -69,6 +73,7 @@ class Cost:
       self.passes + other.passes,
       self.nbytes + other.nbytes,
       self.padded_bytes + other.padded_bytes,
+      self.cycles + other.cycles,
       collectives_,
       dict(kernels),
       self.endless + other.endless,
@@ -80,6 +85,7 @@ class Cost:
       self.passes * trips,
       self.nbytes * trips,
       self.padded_bytes * trips,
+      self.cycles * trips,
       {kind: item * trips for kind, item in self.collectives.items()},
       {target: count * trips for target, count in self.kernels.items()},
       self.endless,
@@ -89,6 +95,56 @@ class Cost:
 def count(program: Program) -> Cost:
   """The cost of the entry computation; loops count as often as they run."""
   return _Counter(program).computation(program.entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Largest:
+  """One instruction of a program that takes long, with all of its executions in a step.
+
+  Attributes:
+    name: in the program's text.
+    source: the JAX operation that it comes from ("jit(step)/.../conv_general_dilated"); "" where it has none.
+    result: element type and shape of what it writes, of the first result.
+    times: executions in a step.
+    cost: of all of them.
+  """
+
+  name: str
+  source: str
+  result: str
+  times: float | int
+  cost: Cost
+
+
+def largest(program: Program, number: int, *, by: str = "padded_bytes") -> list[Largest]:
+  """The instructions with the most of one figure of `Cost`, largest first.
+
+  Args:
+    program: parsed.
+    number: how many.
+    by: "padded_bytes", "cycles" or "flops".
+  """
+  counter = _Counter(program)
+  times: dict[str, float] = collections.defaultdict(float)
+
+  def visit(name: str, trips: float) -> None:
+    times[name] += trips
+    for instruction in program.computations[name].instructions.values():
+      for called, inner_trips in counter.calls(instruction):
+        visit(called, trips * inner_trips)
+
+  visit(program.entry, 1.0)
+  found = []
+  for name, trips in times.items():
+    computation = program.computations[name]
+    for instruction in computation.instructions.values():
+      if next(counter.calls(instruction), None) is None:
+        cost = counter.one(computation, instruction) * trips
+        source = re.search(r'op_name="([^"]*)"', instruction.attributes)
+        shape = instruction.shapes[0] if instruction.shapes else None
+        result = f"{shape.kind}[{','.join(map(str, shape.dims))}]" if shape else ""
+        found.append(Largest(instruction.name, source.group(1) if source else "", result, trips, cost))
+  return sorted(found, key=lambda item: getattr(item.cost, by), reverse=True)[:number]
 
 
 class _Counter:
@@ -103,38 +159,42 @@ class _Counter:
     computation = self.program.computations[name]
     total = Cost()
     for instruction in computation.instructions.values():
-      if instruction.name not in self.continued.get(name, ()):
-        total += self._instruction(computation, instruction)
+      total += self.one(computation, instruction)
     return total
 
-  def _instruction(self, computation: Computation, instruction: Instruction) -> Cost:
+  def calls(self, instruction: Instruction) -> Iterator[tuple[str, float]]:
+    """Computations that an instruction runs as they are, not fused, and how often."""
+    match instruction.opcode:
+      case "while":
+        (body,), (condition,) = instruction.called("body"), instruction.called("condition")
+        trips = self._trips(instruction, condition)
+        yield from ((name, 1.0 if trips is None else float(trips)) for name in (body, condition))
+      case "conditional":
+        keys = ("branch_computations", "true_computation", "false_computation")
+        branches = [name for key in keys for name in instruction.called(key)]
+        # Only one of them runs: the dearest counts.
+        yield max(branches, key=lambda b: (self.computation(b).padded_bytes, self.computation(b).flops)), 1.0
+      case "call" | "async-start":
+        yield from ((n, 1.0) for n in instruction.called("to_apply") or instruction.called("calls"))
+
+  def one(self, computation: Computation, instruction: Instruction) -> Cost:
+    """The cost of one execution of an instruction, with all that it calls."""
     opcode = instruction.opcode
+    if instruction.name in self.continued.get(computation.name, ()):
+      return Cost()
     if opcode in _FREE or opcode.endswith(("-done", "-update-done")) or opcode == "async-update":
       return Cost()
-    if opcode == "while":
-      return self._while(instruction)
-    if opcode == "conditional":
-      branches = [
-        name
-        for key in ("branch_computations", "true_computation", "false_computation")
-        for name in instruction.called(key)
-      ]
-      return max((self.computation(name) for name in branches), key=lambda c: (c.padded_bytes, c.flops))
+    called = list(self.calls(instruction))
+    if called:
+      cost = sum((self.computation(name) * trips for name, trips in called), Cost())
+      endless = opcode == "while" and self._trips(instruction, called[1][0]) is None
+      return cost + Cost(endless=int(endless))
     if opcode.endswith("-start") and opcode.removesuffix("-start") not in _OWN_STARTS:
       # Any other instruction, written with what it reads and with its results; the latter come second.
       results = instruction.parts[1] if len(instruction.parts) > 1 else instruction.shapes
       plain = dataclasses.replace(instruction, opcode=opcode.removesuffix("-start"), shapes=results, parts=())
-      return self._instruction(computation, plain)
-    if opcode in ("call", "async-start"):
-      called = instruction.called("to_apply") or instruction.called("calls")
-      return sum((self.computation(name) for name in called), Cost())
+      return self.one(computation, plain)
     return self._work(computation, instruction)
-
-  def _while(self, instruction: Instruction) -> Cost:
-    (body,), (condition,) = instruction.called("body"), instruction.called("condition")
-    trips = self._trips(instruction, condition)
-    cost = (self.computation(body) + self.computation(condition)) * (1 if trips is None else trips)
-    return cost + Cost(endless=int(trips is None))
 
   def _trips(self, instruction: Instruction, condition: str) -> int | None:
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes)
@@ -155,14 +215,16 @@ class _Counter:
   def _work(self, computation: Computation, instruction: Instruction) -> Cost:
     operands = [self._shapes(computation, name) for name in instruction.operands]
     moved = list(self._traffic(computation, instruction, operands))
+    estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
     cost = Cost(
+      cycles=float(estimate.group(1)) if estimate else 0.0,
       nbytes=sum((shape.nbytes for shape in moved if shape.space == 0), 0.0),
       padded_bytes=sum((shape.padded_bytes for shape in moved if shape.space == 0), 0.0),
     )
     if instruction.opcode == "fusion":
       inner = sum((self.computation(name) for name in instruction.called("calls")), Cost())
       # Inside of a fusion nothing goes through main memory.
-      return cost + dataclasses.replace(inner, nbytes=0.0, padded_bytes=0.0)
+      return cost + dataclasses.replace(inner, nbytes=0.0, padded_bytes=0.0, cycles=0.0)
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
       return cost + Cost(collectives={kind: exchange.collective(instruction, operands, self.program.devices)})

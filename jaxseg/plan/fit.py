@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from jaxseg.plan import cost as cost_lib
 from jaxseg.plan.cost import Cost, count
 from jaxseg.plan.hlo import parse
 
@@ -57,6 +58,7 @@ class Attempt:
     reasons: where it does not fit, the compiler's words on what is too large, largest first.
     usable: bytes that the compiler has for a program, where it said so.
     seconds: that the compilation took.
+    largest: the instructions that move most, where they were asked for.
   """
 
   batch_size: int
@@ -66,6 +68,7 @@ class Attempt:
   reasons: tuple[str, ...] = ()
   usable: float | int | None = None
   seconds: float | int = 0.0
+  largest: tuple[cost_lib.Largest, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,7 @@ def attempt(
   *,
   memory: float | int | None,
   dump: str = "",
+  top: int = 0,
 ) -> Attempt:
   """Compiles the step for `batch_size` images and counts what it does.
 
@@ -98,6 +102,7 @@ def attempt(
     batch_size: images, over all devices.
     memory: bytes of one device; None allows anything that compiles.
     dump: file for the text of the optimised program; "" writes none.
+    top: how many of the largest instructions to list.
   """
   began = time.perf_counter()
   lowered = lower(batch_size)
@@ -123,7 +128,9 @@ def attempt(
   text = compiled.as_text()
   if dump:
     pathlib.Path(dump).write_text(text)
-  return Attempt(batch_size, used, fits, count(parse(text)), seconds=seconds)
+  program = parse(text)
+  largest = tuple(cost_lib.largest(program, top)) if top else ()
+  return Attempt(batch_size, used, fits, count(program), seconds=seconds, largest=largest)
 
 
 def exhausted(message: str) -> tuple[float, float | None, tuple[str, ...]]:

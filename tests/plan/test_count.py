@@ -316,3 +316,49 @@ def test_branches_calls_and_unknown_loops():
 def test_not_a_program():
   with pytest.raises(ValueError, match=r"no ENTRY computation; give what compiled.as_text\(\) returns"):
     plan.parse("HloModule nothing\n")
+
+
+_ESTIMATED = """
+HloModule m
+
+%fused (p: f32[8,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0} parameter(0)
+  ROOT %e = f32[8,128]{1,0} exponential(%p), backend_config={"window_config":{"estimated_cycles":"9999"}}
+}
+
+%body (c: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %c = (s32[], f32[8,128]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%c), index=0
+  %x = f32[8,128]{1,0} get-tuple-element(%c), index=1
+  %twice = f32[8,128]{1,0} fusion(%x), kind=kLoop, calls=%fused, metadata={op_name="jit(f)/while/exp"}, \
+backend_config={"window_config":{"estimated_cycles":"100"}}
+  ROOT %t = (s32[], f32[8,128]{1,0}) tuple(%i, %twice)
+}
+
+%condition (c: (s32[], f32[8,128])) -> pred[] {
+  %c = (s32[], f32[8,128]{1,0}) parameter(0)
+  ROOT %go = pred[] constant(true)
+}
+
+ENTRY %main (x: (s32[], f32[8,128])) -> f32[8,128] {
+  %x = (s32[], f32[8,128]{1,0}) parameter(0)
+  %loop = (s32[], f32[8,128]{1,0}) while(%x), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"7"}}
+  %y = f32[8,128]{1,0} get-tuple-element(%loop), index=1
+  ROOT %z = f32[8,128]{1,0} fusion(%y), kind=kLoop, calls=%fused, \
+backend_config={"window_config":{"estimated_cycles":"30"}}
+}
+""".replace("\\\n", "")
+
+
+def test_estimated_cycles_and_the_largest_instructions():
+  """The compiler's cycles count by the trips of the loop, and those inside of a fusion not again."""
+  program = plan.parse(_ESTIMATED)
+  cost = plan.count(program)
+  assert cost.cycles == 7 * 100 + 30
+  first, second = plan.largest(program, 2)
+  assert (first.name, first.times, first.cost.cycles, first.source) == ("twice", 7, 700, "jit(f)/while/exp")
+  assert first.cost.padded_bytes == 7 * 2 * 8 * 128 * 4 and first.result == "f32[8,128]"
+  assert (second.name, second.times, second.source) == ("z", 1, "")
+  total = sum(item.cost.padded_bytes for item in plan.largest(program, 100))
+  assert total == cost.padded_bytes

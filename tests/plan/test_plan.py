@@ -1,5 +1,6 @@
 """Memory, the largest batch, topologies, meshes, and the command itself."""
 
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -259,8 +260,16 @@ def test_report_and_the_rates():
   text = "\n".join(report(topology, mesh, attempt, image=(64, 64), state={"parameters": GIB}))
   assert "5 GiB a device of 16 GiB: fits; 10 GiB a chip of 32 GiB" in text
   assert "all-reduce: 3, 100 MB, 150 MB sent by a device" in text
-  assert "10 ms a step, 800 images/s, bound by memory" in text
+  assert "no less than 10 ms a step, 800 images/s, for memory" in text
+  assert "expected" not in text  # no cycles, no estimate
   assert "tpu_custom_call 2 (their bytes are counted" in text
+  # A step that waits for the vector unit is never called bound by memory, whatever its bytes say.
+  for cycles, bound in ((10.5e6, "memory"), (105e6, "the vector unit")):
+    slow = dataclasses.replace(attempt, cost=dataclasses.replace(cost, cycles=cycles))
+    text = "\n".join(report(topology, mesh, slow, image=(64, 64), state={}))
+    assert (
+      f"{cycles / 1050e3:g} ms at 1.05 GHz" in text and f"bound by {bound}; kernels are not in it" in text
+    )
   refused = Attempt(8, Memory(temporaries=20 * GIB), False, None, ("9 GiB f32[1] of sort",), 15.5 * GIB)
   text = "\n".join(report(topology, mesh, refused, image=(64, 64), state={"parameters": GIB}))
   assert (
