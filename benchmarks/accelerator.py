@@ -1,0 +1,343 @@
+r"""Measures an accelerator: ours, and PyTorch's where a GPU machine has it, in calls of limited time.
+
+  python benchmarks/accelerator.py --minutes=9 --peers=../shared/peers --peer_python=peers/bin/python
+
+Each measurement is a process of its own, ours and theirs in turn, and its result is a line of
+`OUTPUT/accelerator_DEVICE.jsonl` at once. The same command again goes on with what is missing; a
+measurement that failed is a line with its reason, and is tried again with `--retry`. Every call ends by
+writing `OUTPUT/DEVICE.md` and `OUTPUT/DEVICE.png` from all lines. Without `--peers` only ours is measured.
+
+What is measured: training steps and inference (uint8 image in, label map out) in bfloat16: images/s over
+steps that are dispatched one after the other, peak memory, seconds to compile; every form of every operation
+of `jaxseg.ops` at the shapes of the models, forward and backward, from which the tables of choices are set;
+the CRF. PyTorch runs with autocast to bfloat16 and channels_last, eager and compiled.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+HERE = pathlib.Path(__file__).resolve().parent
+# Model → (rows, columns, batch) of a training step; CGNet's crop is its paper's.
+MODELS = {
+  "segnext_tiny": (512, 512, 16),
+  "segformer_b0": (512, 512, 16),
+  "cgnet_m3n21": (680, 680, 8),
+  "deeplabv3plus_resnet50": (512, 512, 8),
+  "segnext_base": (512, 512, 16),
+  "segformer_b2": (512, 512, 16),
+}
+Case = dict[str, Any]
+
+
+def main() -> None:
+  """Measures what is missing until the time is up, then writes the report."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--minutes", type=float, default=9.0, help="of this call, default %(default)s")
+  parser.add_argument("--output", type=pathlib.Path, default=HERE / "results")
+  parser.add_argument("--peers", type=pathlib.Path, help="folder of the PyTorch models (refmodels.py)")
+  parser.add_argument("--peer_python", default=sys.executable, help="interpreter that has them")
+  parser.add_argument("--what", default="models,ops,crf", help="parts to measure, default %(default)s")
+  parser.add_argument("--models", default=",".join(MODELS), help="default: %(default)s")
+  parser.add_argument("--tiny", action="store_true", help="small shapes and two runs, to try the script")
+  parser.add_argument("--retry", action="store_true", help="measure again what failed")
+  parser.add_argument("--one", metavar="JSON", help=argparse.SUPPRESS)
+  flags = parser.parse_args()
+  if flags.one:
+    print("RESULT " + json.dumps(measure(json.loads(flags.one))), flush=True)
+    return
+  deadline = time.monotonic() + 60 * flags.minutes
+  device = run_one(ours({"kind": "device"}), deadline)["device"]
+  flags.output.mkdir(parents=True, exist_ok=True)
+  record = flags.output / f"accelerator_{re.sub(r'[^A-Za-z0-9]+', '_', device)}.jsonl"
+  done = read(record)
+  asked = cases(flags)
+  left = [c for c in asked if key(c) not in done or (flags.retry and "failed" in done[key(c)])]
+  print(f"{device}: {len(asked) - len(left)} of {len(asked)} are measured already", flush=True)
+  for i, case in enumerate(left):
+    if time.monotonic() > deadline - 15:
+      print(f"time is up; {len(left) - i} are left, and the same command goes on with them", flush=True)
+      break
+    command = theirs(case, flags) if case["who"] != "jaxseg" else ours(case)
+    result = run_one(command, deadline)
+    if result.get("failed") == "time":
+      print(f"{key(case)}: not done within this call; the next one tries it again", flush=True)
+      break
+    done[key(case)] = case | result
+    with record.open("a") as file:
+      file.write(json.dumps(case | result) + "\n")
+    shown = {k: v for k, v in result.items() if k not in case and k != "device"}
+    print(f"{key(case)}: {shown}", flush=True)
+  report(
+    device, list(done.values()), flags.output, " ".join(["python benchmarks/accelerator.py", *sys.argv[1:]])
+  )
+
+
+def cases(flags: argparse.Namespace) -> list[Case]:
+  """All measurements, the most wanted first."""
+  found: list[Case] = []
+  who = ["jaxseg"] + (["torch", "torch.compile"] if flags.peers else [])
+  runs = 2 if flags.tiny else 20
+  if "models" in flags.what.split(","):
+    for name in flags.models.split(","):
+      rows, columns, batch = (64, 64, 2) if flags.tiny else MODELS[name]
+      for mode, size in (("train", batch), ("infer", 1), ("infer", batch)):
+        shape = dict(rows=rows, columns=columns, batch=size, runs=runs)
+        found += [dict(kind="model", model=name, mode=mode, who=peer, **shape) for peer in who]
+  if "ops" in flags.what.split(","):
+    from op_cases import op_cases  # beside this file
+
+    found += [dict(kind="op", who="jaxseg", runs=runs, **case) for case in op_cases(tiny=flags.tiny)]
+  if "crf" in flags.what.split(","):
+    rows, columns = (24, 32) if flags.tiny else (375, 500)
+    found.append(dict(kind="crf", who="jaxseg", rows=rows, columns=columns, runs=min(runs, 5)))
+  return found
+
+
+def key(case: Case) -> str:
+  """What tells one measurement from another; results have further values."""
+  names = ("kind", "model", "op", "form", "mode", "dtype", "shape", "rows", "columns", "batch", "who")
+  return " ".join(str(case[name]) for name in names if name in case)
+
+
+def ours(case: Case) -> list[str]:
+  """The command of one of our own measurements."""
+  return [sys.executable, str(HERE / "accelerator.py"), f"--one={json.dumps(case)}"]
+
+
+def theirs(case: Case, flags: argparse.Namespace) -> list[str]:
+  """The command of one of PyTorch's."""
+  return [flags.peer_python, str(HERE / "accelerator_peer.py"), str(flags.peers.resolve()), json.dumps(case)]
+
+
+def run_one(command: list[str], deadline: float) -> Case:
+  """What the command measured; `failed` says why it did not."""
+  try:
+    done = subprocess.run(
+      command,
+      capture_output=True,
+      text=True,
+      check=False,
+      timeout=max(deadline - time.monotonic(), 1.0),
+      cwd=HERE.parent,
+    )
+  except subprocess.TimeoutExpired:
+    return {"failed": "time"}
+  for line in done.stdout.splitlines():
+    if line.startswith("RESULT "):
+      return json.loads(line.removeprefix("RESULT "))
+  return {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]}
+
+
+def read(record: pathlib.Path) -> dict[str, Case]:
+  """Results so far, the last of each."""
+  if not record.exists():
+    return {}
+  found = {}
+  for line in record.read_text().splitlines():
+    try:
+      case = json.loads(line)
+    except ValueError:  # a call was stopped while it wrote
+      continue
+    found[key(case)] = case
+  return found
+
+
+def measure(case: Case) -> Case:
+  """One measurement of ours, in this process."""
+  import os
+
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+  import jax
+
+  device = jax.devices()[0]
+  if case["kind"] == "device":
+    return {"device": device.device_kind, "jax": jax.__version__}
+  if case["kind"] == "op":
+    from op_cases import measure_op
+
+    result = measure_op(case)
+  elif case["kind"] == "crf":
+    result = measure_crf(case)
+  else:
+    result = measure_model(case)
+  peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+  return result | ({} if peak is None else {"peak_gib": peak / 2**30}) | {"jax": jax.__version__}
+
+
+def measure_model(case: Case) -> Case:
+  """images/s and compile seconds of a training step, or of uint8 images → label maps."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  from step import MMSEG
+
+  import jaxseg
+  from jaxseg import sharding
+  from jaxseg.train import create_state, make_loss, make_optimizer
+  from jaxseg.train.step import jit_step, make_step
+
+  name, shape = case["model"], (case["batch"], case["rows"], case["columns"])
+  classes = 19 if name.startswith("cgnet") else 21 if "deeplab" in name else 150
+  variant = MMSEG.get(name, {})
+  model = jaxseg.create_model(
+    name,
+    num_classes=classes,
+    **{part: dict(dtype="bfloat16") | variant.get(part, {}) for part in ("encoder", "decoder")},
+  )
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (*shape, 3), np.uint8)
+  small = jnp.zeros((1, 64, 64, 3))
+  variables = jax.jit(lambda: model.init(jax.random.key(0), small, train=False))()
+  if case["mode"] == "infer":
+
+    def predict(variables, image):
+      normal = (image.astype(jnp.float32) - 120.0) / 58.0
+      logits = model.apply(variables, normal, train=False)["logits"]
+      # As a user would without our own strips: the yardstick of what evaluation does is its own case.
+      return jaxseg.resize_logits(logits, shape[1:]).argmax(-1).astype(jnp.uint8)
+
+    began = time.perf_counter()
+    run = jax.jit(predict).lower(variables, jnp.asarray(image)).compile()
+    seconds = time.perf_counter() - began
+    arguments = (variables, jnp.asarray(image))
+    return rates(case, lambda: run(*arguments), seconds)
+  weights = {"logits": 1.0} | ({} if model.aux_decoder is None else {"aux_logits": 0.4})
+  tx = make_optimizer(dict(name="adamw", learning_rate=6e-5, weight_decay=0.01), variables["params"])
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  state = sharding.place(create_state(model, variables, tx), mesh)
+  step = jit_step(make_step(make_loss(dict(weights=weights)), tx), mesh, state)
+  normal = (image.astype(np.float32) - 120.0) / 58.0
+  label = rng.integers(0, classes, shape, np.int32)
+  batch = sharding.to_global({"image": normal, "label": label}, mesh)
+  random = jax.random.key(0)
+  began = time.perf_counter()
+  compiled = step.lower(state, batch, random).compile()
+  seconds = time.perf_counter() - began
+  holder = [state]
+
+  def run():
+    holder[0], scalars = compiled(holder[0], batch, random)
+    return scalars
+
+  return rates(case, run, seconds)
+
+
+def measure_crf(case: Case) -> Case:
+  """The lattice's ten steps with the published kernels, 21 classes."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  import jaxseg
+
+  rng = np.random.default_rng(0)
+  shape = (case["rows"], case["columns"])
+  image = rng.integers(0, 256, (*shape, 3)).astype(np.float32)
+  unary = jnp.asarray(rng.uniform(0, 3, (*shape, 21)), jnp.float32)
+  kernels = ((3.0, None, 3.0), (60.0, 10.0, 4.0))
+  run = jax.jit(lambda u, i: jaxseg.crf.mean_field(u, i, kernels, steps=10, method="lattice"))
+  began = time.perf_counter()
+  compiled = run.lower(unary, jnp.asarray(image)).compile()
+  seconds = time.perf_counter() - began
+  return rates(case | {"batch": 1}, lambda: compiled(unary, jnp.asarray(image)), seconds)
+
+
+def rates(case: Case, run, compile_seconds: float) -> Case:
+  """Runs after a warm-up, all dispatched before the last is waited for."""
+  import jax
+
+  jax.block_until_ready(run())
+  jax.block_until_ready(run())
+  rounds = []
+  for _ in range(3):
+    began = time.perf_counter()
+    out = None
+    for _ in range(case["runs"]):
+      out = run()
+    jax.block_until_ready(out)
+    rounds.append((time.perf_counter() - began) / case["runs"])
+  best = sorted(rounds)[1]
+  return {
+    "ms": 1e3 * best,
+    "spread": max(rounds) / min(rounds),
+    "images_per_second": case["batch"] / best,
+    "compile_seconds": compile_seconds,
+  }
+
+
+def report(device: str, results: Sequence[Case], output: pathlib.Path, command: str) -> None:
+  """Tables of all results, and a picture of ours against PyTorch's."""
+  name = re.sub(r"[^A-Za-z0-9]+", "_", device)
+  lines = [f"# {device}", "", f"Measured by `{command}`; ms are medians of three rounds.", ""]
+  models = [r for r in results if r["kind"] == "model"]
+  if models:
+    lines += ["## Models, bfloat16", ""]
+    lines += ["| model | what | size | batch | who | images/s | ms | peak GiB | compile s |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    for r in models:
+      head = f"| {r['model']} | {r['mode']} | {r['rows']}x{r['columns']} | {r['batch']} | {r['who']} |"
+      if "failed" in r:
+        lines.append(f"{head} failed: {r['failed']} | | | |")
+      else:
+        peak = f"{r['peak_gib']:.2f}" if "peak_gib" in r else ""
+        lines.append(
+          f"{head} {r['images_per_second']:.1f} | {r['ms']:.2f} | {peak} | {r['compile_seconds']:.0f} |"
+        )
+  ops = [r for r in results if r["kind"] == "op"]
+  if ops:
+    lines += ["", "## Forms of operations", "", "| operation | shape | dtype | form | ms | |"]
+    lines += ["|---|---|---|---|---|---|"]
+    groups: dict[tuple, list[Case]] = {}
+    for r in ops:
+      groups.setdefault((r["op"], r["mode"], r["shape"], r["dtype"]), []).append(r)
+    for (op, mode, shape, dtype), rows in groups.items():
+      best = min((r["ms"] for r in rows if "ms" in r), default=None)
+      for r in rows:
+        head = f"| {op} {mode} | {shape} | {dtype} | {r['form']} |"
+        if "ms" in r:
+          lines.append(f"{head} {r['ms']:.3f} | {'best' if r['ms'] == best else ''} |")
+        else:
+          lines.append(f"{head} | failed: {r['failed']} |")
+  for r in (r for r in results if r["kind"] == "crf"):
+    took = f"{r['ms']:.1f} ms" if "ms" in r else f"failed: {r['failed']}"
+    lines += ["", f"CRF, lattice, {r['rows']}x{r['columns']}x21, ten steps: {took}"]
+  (output / f"{name}.md").write_text("\n".join(lines) + "\n")
+  picture(device, [r for r in models if "images_per_second" in r], output / f"{name}.png")
+
+
+def picture(device: str, results: Sequence[Case], path: pathlib.Path) -> None:
+  """Bars of images/s by model and mode, a colour for each of who was measured."""
+  if not results:
+    return
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  groups = list(dict.fromkeys(f"{r['model']}\n{r['mode']} {r['batch']}" for r in results))
+  who = list(dict.fromkeys(r["who"] for r in results))
+  figure, axes = plt.subplots(figsize=(max(6, 1.1 * len(groups)), 4.5), layout="constrained")
+  for i, name in enumerate(who):
+    rates_ = {
+      f"{r['model']}\n{r['mode']} {r['batch']}": r["images_per_second"] for r in results if r["who"] == name
+    }
+    at = [g + (i - (len(who) - 1) / 2) * 0.8 / len(who) for g in range(len(groups))]
+    axes.bar(at, [rates_.get(g, 0) for g in groups], 0.8 / len(who), label=name)
+  axes.set_yscale("log")
+  axes.set_xticks(range(len(groups)), groups, rotation=45, ha="right", fontsize=7)
+  axes.set_ylabel("images/s")
+  axes.set_title(device)
+  axes.legend()
+  figure.savefig(path, dpi=150)
+  plt.close(figure)
+
+
+if __name__ == "__main__":
+  main()
