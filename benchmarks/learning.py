@@ -22,9 +22,9 @@ import numpy as np
 
 import jaxseg
 from jaxseg import data, sharding
+from jaxseg.config import load
 from jaxseg.evaluation import evaluate
 from jaxseg.train import create_state, jit_step, make_loss, make_optimizer, make_step
-from jaxseg.train.config import load
 from jaxseg.types import Preprocess
 
 PEER = pathlib.Path(__file__).resolve().parent / "learning_peer.py"

@@ -13,9 +13,11 @@ import time
 
 import numpy as np
 
+from jaxseg import config as config_lib
+from jaxseg.commands import evaluate, target
+from jaxseg.config import record
 from jaxseg.evaluation.report import Report
-from jaxseg.train import config as config_lib
-from jaxseg.train import evaluating, loop, runtime, workdir
+from jaxseg.train import loop, runtime
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 
@@ -43,8 +45,8 @@ def run(config_file: str, directory: pathlib.Path) -> Report:
   began = time.perf_counter()
   config = config_lib.load(str(CONFIGS / config_file))
   loop.train(config, directory)
-  subject = evaluating.from_workdir(directory, step="latest")
-  report = evaluating.run(subject, workdir.read_config(directory), output=directory / "eval")
+  subject = target.from_workdir(directory, step="latest")
+  report = evaluate.evaluate(subject, record.read_config(directory), output=directory / "eval")
   print(f"{config.model.arch}: {time.perf_counter() - began:.0f} s in all", flush=True)
   return report
 

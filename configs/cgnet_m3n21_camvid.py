@@ -20,7 +20,7 @@ blue); with the order that one would expect, their checkpoint loses 12.9 mIoU.
 """
 
 from configs import common
-from jaxseg.train.config import model_config
+from jaxseg.config import model_config
 
 # 1 / ln(1.10 + share of the class) as saved by the authors. Their histogram counts the unlabelled
 # pixels as the last class, so that bicyclist has 7.5455 where its own share gives 9.8089.

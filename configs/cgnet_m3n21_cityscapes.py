@@ -24,8 +24,8 @@ No readable copy of the paper's tables with their numbers was at hand.
 """
 
 from configs import common
+from jaxseg.config import model_config
 from jaxseg.errors import UserError
-from jaxseg.train.config import model_config
 
 SAVED = (1.4706, 9.5053, *(10.4921,) * 16, 5.1317)
 CORRECTED = (

@@ -12,7 +12,7 @@ Expected mIoU: depends on the data; nothing was published for this file.
 """
 
 from configs import common
-from jaxseg.train.config import model_config
+from jaxseg.config import model_config
 
 
 def get_config(arg: str = ""):

@@ -9,7 +9,7 @@ Expected val mIoU: 0.83 (ours, seed 0, two CPU cores).
 """
 
 from configs import common
-from jaxseg.train.config import model_config
+from jaxseg.config import model_config
 
 
 def get_config(arg: str = ""):

@@ -8,7 +8,7 @@ Expected val mIoU: 0.07 (ours, 300 steps; the commonest class alone gives 0.02).
 """
 
 from configs import cgnet_m3n21_synthetic, common
-from jaxseg.train.config import model_config
+from jaxseg.config import model_config
 
 
 def get_config(arg: str = ""):

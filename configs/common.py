@@ -10,9 +10,9 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from jaxseg.config.values import nearest
 from jaxseg.crf import Settings
 from jaxseg.errors import UserError
-from jaxseg.train.overrides import nearest
 
 # Mean colour and contrast of ImageNet, RGB in 0..255: what published encoders were trained with.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -77,9 +77,10 @@ def mmseg_adamw(config: ml_collections.ConfigDict, *, names: str, warmup: str) -
   config.init_keep = ("decoder/.*",)  # init_from is an encoder trained on ImageNet
   config.loss.normalize_by = "all"
   config.optimizer.update(name="adamw", learning_rate=6e-5, weight_decay=0.01, names=names)
-  # mmcv's custom_keys in the order in which it tries them, the longest first. What the layout has no name
+  # mmcv's custom_keys in the order in which it tries them, the longest first; without "pos_block", which is
+  # in the name of no parameter of either. What the layout has no name
   # for, such as parts of an ablation, goes by ours.
-  config.optimizer.groups = (("pos_block", 1.0, 0.0), ("head|^decoder/", 10.0, 1.0), ("norm", 1.0, 0.0))
+  config.optimizer.groups = (("head|^decoder/", 10.0, 1.0), ("norm", 1.0, 0.0))
   config.optimizer.schedule.update(
     name="poly", power=1.0, warmup=warmup, warmup_steps=1500, warmup_ratio=1e-6
   )

@@ -20,7 +20,7 @@ Hardware: 4 V100, 6 to 14 GB each (model zoo). Not run here yet.
 """
 
 from configs import common
-from jaxseg.train.config import model_config
+from jaxseg.config import model_config
 
 _STEPS = {"cityscapes": 40_000, "voc": 20_000, "ade20k": 80_000}
 

@@ -16,7 +16,7 @@ one that the authors searched for each of the two.
 """
 
 from configs import common
-from jaxseg.train.config import model_config
+from jaxseg.config import model_config
 
 
 def get_config(arg: str = ""):

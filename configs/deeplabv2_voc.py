@@ -20,8 +20,8 @@ authors did.
 """
 
 from configs import common
+from jaxseg.config import model_config
 from jaxseg.errors import UserError
-from jaxseg.train.config import model_config
 
 _RATES = {"aspp_s": (2, 4, 8, 12), "large_fov": (12,)}
 

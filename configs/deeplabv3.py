@@ -22,7 +22,7 @@ Where this is not TensorFlow's code: the ImageNet weights and their colours are 
 """
 
 from configs import common
-from jaxseg.train.config import model_config
+from jaxseg.config import model_config
 
 _NORMS = r".*norm/(scale|bias)"
 

@@ -26,11 +26,11 @@ ten times the rate (not for CGNet).
 import re
 
 from configs import common
+from jaxseg import config as config_lib
 from jaxseg import hub, models
 from jaxseg.data import dataset_info, folder
 from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
-from jaxseg.train import config as config_lib
 
 _CLASSIFIER = r"decoder/classifier\d?/.*"
 # Fields of encoders that no tensor shows, and that classifiers on ImageNet have otherwise.

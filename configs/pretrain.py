@@ -34,7 +34,7 @@ bicubic; VAN's code adds 10 epochs at the final rate (`--config.total_steps` and
 import ml_collections
 
 from configs import common
-from jaxseg.train.config import model_config
+from jaxseg.config import model_config
 
 EXAMPLES = 1_281_167
 EPOCHS, WARMUP_EPOCHS = 300, 5

@@ -28,7 +28,7 @@ is non-commercial like theirs, are read as well. Scales and flip: `eval.py --wor
 """
 
 from configs import common
-from jaxseg.train.config import model_config
+from jaxseg.config import model_config
 
 _SIZES = ("b0", "b1", "b2", "b3", "b4", "b5")
 _ABLATIONS = {

@@ -27,7 +27,7 @@ any number of devices, which mmsegmentation found this network to need.
 """
 
 from configs import common
-from jaxseg.train.config import model_config
+from jaxseg.config import model_config
 
 _SIZES = ("tiny", "small", "base", "large")
 _ABLATIONS = {

@@ -1,17 +1,14 @@
-"""`python -m jaxseg`, and the console script: a sentence where the training extra is missing."""
+"""`python -m jaxseg`, and the console script."""
 
 import sys
 
-from jaxseg import lazy
-
 
 def main() -> None:
-  """Runs `jaxseg.cli.main`."""
+  """Runs `jaxseg.cli.main`; Ctrl-C while it is imported ends without a traceback, too."""
   try:
-    cli = lazy.load("jaxseg.cli")
-  except ModuleNotFoundError as error:
-    print(f"jaxseg: {error}", file=sys.stderr)
-    sys.exit(2)
+    from jaxseg import cli
+  except KeyboardInterrupt:
+    sys.exit(130)
   cli.main()
 
 

@@ -5,6 +5,13 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from jaxseg.errors import UserError
+
+
+class MissingExtraError(UserError, ModuleNotFoundError):
+  """A library that an extra of jaxseg brings is not installed; the message has the command."""
+
+
 # Import name → the extra of pyproject.toml that brings it.
 _EXTRAS = {"huggingface_hub": "hub", "gcsfs": "tpu", "apache_beam": "beam"}
 
@@ -13,18 +20,19 @@ def load(module: str) -> ModuleType:
   """The module of that name.
 
   Raises:
-    ModuleNotFoundError: it needs a library that is not installed; the message has the command to install it.
+    MissingExtraError: it needs a library that is not installed; the message has the command to install it.
   """
   try:
     return importlib.import_module(module)
+  except MissingExtraError:
+    raise
   except ModuleNotFoundError as error:
     missing = (error.name or "").split(".")[0]
     if missing in ("", "jaxseg"):
       raise
     extra = _EXTRAS.get(missing, "train")
-    raise ModuleNotFoundError(
-      f"{module} needs {missing}, which is not installed; pip install 'jaxseg[{extra}]' brings it",
-      name=error.name,
+    raise MissingExtraError(
+      f"{module} needs {missing}, which is not installed; pip install 'jaxseg[{extra}]' brings it"
     ) from None
 
 

@@ -85,7 +85,14 @@ def make_path(directory: Any) -> epath.Path:
 def restore_variables(
   directory: Any, *, step: int | Literal["best", "latest"] = "best", best_metric: str | None = None
 ) -> dict[str, Any]:
-  """{"params": ..., "batch_stats": ..., ...} of a checkpoint, as NumPy arrays.
+  """The variables of `restore_step` alone."""
+  return restore_step(directory, step=step, best_metric=best_metric)[1]
+
+
+def restore_step(
+  directory: Any, *, step: int | Literal["best", "latest"] = "best", best_metric: str | None = None
+) -> tuple[int, dict[str, Any]]:
+  """The number of a checkpoint, and its {"params": ..., "batch_stats": ..., ...} as NumPy arrays.
 
   Reads only, and nothing of the optimizer: safe beside a run that is writing there. Of the best or the
   latest, one that is damaged is passed over for the next, which is said on stderr.
@@ -116,8 +123,8 @@ def restore_variables(
         order = [resolve(manager, score, directory, step)]
     finally:
       manager.close()
-    _, saved = first_whole(order, directory, lambda known: _read_variables(directory / str(known)))
-  return {"params": saved["params"], **saved["model_state"]}
+    found, saved = first_whole(order, directory, lambda known: _read_variables(directory / str(known)))
+  return found, {"params": saved["params"], **saved["model_state"]}
 
 
 def first_whole(steps: Iterable[int], directory: epath.Path, read: Callable[[int], Any]) -> tuple[int, Any]:

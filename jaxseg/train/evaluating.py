@@ -1,38 +1,26 @@
-"""Evaluation as a run does it: config → exact report, and a picture of the first images."""
+"""Evaluation as a run does it: a model's exact scores, and a picture of the first images."""
 
-import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import ml_collections
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import UInt8
-from tqdm import tqdm
 
-from jaxseg import data, lazy
-from jaxseg.checkpoint import restore_variables
+from jaxseg import data
+from jaxseg.config.rule import make_inference_rule
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
-from jaxseg.errors import UserError
-from jaxseg.evaluation.classify import ClassificationReport
 from jaxseg.evaluation.evaluate import evaluate
 from jaxseg.evaluation.panel import panel
 from jaxseg.evaluation.predictor import make_predict
-from jaxseg.evaluation.refined import RefinedNetwork, evaluate_refined, make_scores
+from jaxseg.evaluation.refined import RefinedNetwork, make_scores
 from jaxseg.evaluation.report import Report
 from jaxseg.evaluation.views import Grouping
 from jaxseg.models import align_corners_of
 from jaxseg.sharding import rows_to_read
-from jaxseg.train import config as config_lib
-from jaxseg.train import tasks, validate, workdir
-from jaxseg.train.logging import say
-from jaxseg.train.rule import make_inference_rule
-from jaxseg.train.runtime import make_mesh
 from jaxseg.types import Preprocess
 
 
@@ -111,138 +99,3 @@ class Evaluator:
       )
     predictions = np.asarray(self._predict(variables, images))
     return panel(images, labels, predictions, self._info.palette, self._info.classes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-  """What is evaluated: a model with its variables and its own idea of the input."""
-
-  name: str
-  model: nn.Module
-  variables: Any
-  preprocess: Preprocess
-  num_classes: int
-  step: int | str | None = None
-
-
-def from_workdir(directory: epath.PathLike, *, step: str = "best") -> Subject:
-  """The model of a run of train.py, at a checkpoint: "best", "latest" or a number.
-
-  Raises:
-    UserError: no workdir, or no such checkpoint.
-  """
-  if step not in ("best", "latest") and not step.isdigit():
-    raise UserError(f"--step is {step!r}; expected best, latest or a number")
-  wanted = int(step) if step.isdigit() else step
-  config = workdir.read_config(directory)
-  return Subject(
-    name=str(directory),
-    model=config_lib.build_model(config, config.model.num_classes),
-    variables=restore_variables(epath.Path(directory) / workdir.CHECKPOINTS, step=wanted),
-    preprocess=config_lib.make_preprocess(config.preprocess),
-    num_classes=config.model.num_classes,
-    step=wanted,
-  )
-
-
-def from_source(source: str) -> Subject:
-  """Weights that `jaxseg.from_pretrained` reads.
-
-  Raises:
-    UserError: it cannot be read.
-  """
-  from jaxseg import hub
-
-  net = hub.from_pretrained(source)
-  num_classes = getattr(getattr(net.model, "decoder", net.model), "num_classes", None)
-  if num_classes is None:
-    raise UserError(f"{source} holds {net.arch} without a classifier; give weights that have one")
-  return Subject(source, net.model, net.variables, net.preprocess, num_classes)
-
-
-def run(
-  subject: Subject,
-  config: ml_collections.ConfigDict,
-  *,
-  output: epath.PathLike,
-  crf: Settings | None = None,
-) -> Report | ClassificationReport:
-  """Evaluates on `config`'s data, prints the table, writes `report.json` and `panel.png` to `output`.
-
-  With `crf` the report is of the refined result, and also says what the network alone scores.
-
-  Raises:
-    UserError: the data cannot be read, or has other classes than the model.
-  """
-  mesh = make_mesh(config.mesh)
-  validate.validate_batches(config, mesh, keys=("eval.batch_size",))
-  info = data.dataset_info(config.data)
-  if info.num_classes != subject.num_classes:
-    raise UserError(
-      f"{subject.name} has {subject.num_classes} classes, but {config.data.name} has {info.num_classes};"
-      " choose the data that it was trained for"
-    )
-  if tasks.name_of(config) == "classification":
-    if crf is not None:
-      raise UserError("an image classifier has no CRF behind it; leave out --crf and config.eval.crf")
-    evaluate_images = lazy.load("jaxseg.train.classification").evaluate
-    return evaluate_images(subject, config, output=output, info=info, mesh=mesh)
-  evaluator = Evaluator(subject.model, config, info=info, preprocess=subject.preprocess, mesh=mesh)
-  count = len(data.open_split(config.data, config.data.eval_split))
-  first = jax.process_index() == 0
-  refined = None if crf is None else evaluator.refined(subject.variables, crf)
-  with tqdm(total=count, unit="image", disable=None if first else True) as bar:
-    progress = lambda images: bar.update(images - bar.n)  # noqa: E731
-    if refined is None:
-      report, alone = evaluator(subject.variables, progress=progress), None
-    else:
-      report, alone = evaluate_refined(
-        refined,
-        data.open_split(config.data, config.data.eval_split),
-        num_classes=info.num_classes,
-        ignore_label=config.loss.ignore_label,
-        progress=progress,
-      )
-  picture = evaluator.panel(subject.variables, predict=refined and refined.labels)
-  if first:
-    facts = {
-      "source": subject.name,
-      "step": subject.step,
-      "data": config.data.name,
-      "split": config.data.eval_split,
-      "images": count,
-      "rule": make_inference_rule(config.eval).text(),
-    }
-    if crf is not None:
-      facts |= {"crf": dataclasses.asdict(crf), "without_crf": alone.scalars()}
-    write_report(output, report, picture, info=info, facts=facts)
-    say(report.table(info.classes))
-    if crf is not None:
-      say(f"all with the CRF; the network alone has mIoU {alone.miou:.4f}")
-    say(f"{count} images of {config.data.name} {config.data.eval_split}, {facts['rule']}")
-    say(f"report and picture in {output}")
-  return report
-
-
-def write_report(
-  directory: epath.PathLike,
-  report: Report,
-  picture: UInt8[np.ndarray, "_ _ 3"],
-  *,
-  info: DatasetInfo,
-  facts: dict[str, Any],
-) -> None:
-  """`report.json` (scores, per-class table, matrix, and `facts` about what was evaluated) and `panel.png`."""
-  import cv2
-
-  directory = epath.Path(directory)
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**facts, **report.to_dict(info.classes)}, indent=1)
-    (directory / "report.json").write_text(text + "\n")
-    png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
-    (directory / "panel.png").write_bytes(png.tobytes())
-  except OSError as error:
-    raise UserError(
-      f"{str(directory)!r} cannot be written ({error.strerror or error}); choose another --output"
-    ) from None

@@ -17,20 +17,23 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from jaxseg import config as config_lib
 from jaxseg import data, sharding
 from jaxseg.checkpoint import Checkpoints
+from jaxseg.config import record, validate
+from jaxseg.config.card import recipe_card
 from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError
-from jaxseg.train import config as config_lib
-from jaxseg.train import hosts, job, validate, workdir
+from jaxseg.train import hosts, job, workdir
 from jaxseg.train.best import BestWeights
-from jaxseg.train.card import recipe_card
+from jaxseg.train.frozen import frozen_paths
 from jaxseg.train.guard import Guard
 from jaxseg.train.logging import Board, MetricsLog, Progress, say
-from jaxseg.train.optimizer import make_optimizer
+from jaxseg.train.optimizer import make_optimizer, parameter_groups
 from jaxseg.train.preemption import Preempted, Preemption, sentence
 from jaxseg.train.runtime import end_job, make_mesh
 from jaxseg.train.schedule import make_schedule
+from jaxseg.train.speed import card_row
 from jaxseg.train.state import TrainState, create_state
 from jaxseg.train.step import Step, jit_step, make_step
 from jaxseg.train.tasks import Report, headline, task_of
@@ -83,6 +86,9 @@ def assemble(config: ml_collections.ConfigDict, mesh: Mesh) -> Run:
   model = config_lib.build_model(config, num_classes)
   loss_fn = task_of(config).make_loss(config, model)
   shapes = jax.eval_shape(lambda: _init(model, config))
+  validate.validate_parameters(
+    config, {path: group.name for path, group in parameter_groups(config.optimizer, shapes["params"]).items()}
+  )
   tx = make_optimizer(config.optimizer, shapes["params"], frozen=tuple(config.frozen))
   return Run(
     config=config,
@@ -120,18 +126,18 @@ def _train(
 ) -> Report | None:
   run = plan(config)
   first = jax.process_index() == 0
-  record = workdir.record(
+  values = record.make_record(
     config, num_classes=run.num_classes, classes=run.info.classes, palette=run.info.palette
   )
   hosts.check_same({"pictures of each split": run.lengths, "classes": list(run.info.classes)})
-  workdir.prepare(directory, record, write=first)
+  workdir.prepare(directory, values, write=first)
   hosts.check_shared(directory)
   if not first:  # which has tried
     workdir.check_writable(directory)
   hosts.gather("all can write")  # before Orbax looks what lies there
   with contextlib.ExitStack() as stack:
     checkpoints = Checkpoints(
-      epath.Path(directory) / workdir.CHECKPOINTS,
+      epath.Path(directory) / record.CHECKPOINTS,
       keep_last=config.checkpoint.keep_last,
       on_failure=end_job,
     )
@@ -139,7 +145,7 @@ def _train(
     state, start = _restore_or_init(run, checkpoints)
     preemption.saved(start)
     if first:  # not before: a config that cannot go on is not the workdir's
-      workdir.update(directory, record)
+      workdir.update(directory, values)
     log = MetricsLog(directory, resume_step=start, active=first)
     stack.callback(log.flush, force=True)
     board = Board(directory, resume_step=start, active=first)
@@ -152,6 +158,9 @@ def _train(
       num_classes=run.num_classes,
       lengths=run.lengths,
       start_step=start,
+      groups=parameter_groups(config.optimizer, run.shapes.params),
+      frozen=frozen_paths(run.shapes.params, tuple(config.frozen)),
+      more={"speed": card_row(list(run.mesh.devices.flat))},
     )
     if first:
       say(card)

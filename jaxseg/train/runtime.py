@@ -5,7 +5,7 @@ import contextlib
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 
 import jaxseg
 from jaxseg import sharding
+from jaxseg.config.files import resolved
+from jaxseg.config.keys import get, leaves
+from jaxseg.config.values import nearest
 from jaxseg.errors import UserError
-from jaxseg.train import config as config_lib
-from jaxseg.train import hosts, job, overrides
+from jaxseg.train import hosts, job
 from jaxseg.train.exits import BAD_INPUT, RESTART, STOPPED, Restart
 from jaxseg.train.guard import TrainingStopped
 from jaxseg.train.logging import say
-from jaxseg.train.overrides import nearest
 
 # Keys of a config that may differ between the hosts of a job.
 _OF_A_HOST = ("data.data_dir", "data.manual_dir", "data.dir", "data.workers", "compilation_cache")
@@ -94,11 +95,11 @@ def check_processes(program: str, config: ml_collections.ConfigDict, **facts: An
   """
   if not job.current():
     return
-  values = config_lib.resolved(config)
-  keys = set(overrides.leaves(config)) - set(_OF_A_HOST)
+  values = resolved(config)
+  keys = set(leaves(config)) - set(_OF_A_HOST)
   facts |= {"number of processes": job.current().place.count}
   facts |= {"program": program, "jaxseg": jaxseg.__version__, "jax": jax.__version__}
-  facts |= {f"config.{key}": _leaf(values, key) for key in keys if not key.startswith("hosts.")}
+  facts |= {f"config.{key}": get(values, key) for key in keys if not key.startswith("hosts.")}
   hosts.check_same(facts)
   # In a second round: asking for devices starts the backends of all processes together.
   hosts.check_same(
@@ -107,12 +108,6 @@ def check_processes(program: str, config: ml_collections.ConfigDict, **facts: An
       "kind of device": jax.local_devices()[0].device_kind,
     }
   )
-
-
-def _leaf(values: Mapping[str, Any], key: str) -> Any:
-  for part in key.split("."):
-    values = values[part]
-  return values
 
 
 def is_first_process() -> bool:
@@ -162,9 +157,9 @@ def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], *, require
 def sentences(program: str) -> Iterator[None]:
   """Turns what a user can mend into `program: sentence` on stderr and an exit code, without traceback.
 
-  A ValueError (or an OSError) that jaxseg itself or a config raised is such a sentence; one that comes
-  out of a library is a bug, and keeps its traceback. In a job of several processes the others are told, and
-  end too; an error that another process's end has caused is the sentence of that.
+  Only a `UserError` is such a sentence; anything else is a bug, and keeps its traceback. In a job of several
+  processes the others are told, and end too; an error that another process's end has caused is the sentence
+  of that.
   """
   try:
     yield
@@ -202,13 +197,7 @@ def end_job(error: Exception) -> None:
 
 
 def _is_sentence(error: Exception) -> bool:
-  if not isinstance(error, (ValueError, OSError)):
-    return False
-  trace = error.__traceback__
-  while trace.tb_next is not None:
-    trace = trace.tb_next
-  module = trace.tb_frame.f_globals.get("__name__", "")
-  return module.split(".")[0] in ("jaxseg", "configs", "__main__")
+  return isinstance(error, UserError)
 
 
 def _exit(program: str, error: Exception, code: int) -> None:

@@ -1,6 +1,6 @@
 """Semantic segmentation as a task (`jaxseg.train.tasks`): a label for each pixel."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -8,44 +8,14 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxseg import data, models
-from jaxseg.data import DataError
+from jaxseg import data
 from jaxseg.data.source import DatasetInfo
-from jaxseg.errors import UserError
 from jaxseg.models import align_corners_of
 from jaxseg.sharding import rows_to_read
 from jaxseg.train import loss as loss_lib
 from jaxseg.train.evaluating import Evaluator
-from jaxseg.train.loss import LossFn, loss_settings
-from jaxseg.train.rule import make_inference_rule
+from jaxseg.train.loss import LossFn
 from jaxseg.types import Batch, Preprocess
-
-# Settings of losses that have words of their own on the card, or a row.
-_SHARED_SETTINGS = ("normalize_by", "class_weights", "ignore_label", "label_smoothing")
-
-
-def archs() -> Collection[str]:
-  """The published systems."""
-  return models.SYSTEMS
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-  """The data's and the test-time rule's values; nothing is read.
-
-  Raises:
-    UserError: the key, its value, what is expected.
-  """
-  low, high = config.data.scale_range
-  if not 0 < low <= high:
-    raise UserError(f"config.data.scale_range is {(low, high)}; expected (low, high) with 0 < low <= high")
-  from jaxseg.data.transforms import make_rule  # brings OpenCV
-
-  names = ("crop_size", "scale_range", "scale_step", "flip", "resize", "cat_max_ratio", "pad")
-  try:
-    make_rule(**{name: config.data[name] for name in names})
-  except DataError as error:
-    raise UserError(f"config.{error}") from None
-  make_inference_rule(config.eval)
 
 
 def make_loss(config: ml_collections.ConfigDict, model: Any) -> LossFn:
@@ -99,51 +69,3 @@ def make_evaluator(
 ) -> Evaluator:
   """Scores on `config.data.eval_split`, and a picture of its first images."""
   return Evaluator(model, config, info=info, preprocess=preprocess, mesh=mesh)
-
-
-def card_rows(config: ml_collections.ConfigDict, model: Any) -> dict[str, str]:
-  """Augmentation, labels, resize, test-time rule and loss."""
-  corners = align_corners_of(model, given=config.loss.align_corners)
-  return {
-    "augmentation": _augmentation(config.data),
-    "labels": f"nearest neighbour; {config.loss.ignore_label} is ignored before loss and metrics",
-    "logits": "bilinear to the label's size, no antialiasing, "
-    + ("corners aligned" if corners else "half-pixel centres"),
-    "evaluation": make_inference_rule(config.eval).text(),
-    "loss": _loss(config.loss),
-  }
-
-
-def _augmentation(data: ml_collections.ConfigDict) -> str:
-  low, high = data.scale_range
-  step = f" in steps of {data.scale_step:g}" if data.scale_step else ""
-  base = f" of the fit into {data.resize[0]}x{data.resize[1]}" if data.resize else ""
-  height, width = data.crop_size
-  mixed = f" with no class at {data.cat_max_ratio:g} or more" if data.cat_max_ratio < 1 else ""
-  return (
-    f"scale {low:g} to {high:g}{step}{base}, crop {height}x{width}{mixed}, flip {data.flip:g},"
-    f" padded {data.pad.replace('_', ' ')}, colour {data.color}"
-  )
-
-
-def _loss(loss: ml_collections.ConfigDict) -> str:
-  share = {
-    "valid": "mean over labelled pixels",
-    "all": "mean over all pixels",
-    "weights": "mean by class weight",
-    "kept": "mean over the kept pixels",
-  }
-  names = [name.strip() for name in loss.name.split("+")]
-  factors = tuple(loss.factors) or (1.0,) * len(names)
-  terms = [f"{f:g} x {n}" if f != 1 else n for n, f in zip(names, factors, strict=True)]
-  parts = [" + ".join(terms).replace("_", " ")]
-  if any("normalize_by" in loss_settings(name) for name in names):
-    parts.append(share.get(loss.normalize_by, loss.normalize_by))
-  if loss.class_weights:
-    parts.append(f"class weights {min(loss.class_weights):.4g} to {max(loss.class_weights):.4g}")
-  if loss.label_smoothing:
-    parts.append(f"label smoothing {loss.label_smoothing:g}")
-  own = {key: loss.get(key, default) for name in names for key, default in loss_settings(name).items()}
-  parts += [f"{key.replace('_', ' ')} {own[key]}" for key in own if key not in _SHARED_SETTINGS]
-  parts += [f"{name} x{weight:g}" for name, weight in loss.weights.items() if len(loss.weights) > 1]
-  return ", ".join(parts)

@@ -4,7 +4,7 @@ A task is one module with the functions of `Task`; `config.task` names it, and i
 is all it takes to be known.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -12,9 +12,10 @@ import ml_collections
 from jax.sharding import Mesh
 
 from jaxseg import lazy
+from jaxseg.config.keys import name_of
+from jaxseg.config.values import nearest
 from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError
-from jaxseg.train.overrides import nearest
 from jaxseg.types import Batch, Preprocess
 
 # Resolved on first use: a task brings its own evaluation and data.
@@ -35,19 +36,16 @@ class Report(Protocol):
 class Task(Protocol):
   """The functions of a task's module.
 
-  - `archs()`: the names that `config.model.arch` may have;
-  - `check(config)`: raises a UserError about values; nothing is read;
   - `make_loss(config, model)`: (outputs, batch["label"]) → loss, parts;
   - `make_prepare(config, ...)`: (batch, key) → batch, on the device, see `make_step`;
   - `batch_shapes(config, batch_size)`: what a step is given, as shapes;
   - `train_batches(config, ...)`: this process's rows of the batches from `start_step` on;
   - `make_evaluator(model, config, ...)`: a function (variables, progress=) → Report, which calls `progress`
-    after each batch, in every process of a job;
-  - `card_rows(config, model)`: name → text of the recipe card, with a row "augmentation".
+    after each batch, in every process of a job.
+
+  What a task's config may hold and what the recipe card says of it is in `jaxseg.config.tasks`.
   """
 
-  def archs(self) -> Collection[str]: ...
-  def check(self, config: ml_collections.ConfigDict) -> None: ...
   def make_loss(self, config: ml_collections.ConfigDict, model: Any) -> Callable: ...
   def make_prepare(
     self, config: ml_collections.ConfigDict, *, preprocess: Preprocess, num_classes: int
@@ -67,12 +65,6 @@ class Task(Protocol):
     preprocess: Preprocess,
     mesh: Mesh,
   ) -> Callable[..., Report]: ...
-  def card_rows(self, config: ml_collections.ConfigDict, model: Any) -> dict[str, str]: ...
-
-
-def name_of(config: ml_collections.ConfigDict) -> str:
-  """`config.task`; the config of an older run has none."""
-  return config.get("task", "segmentation")
 
 
 def task_of(config: ml_collections.ConfigDict) -> Task:

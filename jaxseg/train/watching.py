@@ -1,7 +1,6 @@
 """What looks at a run's steps from beside: the stopwatch, the watchdog, the profiler."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import ml_collections
 from etils import epath
 
 from jaxseg.chips import peak_flops
-from jaxseg.errors import UserError
 from jaxseg.macs import count_macs
 from jaxseg.train.logging import SPEED, MetricsLog
 from jaxseg.train.profile import Profile
@@ -111,27 +109,6 @@ class Watch:
       self._log.write(step, rates)
       self._log.flush()
     return rates
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-  """`config.profile_steps` and `config.hosts.step_timeout_seconds`.
-
-  Raises:
-    UserError: neither no steps nor the first and the last of some of the run; a negative time.
-  """
-  steps = tuple(config.get("profile_steps", ()))
-  whole = all(type(step) is int for step in steps)
-  if steps and not (whole and len(steps) == 2 and 1 <= steps[0] <= steps[1] <= config.total_steps):
-    raise UserError(
-      f"config.profile_steps is {steps}; expected the first and the last step to trace, between 1 and"
-      f" config.total_steps {config.total_steps}, such as (10, 15), or () for none"
-    )
-  seconds = _timeout(config)
-  if not 0 <= seconds < math.inf:
-    raise UserError(
-      f"config.hosts.step_timeout_seconds is {seconds}; expected the seconds that no step may take, or 0 to"
-      " wait for ever"
-    )
 
 
 def _timeout(config: ml_collections.ConfigDict) -> float:

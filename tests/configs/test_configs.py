@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from jaxseg import config as config_lib
 from jaxseg import data
+from jaxseg.config import validate
 from jaxseg.errors import UserError
-from jaxseg.train import config as config_lib
-from jaxseg.train import loop, validate
+from jaxseg.train import loop
 from jaxseg.train.logging import read_metrics
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"

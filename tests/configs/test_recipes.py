@@ -6,8 +6,8 @@ import json
 import jax
 import numpy as np
 
+from jaxseg import config as config_lib
 from jaxseg import data
-from jaxseg.train import config as config_lib
 from jaxseg.train import make_schedule, parameter_groups
 from tests.configs.test_configs import load
 

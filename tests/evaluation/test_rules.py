@@ -10,10 +10,10 @@ import pytest
 
 import jaxseg
 from jaxseg import sharding
+from jaxseg.config.rule import make_inference_rule
 from jaxseg.errors import UserError
 from jaxseg.evaluation import Grouping, InferenceRule, Predictor, evaluate, make_predict
 from jaxseg.evaluation.rule import keep_ratio
-from jaxseg.train.rule import make_inference_rule
 from jaxseg.types import Preprocess
 
 PREPROCESS = Preprocess(mean=(100.0, 110.0, 120.0), std=(50.0, 60.0, 70.0))

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from jaxseg import cli, plan, sharding
+from jaxseg import config as config_lib
 from jaxseg.chips import TPUS
 from jaxseg.plan.exchange import Collective
 from jaxseg.plan.fit import Attempt, Largest, Memory, exhausted, largest_batch
 from jaxseg.plan.meshes import working_meshes
 from jaxseg.plan.report import _hosts, report
 from jaxseg.plan.topology import Topology
-from jaxseg.train import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GIB = 1 << 30

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 import jaxseg
+from jaxseg import config as config_lib
 from jaxseg import data
 from jaxseg.checkpoint import restore_variables
+from jaxseg.commands import evaluate, target
+from jaxseg.config import record, validate
 from jaxseg.crf import Settings
 from jaxseg.data import DataError
 from jaxseg.errors import UserError
 from jaxseg.losses import soft_cross_entropy
-from jaxseg.train import classification, evaluating, loop, validate, workdir
-from jaxseg.train import config as config_lib
+from jaxseg.train import classification, loop
 from jaxseg.train.logging import read_metrics
 from jaxseg.train.optimizer import parameter_groups
 
@@ -154,14 +156,14 @@ def latest(folder):
 
 def test_a_run_is_evaluated_alone(pretrained, tmp_path, capsys):
   folder, report = pretrained
-  config = workdir.read_config(folder)
-  subject = evaluating.from_workdir(folder, step="latest")
-  assert evaluating.run(subject, config, output=tmp_path) == report
+  config = record.read_config(folder)
+  subject = target.from_workdir(folder, step="latest")
+  assert evaluate.evaluate(subject, config, output=tmp_path) == report
   assert f"top1 {report.accuracy(1):.4f}" in capsys.readouterr().out
   written = json.loads((tmp_path / "report.json").read_text())
   assert (written["top1"], written["images"]) == (report.accuracy(1), 3)
   with pytest.raises(UserError, match="has no CRF behind it"):
-    evaluating.run(subject, config, output=tmp_path, crf=Settings())
+    evaluate.evaluate(subject, config, output=tmp_path, crf=Settings())
 
 
 def test_the_encoder_starts_a_segmentation_model(pretrained, tmp_path):

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from jaxseg import config as config_lib
 from jaxseg.checkpoint import Checkpoints, reading
-from jaxseg.train import config as config_lib
+from jaxseg.config import record
 from jaxseg.train import loop, workdir
 from tests.test_checkpoint import filled, finished
 from tests.train.test_hosts import ROOT, ends, start
@@ -115,7 +116,7 @@ def test_what_a_disk_may_answer(tmp_path, monkeypatch):
 
 
 def test_every_process_tries_the_workdir_before_it_compiles(tmp_path):
-  (tmp_path / workdir.CHECKPOINTS).mkdir()
+  (tmp_path / record.CHECKPOINTS).mkdir()
   workdir.check_writable(tmp_path)
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
@@ -124,4 +125,4 @@ def test_every_process_tries_the_workdir_before_it_compiles(tmp_path):
       workdir.check_writable(tmp_path)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
-  assert not list((tmp_path / workdir.CHECKPOINTS).iterdir()), "the probe is removed"
+  assert not list((tmp_path / record.CHECKPOINTS).iterdir()), "the probe is removed"

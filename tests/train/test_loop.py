@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxseg import config as config_lib
 from jaxseg.checkpoint import Checkpoints, restore_variables
+from jaxseg.commands import evaluate, target
+from jaxseg.config import record
 from jaxseg.errors import UserError
-from jaxseg.train import config as config_lib
-from jaxseg.train import evaluating, loop, workdir
+from jaxseg.train import loop
 from jaxseg.train.guard import TrainingStopped
 from jaxseg.train.logging import MetricsLog, read_metrics
 
@@ -44,7 +46,7 @@ def test_a_resumed_run_is_equal_to_the_bit(tmp_path):
   assert read_metrics(tmp_path / "parts") == lines
   with pytest.raises(UserError, match=r"at step 6, beyond config.total_steps 4"):
     loop.train(load("total_steps=4"), tmp_path / "parts")
-  assert workdir.read(tmp_path / "parts")["config"]["total_steps"] == 6, "what was refused is not written"
+  assert record.read(tmp_path / "parts")["config"]["total_steps"] == 6, "what was refused is not written"
 
 
 def test_averages_micro_batches_and_frozen_parts_resume_to_the_bit(tmp_path, capsys):
@@ -124,13 +126,13 @@ def latest(directory):
 def test_a_workdir_rebuilds_its_model_and_evaluates_alike(tmp_path, capsys):
   report = loop.train(load("log.panel_every_steps=2"), tmp_path)
   assert "parameters" in capsys.readouterr().out, "the recipe card comes first"
-  values = workdir.read(tmp_path)
+  values = record.read(tmp_path)
   assert values["model"]["arch"] == "colour_only" and values["model"]["num_classes"] == 8
   assert len(values["classes"]) == len(values["palette"]) == 8
   assert set(values["preprocess"]) == {"mean", "std", "channel_order"}
 
-  subject = evaluating.from_workdir(tmp_path, step="latest")
-  again = evaluating.run(subject, workdir.read_config(tmp_path), output=tmp_path / "eval")
+  subject = target.from_workdir(tmp_path, step="latest")
+  again = evaluate.evaluate(subject, record.read_config(tmp_path), output=tmp_path / "eval")
   assert np.array_equal(report.matrix, again.matrix)
   assert f"mIoU {report.miou:.4f}" in capsys.readouterr().out
   written = json.loads((tmp_path / "eval" / "report.json").read_text())
@@ -140,11 +142,11 @@ def test_a_workdir_rebuilds_its_model_and_evaluates_alike(tmp_path, capsys):
   for tag in (b"train/loss", b"train/lr", b"eval/mIoU", b"eval/predictions", b"recipe"):
     assert tag in events
   with pytest.raises(UserError, match="--step is 'last'"):
-    evaluating.from_workdir(tmp_path, step="last")
+    target.from_workdir(tmp_path, step="last")
   with pytest.raises(UserError, match="has 8 classes, but camvid has 11"):
-    config = workdir.read_config(tmp_path)
+    config = record.read_config(tmp_path)
     config.data.name = "camvid"
-    evaluating.run(subject, config, output=tmp_path / "other")
+    evaluate.evaluate(subject, config, output=tmp_path / "other")
 
 
 def test_a_workdir_of_another_model_is_refused(tmp_path):

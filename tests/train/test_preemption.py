@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from jaxseg.train import config as config_lib
+from jaxseg import config as config_lib
 from jaxseg.train import loop
 from jaxseg.train.exits import RESTART, Restart
 from jaxseg.train.logging import read_metrics

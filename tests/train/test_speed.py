@@ -11,9 +11,9 @@ import jax
 import pytest
 
 from jaxseg import chips
+from jaxseg import config as config_lib
 from jaxseg.errors import UserError
 from jaxseg.train import compiled, loop, speed
-from jaxseg.train import config as config_lib
 from jaxseg.train.logging import SPEED, read_metrics
 from jaxseg.train.profile import Profile
 

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from jaxseg import config as config_lib
 from jaxseg.errors import UserError
-from jaxseg.train import config as config_lib
 from jaxseg.train import loop, watching
 from jaxseg.train.runtime import RESTART
 from jaxseg.train.watchdog import Watchdog

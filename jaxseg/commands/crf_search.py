@@ -20,24 +20,25 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from jaxseg import data
+from jaxseg.commands import outputs, target
+from jaxseg.commands.crf_log import SearchLog
+from jaxseg.commands.target import TrainedModel
+from jaxseg.config import validate
+from jaxseg.config.rule import make_inference_rule
+from jaxseg.console import print_line
 from jaxseg.crf import Refiner, Search, Settings, refined_grid
 from jaxseg.crf.search import GRIDS, Grid, best_of, count, try_settings
 from jaxseg.data.source import Source
 from jaxseg.errors import UserError
 from jaxseg.evaluation.refined import Scores, make_scores, unary_of
 from jaxseg.models import align_corners_of
-from jaxseg.train import chosen
-from jaxseg.train.crf_log import SearchLog
-from jaxseg.train.evaluating import Subject
-from jaxseg.train.logging import say
-from jaxseg.train.rule import make_inference_rule
 
 _TOP = 5
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """The flags of `jaxseg crf-search`."""
-  chosen.add_flags(parser)
+  target.add_flags(parser)
   parser.add_argument("--images", type=int, default=100, help="spread over the split; default: %(default)s")
   parser.add_argument("--rounds", type=int, default=2, help="each finer than the last; default: %(default)s")
   parser.add_argument(
@@ -49,24 +50,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def command(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[str]:
+def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[str]:
   """Runs `jaxseg crf-search`; `changes` are the `--config.key=value` that came with the flags.
 
   Raises:
-    UserError: as `run`, and flags that make no sense.
+    UserError: as `search`, and flags that make no sense.
   """
   grid = GRIDS[flags.grid]._replace(
     **{name: _numbers(name, getattr(flags, name)) for name in Grid._fields if getattr(flags, name)}
   )
-  config = chosen.choose_config(flags, changes)
+  config = target.choose_config(flags, changes)
+  validate.validate(config)
   output = flags.output or (f"{flags.workdir}/crf_search" if flags.workdir else "runs/crf_search")
-  found = run(
-    chosen.load_subject(flags, config),
+  outputs.try_folder(output)
+  found = search(
+    target.load_model(flags, config),
     config,
     output=output,
     grid=grid,
     images=flags.images,
     rounds=flags.rounds,
+    other_class_names=flags.other_class_names,
   )
   w1, sxy, srgb = found.setting
   return [
@@ -75,14 +79,15 @@ def command(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> li
   ]
 
 
-def run(
-  subject: Subject,
+def search(
+  subject: TrainedModel,
   config: ml_collections.ConfigDict,
   *,
   output: epath.PathLike,
   grid: Grid,
   images: int = 100,
   rounds: int = 2,
+  other_class_names: bool = False,
 ) -> Search:
   """Searches on images spread evenly over `config.data.eval_split`; prints tables, writes `crf.json`.
 
@@ -94,6 +99,7 @@ def run(
       and beyond an end of the grid where that is best.
     images: how many; a smaller split is taken whole.
     rounds: how many.
+    other_class_names: whether classes under other names will do.
 
   Raises:
     UserError: data of other classes than the model's, an empty grid, or a folder with the search of
@@ -104,13 +110,9 @@ def run(
   if jax.process_count() > 1:
     raise UserError(f"crf-search runs in one process, and this job has {jax.process_count()}")
   grid.settings()
-  settings, rule = chosen.crf_settings(config), make_inference_rule(config.eval)
+  settings, rule = target.crf_settings(config), make_inference_rule(config.eval)
   info = data.dataset_info(config.data)
-  if info.num_classes != subject.num_classes:
-    raise UserError(
-      f"{subject.name} has {subject.num_classes} classes, but {config.data.name} has {info.num_classes};"
-      " choose the data that it was trained for"
-    )
+  target.check_classes(subject, info, other_names=other_class_names)
   source = data.open_split(config.data, config.data.eval_split)
   indices = sorted({int(i) for i in np.linspace(0, len(source) - 1, min(images, len(source)))})
   facts = {
@@ -137,7 +139,7 @@ def run(
     tried = list(dict.fromkeys([*tried, *grid.settings()]))
     totals = {setting: log.total(indices, setting) for setting in tried}
     found = best_of(totals, log.total(indices, None), w2=settings.w2, smooth=settings.smooth)
-    say("\n".join(table(found)))
+    print_line("\n".join(table(found)))
     _write(output / "crf.json", _summary(found, {**facts, "rounds": number}))
     axes = zip(grid, found.setting, strict=True)
     grid = Grid(*(refined_grid((*values, best), best, points=1, beyond=True) for values, best in axes))
@@ -206,7 +208,9 @@ def _try(
   wanted = grid.settings()
   refiner = Refiner(steps=settings.steps, method=settings.method)
   done = sum((image, setting) in log for image in indices for setting in wanted)
-  say(f"{name}: {len(wanted)} settings on {len(indices)} images" + (f", {done} pairs known" if done else ""))
+  print_line(
+    f"{name}: {len(wanted)} settings on {len(indices)} images" + (f", {done} pairs known" if done else "")
+  )
   with tqdm(total=len(wanted) * len(indices), initial=done, desc=name, disable=None) as bar:
     for number, index in enumerate(indices, start=1):
       todo = [setting for setting in wanted if (index, setting) not in log]
@@ -220,7 +224,7 @@ def _try(
         log.add(index, setting, matrix)
         bar.update()
       if bar.disable:
-        say(f"{name}: image {number}/{len(indices)}")
+        print_line(f"{name}: image {number}/{len(indices)}")
 
 
 def _fingerprint(variables: Any) -> str:

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from jaxseg import config as config_lib
 from jaxseg import models
+from jaxseg.commands import target
+from jaxseg.config import record, validate
 from jaxseg.errors import UserError
-from jaxseg.train import chosen, evaluating, validate, workdir
-from jaxseg.train import config as config_lib
+from jaxseg.train import workdir
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
@@ -56,10 +58,10 @@ def test_a_model_config_with_fields_of_the_offered_head_has_it_on():
 @pytest.mark.parametrize("auxiliary", ["true", "false"])
 def test_a_workdir_says_whether_the_head_is_there(tmp_path, auxiliary):
   config = load("deeplabv3", f"model.auxiliary={auxiliary}", "model.aux_decoder.channels=64")
-  values = workdir.record(config, num_classes=2, classes=["a", "b"], palette=np.eye(2, 3))
+  values = record.make_record(config, num_classes=2, classes=["a", "b"], palette=np.eye(2, 3))
   assert ("aux_decoder" in values["model"]) == (auxiliary == "true")
   workdir.prepare(tmp_path, values, write=True)
-  again = workdir.read_config(tmp_path)
+  again = record.read_config(tmp_path)
   expected = json.loads(json.dumps(config_lib.resolved(config)))
   expected["model"]["num_classes"] = 2
   assert json.loads(json.dumps(config_lib.resolved(again))) == expected
@@ -132,18 +134,18 @@ def test_a_trained_model_is_evaluated_at_another_stride(tmp_path, monkeypatch):
   """As the papers do; fields that have parameters stay, and what would have no effect is refused."""
   small = ["model.encoder.stage_sizes=1,1,1,1", "model.encoder.width=8", "model.decoder.channels=8"]
   config = load("deeplabv3", *small)
-  values = workdir.record(config, num_classes=2, classes=["a", "b"], palette=np.eye(2, 3))
+  values = record.make_record(config, num_classes=2, classes=["a", "b"], palette=np.eye(2, 3))
   workdir.prepare(tmp_path, values, write=True)
   model = config_lib.build_model(config, 2)
   shapes = jax.eval_shape(
     lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), train=False)
   )
-  trained = evaluating.Subject("run", model, shapes, config_lib.make_preprocess(config.preprocess), 2)
-  monkeypatch.setattr(evaluating, "from_workdir", lambda directory, step: trained)
+  trained = target.TrainedModel("run", model, shapes, config_lib.make_preprocess(config.preprocess), 2)
+  monkeypatch.setattr(target, "from_workdir", lambda directory, step: trained)
   flags = argparse.Namespace(workdir=tmp_path, source=None, config=None, split=None, step="best")
 
   def subject(*changes):
-    return chosen.load_subject(flags, chosen.choose_config(flags, [tuple(c.split("=", 1)) for c in changes]))
+    return target.load_model(flags, target.choose_config(flags, [tuple(c.split("=", 1)) for c in changes]))
 
   assert subject().model == model
   finer = subject("model.encoder.output_stride=8").model

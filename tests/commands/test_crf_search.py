@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxseg import cli
+from jaxseg import config as config_lib
+from jaxseg.commands import crf_log, crf_search, evaluate, target
 from jaxseg.crf import Grid, Settings
-from jaxseg.train import config as config_lib
-from jaxseg.train import crf_log, crf_search, evaluating
 from jaxseg.types import Preprocess
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -38,11 +38,11 @@ class ByGrey(nn.Module):
 @pytest.fixture(scope="module")
 def subject(config):
   classes = config.model.num_classes
-  return evaluating.Subject("by grey", ByGrey(classes), {}, Preprocess((0.0,) * 3, (1.0,) * 3), classes)
+  return target.TrainedModel("by grey", ByGrey(classes), {}, Preprocess((0.0,) * 3, (1.0,) * 3), classes)
 
 
 def test_search_stops_and_goes_on_and_agrees_with_the_evaluation(config, subject, tmp_path, monkeypatch):
-  search = lambda folder: crf_search.run(  # noqa: E731
+  search = lambda folder: crf_search.search(  # noqa: E731
     subject, config, output=tmp_path / folder, grid=GRID, images=3, rounds=2
   )
   whole = search("whole")
@@ -76,18 +76,18 @@ def test_search_stops_and_goes_on_and_agrees_with_the_evaluation(config, subject
 
   w1, sxy, srgb = whole.setting
   crf = Settings(w1=w1, sxy=sxy, srgb=srgb, steps=2)
-  report = evaluating.run(subject, config, output=tmp_path / "eval", crf=crf)
+  report = evaluate.evaluate(subject, config, output=tmp_path / "eval", crf=crf)
   assert report.miou == whole.miou
   written = json.loads((tmp_path / "eval" / "report.json").read_text())
   assert written["crf"]["sxy"] == sxy and written["mIoU"] == whole.miou
-  assert written["without_crf"]["mIoU"] == whole.without == evaluating.run(
+  assert written["without_crf"]["mIoU"] == whole.without == evaluate.evaluate(
     subject, config, output=tmp_path / "eval"
   ).miou  # fmt: skip
 
   config = config.copy_and_resolve_references()
   config.eval.crf.w2 = 1.0
   with pytest.raises(ValueError, match=r"is another search: w2 3.0 \(now 1.0\); choose another --output"):
-    crf_search.run(subject, config, output=tmp_path / "whole", grid=GRID)
+    crf_search.search(subject, config, output=tmp_path / "whole", grid=GRID)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,6 @@ def test_bad_input_is_a_sentence(words, sentence, capsys, monkeypatch):
 
 def test_a_grid_of_nonsense_is_a_sentence(config, subject, tmp_path):
   with pytest.raises(ValueError, match="the grid has srgb 0; expected values above 0"):
-    crf_search.run(subject, config, output=tmp_path, grid=GRID._replace(srgb=(0,)))
+    crf_search.search(subject, config, output=tmp_path, grid=GRID._replace(srgb=(0,)))
   with pytest.raises(ValueError, match="--images is 0 and --rounds 2; both must be at least 1"):
-    crf_search.run(subject, config, output=tmp_path, grid=GRID, images=0)
+    crf_search.search(subject, config, output=tmp_path, grid=GRID, images=0)

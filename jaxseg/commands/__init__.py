@@ -1,0 +1,34 @@
+"""The commands of `jaxseg`, one file each; `jaxseg.cli` imports only the one that is asked for."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """Where a command is, and what `jaxseg --help` says of it.
+
+  Attributes:
+    module: has `add_flags(parser)` and `run(flags, changes)`, which returns lines to print. A command that
+      may run as several processes has `main(argv, program)` instead, which ends them together.
+    help: one line.
+    changes: whether it takes `--config.key=value`.
+  """
+
+  module: str
+  help: str
+  changes: bool = True
+
+
+COMMANDS = {
+  "list": Command("jaxseg.commands.list", "the models by name, with their parts", changes=False),
+  "info": Command("jaxseg.commands.info", "one model: parameters, fields and their values", changes=False),
+  "config": Command("jaxseg.commands.config", "a config as it would run, with its recipe card"),
+  "plan": Command("jaxseg.commands.plan", "memory, work and speed of a training step, before renting chips"),
+  "check-dataset": Command("jaxseg.commands.check_dataset", "what a config's data hold, and a picture"),
+  "prepare-dataset": Command(
+    "jaxseg.commands.prepare_dataset", "write a config's data as training reads them"
+  ),
+  "train": Command("jaxseg.commands.train", "train a model, or go on with a stopped run"),
+  "eval": Command("jaxseg.commands.evaluate", "exact scores of a trained model, a report and a picture"),
+  "crf-search": Command("jaxseg.commands.crf_search", "the best CRF behind a network, on a validation split"),
+}

@@ -1,0 +1,216 @@
+"""Evaluates a trained model: exact mIoU, a table by class, report.json and a picture.
+
+  jaxseg eval --workdir=runs/quickstart [--split=val] [--step=best]
+  jaxseg eval --source=model.safetensors --config=cgnet_m3n21_camvid
+
+The first form evaluates a run of train.py on its own data (or on that of `--config`), the second
+any weights that `jaxseg.from_pretrained` reads. `--config.key=value` changes a value of the config.
+`--crf` puts the fully-connected CRF of `config.eval.crf` behind the network, and so does any
+`--config.eval.crf.key=value`; the report then has the scores of both.
+Of an image classifier (configs/pretrain.py) the scores are top-1 and top-5.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jaxseg import data, lazy
+from jaxseg.commands import outputs, target
+from jaxseg.commands.flags import make_parser, parse, split
+from jaxseg.commands.target import TrainedModel
+from jaxseg.config import validate
+from jaxseg.config.keys import name_of
+from jaxseg.config.rule import make_inference_rule
+from jaxseg.console import print_line, printable
+from jaxseg.crf import Settings
+from jaxseg.data.source import DatasetInfo
+from jaxseg.errors import UserError
+from jaxseg.evaluation.classify import ClassificationReport
+from jaxseg.evaluation.refined import evaluate_refined
+from jaxseg.evaluation.report import Report
+from jaxseg.train import compiled, runtime
+from jaxseg.train.evaluating import Evaluator
+
+
+def main(argv: Sequence[str], program: str) -> None:
+  """Flags, processes, then `evaluate`; ends the process as `runtime.sentences` does."""
+  parser = make_parser(program, __doc__)
+  target.add_flags(parser)
+  parser.add_argument("--crf", action="store_true", help="refine the result by config.eval.crf")
+  runtime.add_job_flags(parser)
+  changes, rest = split(argv)
+  with runtime.sentences(program):
+    runtime.expect_processes(program, rest)
+    flags = parse(parser, rest)
+    config = target.choose_config(flags, changes, ready=runtime.start_processes)
+    validate.validate(config)
+    runtime.end_at_sigterm()
+    compiled.use_cache(config)
+    refine = flags.crf or any(key.startswith("eval.crf.") for key, _ in changes)
+    crf = target.crf_settings(config) if refine else None
+    output = flags.output or (f"{flags.workdir}/eval" if flags.workdir else "runs/eval")
+    runtime.check_processes(
+      program, config, source=flags.workdir or flags.source, step=flags.step, crf=refine
+    )
+    evaluate(
+      target.load_model(flags, config),
+      config,
+      output=output,
+      crf=crf,
+      other_class_names=flags.other_class_names,
+    )
+
+
+def evaluate(
+  subject: TrainedModel,
+  config: ml_collections.ConfigDict,
+  *,
+  output: epath.PathLike,
+  crf: Settings | None = None,
+  other_class_names: bool = False,
+) -> Report | ClassificationReport:
+  """Evaluates on `config`'s data, prints the table, writes `report.json` and `panel.png` to `output`.
+
+  With `crf` the report is of the refined result, and also says what the network alone scores.
+
+  Args:
+    subject: what is evaluated.
+    config: its data and test-time rule.
+    output: a folder, made when it does not exist and tried before anything is evaluated.
+    crf: behind the network.
+    other_class_names: whether classes under other names will do.
+
+  Raises:
+    UserError: the data cannot be read, have other classes than the model or no label at all, or `output`
+      cannot be written.
+  """
+  mesh = runtime.make_mesh(config.mesh)
+  validate.validate_batches(config, mesh, keys=("eval.batch_size",))
+  info = data.dataset_info(config.data)
+  target.check_classes(subject, info, other_names=other_class_names)
+  first = jax.process_index() == 0
+  if first:
+    outputs.try_folder(output)
+  if name_of(config) == "classification":
+    if crf is not None:
+      raise UserError("an image classifier has no CRF behind it; leave out --crf and config.eval.crf")
+    return _evaluate_classifier(subject, config, output=output, info=info, mesh=mesh)
+  evaluator = Evaluator(subject.model, config, info=info, preprocess=subject.preprocess, mesh=mesh)
+  count = len(data.open_split(config.data, config.data.eval_split))
+  refined = None if crf is None else evaluator.refined(subject.variables, crf)
+  with tqdm(total=count, unit="image", disable=None if first else True) as bar:
+    progress = lambda images: bar.update(images - bar.n)  # noqa: E731
+    if refined is None:
+      report, alone = evaluator(subject.variables, progress=progress), None
+    else:
+      report, alone = evaluate_refined(
+        refined,
+        data.open_split(config.data, config.data.eval_split),
+        num_classes=info.num_classes,
+        ignore_label=config.loss.ignore_label,
+        progress=progress,
+      )
+  if not report.matrix.sum():
+    raise UserError(
+      f"none of the {count} images of {config.data.name} {config.data.eval_split} has a labelled pixel, so"
+      " that there is nothing to score; choose another --split, or correct the labels (jaxseg check-dataset)"
+    )
+  if first:
+    _print(report, alone, config, info, count)
+  picture = evaluator.panel(subject.variables, predict=refined and refined.labels)
+  if first:
+    facts = _facts(subject, config) | {"images": count, "rule": make_inference_rule(config.eval).text()}
+    if crf is not None:
+      facts |= {"crf": dataclasses.asdict(crf), "without_crf": _plain(alone.scalars())}
+    write_report(output, report, picture, info=info, facts=facts)
+    print_line(f"report and picture in {output}")
+  return report
+
+
+def _facts(subject: TrainedModel, config: ml_collections.ConfigDict) -> dict[str, Any]:
+  return {
+    "source": subject.name,
+    "step": subject.step,
+    "data": config.data.name,
+    "split": config.data.eval_split,
+  }
+
+
+def _print(
+  report: Report, alone: Report | None, config: ml_collections.ConfigDict, info: DatasetInfo, count: int
+) -> None:
+  """The scores, before anything is written: a full disk must not lose them."""
+  print_line(report.table([printable(name) for name in info.classes]))
+  if alone is not None:
+    print_line(f"all with the CRF; the network alone has mIoU {alone.miou:.4f}")
+  rule = make_inference_rule(config.eval).text()
+  print_line(f"{count} images of {config.data.name} {config.data.eval_split}, {rule}")
+  if info.num_classes == 1:
+    print_line(
+      "warning: there is one class, so that every labelled pixel is right; masks of an object and its"
+      " surroundings need two (config.data.label_map)",
+      error=True,
+    )
+
+
+def write_report(
+  directory: epath.PathLike,
+  report: Report,
+  picture: np.ndarray,
+  *,
+  info: DatasetInfo,
+  facts: dict[str, Any],
+) -> None:
+  """`report.json` (scores, per-class table, matrix, and `facts` about what was evaluated) and `panel.png`."""
+  cv2 = lazy.load("cv2")
+  directory = epath.Path(directory)
+  text = json.dumps({**facts, **report.to_dict(info.classes)}, indent=1, allow_nan=False)
+  outputs.write(directory / "report.json", (text + "\n").encode())
+  outputs.write(
+    directory / "panel.png", cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
+  )
+
+
+def _evaluate_classifier(
+  subject: TrainedModel,
+  config: ml_collections.ConfigDict,
+  *,
+  output: epath.PathLike,
+  info: DatasetInfo,
+  mesh: Mesh,
+) -> ClassificationReport:
+  """Prints top-1 and top-5, and writes `report.json` to `output`."""
+  from jaxseg.train.classification import make_evaluator  # brings Grain
+
+  count = len(data.open_split(config.data, config.data.eval_split))
+  first = jax.process_index() == 0
+  scores = make_evaluator(subject.model, config, info=info, preprocess=subject.preprocess, mesh=mesh)
+  with tqdm(total=count, unit="image", disable=None if first else True) as bar:
+    report = scores(subject.variables, progress=lambda images: bar.update(images - bar.n))
+  if not first:
+    return report
+  print_line("  ".join(f"{name} {value:.4f}" for name, value in report.scalars().items()))
+  print_line(f"{report.images} images of {config.data.name} {config.data.eval_split}")
+  values = {
+    **_facts(subject, config),
+    "images": report.images,
+    "crop_share": config.eval.crop_share,
+    **_plain(report.scalars()),
+  }
+  text = json.dumps(values, indent=1, allow_nan=False)
+  outputs.write(epath.Path(output) / "report.json", (text + "\n").encode())
+  print_line(f"report in {output}")
+  return report
+
+
+def _plain(scores: dict[str, float]) -> dict[str, float | None]:
+  """NaN is no JSON."""
+  return {name: None if np.isnan(value) else float(value) for name, value in scores.items()}

@@ -1,0 +1,59 @@
+"""The words of a command line: flags of a command, and `--config.key=value`."""
+
+import argparse
+from collections.abc import Sequence
+
+from jaxseg.config.values import nearest
+from jaxseg.errors import UserError
+
+PREFIX = "--config."
+
+
+class Parser(argparse.ArgumentParser):
+  """Flags of a command; what cannot be read is a `UserError`, without the usage in front of it."""
+
+  def error(self, message: str) -> None:
+    raise UserError(f"{message}; {self.prog} --help shows what it takes")
+
+
+def make_parser(program: str, about: str | None) -> Parser:
+  """A parser that shows `about` as it is, and takes no shortened flags."""
+  formatter = argparse.RawDescriptionHelpFormatter
+  return Parser(prog=program, description=about, formatter_class=formatter, allow_abbrev=False)
+
+
+def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+  """Separates `--config.key=value`, `--config.key value` and bare `--config.flag` from the rest.
+
+  Returns:
+    [(dotted key, text)], and the arguments that are not overrides, both in order.
+  """
+  overrides, rest, queue = [], [], list(argv)
+  while queue:
+    word = queue.pop(0)
+    if not word.startswith(PREFIX):
+      rest.append(word)
+    elif "=" in word:
+      key, text = word.removeprefix(PREFIX).split("=", 1)
+      overrides.append((key, text))
+    else:
+      # "--config.x -1" is a value, "--config.x --workdir=..." is not.
+      has_value = queue and not queue[0].startswith("--")
+      overrides.append((word.removeprefix(PREFIX), queue.pop(0) if has_value else "true"))
+  return overrides, rest
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+  """The flags of a command.
+
+  Raises:
+    UserError: a flag that it does not have (with the nearest), a value it cannot read, an empty folder.
+  """
+  flags, unknown = parser.parse_known_args(argv)
+  if unknown:
+    flag = unknown[0].split("=", 1)[0]
+    raise UserError(f"there is no flag {flag}{nearest(flag, [f'--{name}' for name in vars(flags)])}")
+  for name in ("workdir", "source", "output"):
+    if getattr(flags, name, None) == "":
+      raise UserError(f"--{name} is empty; give a folder, or leave it out")
+  return flags

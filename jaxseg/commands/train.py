@@ -1,0 +1,37 @@
+"""Trains a segmentation model, or an encoder as an image classifier (configs/pretrain.py).
+
+  jaxseg train --config=cgnet_m3n21_synthetic --workdir=runs/quickstart
+
+The same command on every host of a pod (docs/launch.md), and again to go on after a stop.
+`--config=FILE:arg,arg` picks structure (`:smoke` shrinks any config), `--config.key=value`
+changes any value of it, and `--config=WORKDIR/config.json` runs the config of an earlier run.
+"""
+
+from collections.abc import Sequence
+
+from jaxseg import config
+from jaxseg.commands.flags import make_parser, parse, split
+from jaxseg.console import print_line
+from jaxseg.errors import UserError
+from jaxseg.train import compiled, loop, runtime, tasks
+
+
+def main(argv: Sequence[str], program: str) -> None:
+  """Flags, processes, then the library; ends the process as `runtime.sentences` does."""
+  parser = make_parser(program, __doc__)
+  parser.add_argument("--config", metavar="FILE[:ARG,ARG]", help="the experiment")
+  parser.add_argument("--workdir", metavar="DIR", help="where the run lives, local or gs://")
+  runtime.add_job_flags(parser)
+  changes, rest = split(argv)
+  with runtime.sentences(program):
+    runtime.expect_processes(program, rest)
+    flags = parse(parser, rest)
+    for name in ("config", "workdir"):
+      if getattr(flags, name) is None:
+        raise UserError(f"--{name} is missing; {program} --help shows what it takes")
+    chosen = config.load(flags.config, overrides=changes, ready=runtime.start_processes)
+    compiled.use_cache(chosen)
+    runtime.check_processes(program, chosen, workdir=flags.workdir)
+    report = loop.train(chosen, flags.workdir)
+    if report is not None and runtime.is_first_process():
+      print_line(f"{tasks.headline(report)} on {chosen.data.eval_split}")
