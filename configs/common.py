@@ -146,6 +146,9 @@ def base() -> ml_collections.ConfigDict:
       multiple_rule="pad",  # zeros below and right; or "resize"
       scales=(1.0,),  # several are averaged
       flip=False,  # adds the mirrored picture
+      # "auto" pads the evaluations in the course of training to at most eight input sizes; the last one, and
+      # eval.py, are exact. "exact" never pads.
+      canvases="auto",
       # Behind the network where eval.py is given --crf: w1, sxy, srgb; w2, smooth; steps, method.
       crf=dataclasses.asdict(Settings()),
     )

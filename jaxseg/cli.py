@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh
 
 from jaxseg import catalog, data, models, plan
 from jaxseg.encoders import ENCODERS
@@ -159,20 +158,11 @@ def training_plan(
     batch_size=config.batch_size,
     image=tuple(config.data.crop_size),
     state={name: plan.device_bytes(tree, mesh) for name, tree in parts.items()},
-    about=card.rows_split(config, run.model, mesh) | _evaluation(config, mesh),
+    about=card.rows_split(config, run.model, mesh),
     unit=mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate,
     compiles=compiles,
     dump=dump,
   )
-
-
-def _evaluation(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> dict[str, str]:
-  """A row where `train.py` would refuse the config for the batch of its evaluation, no part of the step."""
-  try:
-    validate.validate_batches(config, mesh, keys=("eval.batch_size",))
-  except UserError as error:
-    return {"evaluation": f"train.py will refuse {error}"}
-  return {}
 
 
 def _advice(config: ml_collections.ConfigDict, devices: int) -> str:

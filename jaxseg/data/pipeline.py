@@ -210,7 +210,7 @@ def eval_batches(
   if source is None:
     source = open_split(config_data, split)
   _check_masks(source, config_data.name)
-  grouping = grouping or _SameSize()
+  grouping = grouping or SameSize()
   plan = group_by_size(source, batch_size, grouping)
   return read_in_threads(_LoadRows(source, grouping, plan, rows), len(plan), config_data.workers)
 
@@ -321,7 +321,7 @@ def stack(examples: list[dict[str, Any]]) -> Batch:
   return batch
 
 
-class _SameSize:
+class SameSize:
   """Images of one size, as they are."""
 
   def key(self, size: tuple[int, int]) -> Hashable:

@@ -19,7 +19,7 @@ class DataError(UserError):
 
 @runtime_checkable
 class Examples(Protocol):
-  """What batches can be made of, Grain's `RandomAccessDataSource`: examples as in `Source`; a list will do."""
+  """What batches are made of, Grain's `RandomAccessDataSource`: examples as in `Source`; a list will do."""
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int) -> dict[str, Any]: ...

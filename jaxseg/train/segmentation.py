@@ -99,7 +99,9 @@ def make_evaluator(
   model: Any, config: ml_collections.ConfigDict, *, info: DatasetInfo, preprocess: Preprocess, mesh: Mesh
 ) -> Evaluator:
   """Scores on `config.data.eval_split`, and a picture of its first images."""
-  return Evaluator(model, config, info=info, preprocess=preprocess, mesh=mesh)
+  evaluator = Evaluator(model, config, info=info, preprocess=preprocess, mesh=mesh)
+  _ = evaluator.split  # what cannot be evaluated is found before training, not at the first evaluation
+  return evaluator
 
 
 def card_rows(config: ml_collections.ConfigDict, model: Any) -> dict[str, str]:

@@ -130,7 +130,7 @@ def validate_batches(
   config: ml_collections.ConfigDict,
   mesh: Mesh | AbstractMesh,
   *,
-  keys: Sequence[str] = ("batch_size", "eval.batch_size"),
+  keys: Sequence[str] = ("batch_size",),
 ) -> None:
   """Global batch sizes against the devices of the mesh and the processes of the job.
 

@@ -1,4 +1,4 @@
-"""Worker processes: the same batches to the bit, no JAX backend, errors that arrive, an end with their parent."""
+"""Worker processes: the same batches to the bit, no JAX backend, errors arrive, an end with their parent."""
 
 import itertools
 import multiprocessing
