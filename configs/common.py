@@ -147,6 +147,9 @@ def base() -> ml_collections.ConfigDict:
       multiple_rule="pad",  # zeros below and right; or "resize"
       scales=(1.0,),  # several are averaged
       flip=False,  # adds the mirrored picture
+      # "auto" pads the evaluations in the course of training to at most eight input sizes; the last one, and
+      # eval.py, are exact. "exact" never pads.
+      canvases="auto",
       # Behind the network where eval.py is given --crf: w1, sxy, srgb; w2, smooth; steps, method.
       crf=dataclasses.asdict(Settings()),
     )
@@ -191,7 +194,7 @@ def data() -> ml_collections.ConfigDict:
       flip=0.5,
       pad="after_flip",  # or "before_flip": the padding is mirrored with the crop
       color="none",  # or "photometric"
-      workers=2,  # reading threads
+      workers=-1,  # worker processes that make batches: -1 is one a core, 0 none
       classes=(),  # folder, synthetic: names of the classes, in the order of their ids
       label_map=(),  # folder: (id in the mask, class id) pairs; 255 ignores
       image_size=(96, 96),  # synthetic, like the next two

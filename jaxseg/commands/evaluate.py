@@ -93,7 +93,6 @@ def evaluate(
       cannot be written.
   """
   mesh = runtime.make_mesh(config.mesh)
-  validate.validate_batches(config, mesh, keys=("eval.batch_size",))
   info = data.dataset_info(config.data)
   target.check_classes(subject, info, other_names=other_class_names)
   first = jax.process_index() == 0

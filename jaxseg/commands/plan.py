@@ -31,6 +31,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     "--compiles", type=int, default=0, help="compilations to spend on the largest batch; 0 extrapolates"
   )
   parser.add_argument("--dump", default="", metavar="FILE", help="write the optimised program's text there")
+  parser.add_argument(
+    "--top", type=int, default=0, metavar="N", help="list the N instructions that move most bytes"
+  )
 
 
 def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[str]:
@@ -38,11 +41,11 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   if flags.dump:
     outputs.try_file(flags.dump, flag="--dump")
   config = config_lib.load(flags.config, overrides=changes)
-  return training_plan(config, flags.topology, compiles=flags.compiles, dump=flags.dump)
+  return training_plan(config, flags.topology, compiles=flags.compiles, dump=flags.dump, top=flags.top)
 
 
 def training_plan(
-  config: ml_collections.ConfigDict, topology: str, *, compiles: int = 0, dump: str = ""
+  config: ml_collections.ConfigDict, topology: str, *, compiles: int = 0, dump: str = "", top: int = 0
 ) -> list[str]:
   """Lines about the config's training step on devices that need not be there; no data set is opened.
 
@@ -51,6 +54,7 @@ def training_plan(
     topology: see `jaxseg.plan.open_topology`.
     compiles: compilations that may be spent on the largest batch that fits.
     dump: file for the text of the optimised program.
+    top: how many of the instructions that move most to list.
 
   Raises:
     UserError: a config that cannot run, an unknown topology, a mesh or batch that does not divide (with
@@ -60,7 +64,7 @@ def training_plan(
   opened = plan.open_topology(topology)
   mesh = make_mesh(config.mesh, devices=opened.devices)
   try:
-    validate.validate_batches(config, mesh, keys=("batch_size",))
+    validate.validate_batches(config, mesh)
   except UserError as error:
     raise UserError(f"{error}; {_advice(config, mesh.devices.size)}") from None
   run = loop.assemble(config, mesh)
@@ -78,6 +82,7 @@ def training_plan(
     unit=mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate,
     compiles=compiles,
     dump=dump,
+    top=top,
   )
 
 

@@ -61,7 +61,9 @@ _COMMON: dict[str, Key] = {
   "data.eval_split": Key(str, "split that is evaluated"),
   "data.crop_size": Key(_SIDES, "height, width of training images", _SIDE),
   "data.flip": Key(float, "probability of a mirrored image", _SHARE),
-  "data.workers": Key(int, "how many read images at once; 0 reads in the loop", Range(0, 1024)),
+  "data.workers": Key(
+    int, "processes that read images; 0 reads in the program itself, -1 takes one a core", Range(-1, 1024)
+  ),
   "data.classes": Key(tuple[str, ...], "names in the order of their ids (folder, synthetic)"),
   "data.image_size": Key(_SIDES, "of drawn images", Range(8, 8192)),
   "data.num_train": Key(int, "drawn examples", Range(1, 10**8)),
@@ -147,6 +149,9 @@ _SEGMENTATION: dict[str, Key] = {
   "eval.multiple_rule": Key(Literal["pad", "resize"], "how the multiple is reached"),
   "eval.scales": Key(tuple[float, ...], "of which the probabilities are averaged", Range(0.05, 16.0)),
   "eval.flip": Key(bool, "adds the mirrored image"),
+  "eval.canvases": Key(
+    Literal["auto", "exact"], "auto pads evaluations in the course of training to at most eight input sizes"
+  ),
   "eval.crf.w1": Key(float, "weight of the appearance kernel", Range(0, 1e6)),
   "eval.crf.sxy": Key(float, "its standard deviation in pixels", _POSITIVE),
   "eval.crf.srgb": Key(float, "its standard deviation in grey levels", _POSITIVE),

@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from jaxseg import catalog, models, sharding
 from jaxseg.config import fields, keys, tasks
-from jaxseg.config.keys import get, name_of
+from jaxseg.config.keys import name_of
 from jaxseg.errors import UserError
 
 # Pixels of a step's batch: far beyond any published recipe (2^32 are 16,384 images of 512x512).
@@ -95,23 +95,17 @@ def validate_parameters(config: ml_collections.ConfigDict, names: Mapping[str, s
       )
 
 
-def validate_batches(
-  config: ml_collections.ConfigDict,
-  mesh: Mesh | AbstractMesh,
-  *,
-  keys: Sequence[str] = ("batch_size", "eval.batch_size"),
-) -> None:
-  """Global batch sizes against the devices of the mesh and the processes of the job.
+def validate_batches(config: ml_collections.ConfigDict, mesh: Mesh | AbstractMesh) -> None:
+  """The global batch of a step against the devices of the mesh; an evaluation's is filled up to any.
 
   Raises:
     UserError: naming the nearest sizes that divide.
   """
-  for key in keys:
-    try:
-      sharding.check_batch(get(config, key), mesh)
-    except ValueError as error:
-      raise UserError(f"config.{key}: {error}") from None
-  if "batch_size" in keys and config.accumulate > 1:
+  try:
+    sharding.check_batch(config.batch_size, mesh)
+  except ValueError as error:
+    raise UserError(f"config.batch_size: {error}") from None
+  if config.accumulate > 1:
     _check_micro_batches(config.batch_size, config.accumulate, mesh)
 
 

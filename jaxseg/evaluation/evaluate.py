@@ -1,8 +1,8 @@
 """Exact evaluation of a split: one integer confusion matrix over every labelled pixel."""
 
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -11,16 +11,31 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg.errors import UserError
+from jaxseg.evaluation.ahead import AheadOfTime, Waiting, shapes_on_mesh
 from jaxseg.evaluation.inference import PredictFn, forward, label_map
 from jaxseg.evaluation.predictor import Predictor
 from jaxseg.evaluation.report import Report
 from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.metrics import confusion_matrix
 from jaxseg.models import align_corners_of
-from jaxseg.sharding import on_mesh, replicated, to_global
+from jaxseg.sharding import groups_of_process, on_mesh, replicated, to_global
 from jaxseg.types import IGNORE_LABEL, Batch, Preprocess
 
-EvalStep = Callable[[Mapping[str, Any], Batch], jax.Array]
+
+@runtime_checkable
+class EvalStep(Protocol):
+  """(variables, batch) → confusion matrix; `compile_ahead` as in `Predictor`."""
+
+  def __call__(self, variables: Mapping[str, Any], batch: Batch) -> jax.Array: ...
+  def compile_ahead(
+    self,
+    variables: Mapping[str, Any],
+    keys: Sequence[tuple[tuple[int, int], ...]],
+    batch_size: int,
+    *,
+    waiting: Waiting | None = None,
+  ) -> None: ...
+
 
 # One pass over the picture as it is.
 _AS_IS = InferenceRule()
@@ -43,33 +58,85 @@ def make_eval_step(
   """
   if not rule.plain:
     predictor = Predictor(model, rule=rule, preprocess=preprocess, mesh=mesh, align_corners=align_corners)
-    return functools.partial(predictor.count, num_classes=num_classes, ignore_label=ignore_label)
-  apply, corners = forward(model), align_corners_of(model, given=align_corners)
+    return _RuleStep(predictor, num_classes, ignore_label, mesh)
+  return _PlainStep(model, num_classes, preprocess, mesh, ignore_label, align_corners)
 
-  def count(variables, batch):
+
+class _RuleStep:
+  """An `EvalStep` of a rule that is not plain."""
+
+  def __init__(self, predictor: Predictor, num_classes: int, ignore_label: int, mesh: Mesh | None):
+    self._predictor, self._mesh = predictor, mesh
+    self._num_classes, self._ignore_label = num_classes, ignore_label
+    self.compile_ahead = predictor.compile_ahead
+
+  def __call__(self, variables: Mapping[str, Any], batch: Batch) -> jax.Array:
+    batch = _filled(batch, self._mesh, self._ignore_label)
+    return self._predictor.count(
+      variables, batch, num_classes=self._num_classes, ignore_label=self._ignore_label
+    )
+
+
+class _PlainStep:
+  """An `EvalStep` of images as they are."""
+
+  def __init__(self, model, num_classes, preprocess, mesh, ignore_label, align_corners):
+    apply, corners = forward(model), align_corners_of(model, given=align_corners)
+    self._mesh, self._ignore_label = mesh, ignore_label
+
+    def count(variables, batch):
+      labels = jnp.asarray(batch["label"])
+      pred = label_map(
+        apply(variables, preprocess(jnp.asarray(batch["image"]))),
+        labels.shape[1:3],
+        align_corners=corners,
+      )
+      return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
+
+    # All comes as it is laid out already: variables split over fsdp or whole, the batch by `to_global`.
+    options = {} if mesh is None else {"out_shardings": replicated(mesh)}
+    self._count = AheadOfTime(jax.jit(count, **options), mesh=mesh)
+
+  def __call__(self, variables: Mapping[str, Any], batch: Batch) -> jax.Array:
     if "image" not in batch:
       raise UserError(
         f"a batch has {sorted(batch)} and no image; under a plain rule batches are made without a Grouping"
       )
-    labels = jnp.asarray(batch["label"])
-    pred = label_map(
-      apply(variables, preprocess(jnp.asarray(batch["image"]))),
-      labels.shape[1:3],
-      align_corners=corners,
-    )
-    return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
+    pixels = {name: batch[name] for name in ("image", "label")}
+    if self._mesh is None:
+      return self._count(variables, pixels)
+    with jax.set_mesh(self._mesh):
+      return self._count(variables, to_global(_filled(pixels, self._mesh, self._ignore_label), self._mesh))
 
-  if mesh is None:
-    compiled = jax.jit(count)
-    return lambda variables, batch: compiled(variables, {name: batch[name] for name in ("image", "label")})
-  # All comes as it is laid out already: variables split over fsdp or whole, the batch by `to_global`.
-  compiled = jax.jit(count, out_shardings=replicated(mesh))
+  def compile_ahead(
+    self,
+    variables: Mapping[str, Any],
+    keys: Sequence[tuple[tuple[int, int], ...]],
+    batch_size: int,
+    *,
+    waiting: Waiting | None = None,
+  ) -> None:
+    """Starts to compile the network for uint8 batches of these sizes."""
+    calls = []
+    for (size,) in dict.fromkeys(keys):
+      batch = {
+        "image": jax.ShapeDtypeStruct((batch_size, *size, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((batch_size, *size), np.uint8),
+      }
+      calls.append((variables, batch if self._mesh is None else shapes_on_mesh(batch, self._mesh)))
+    self._count.waiting = waiting
+    self._count.compile_ahead(calls)
 
-  def step(variables, batch):
-    with jax.set_mesh(mesh):
-      return compiled(variables, to_global({name: batch[name] for name in ("image", "label")}, mesh))
 
-  return step
+def _filled(batch: Batch, mesh: Mesh | None, ignore_label: int) -> Batch:
+  """`batch` with its last row repeated, without a label, until the device groups share it evenly."""
+  rows = len(batch["label"])
+  missing = -rows % len(groups_of_process(mesh)) if mesh is not None and rows else 0
+  if not missing:
+    return batch
+  filled = {name: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) for name, x in batch.items()}
+  filled["label"][rows:] = ignore_label
+  return filled
 
 
 def evaluate(
@@ -84,6 +151,7 @@ def evaluate(
   align_corners: bool | None = None,
   rule: InferenceRule = _AS_IS,
   progress: Callable[[int], None] | None = None,
+  compile_ahead: Callable[[EvalStep, Mapping[str, Any]], None] | None = None,
 ) -> Report:
   """Scores over all of `batches`, from integer counts: no batch is dropped, no image counted twice.
 
@@ -92,8 +160,8 @@ def evaluate(
     variables: the model's.
     batches: {"image": uint8 b h w 3, "label": b h w, "id"}; a batch is filled up with images
       whose label is all `ignore_label`. With several processes, each gives the rows that
-      `jaxseg.sharding.rows_to_read` says. Or batches that `Grouping(rule)` made, in which
-      pictures may differ in size.
+      `jaxseg.sharding.rows_to_read` says; one process may give any number. Or
+      batches that `Grouping(rule)` made, in which pictures may differ in size.
     num_classes: classes of the matrix.
     preprocess: from uint8 to the model's input, applied on the device.
     mesh: where to run; None for the default device.
@@ -101,6 +169,8 @@ def evaluate(
     align_corners: of the resize from the decoder's resolution to the label's; None takes the decoder's own.
     rule: how a picture reaches the network and comes back.
     progress: called with the number of images so far (of this process, fillers not counted).
+    compile_ahead: called with the step and the variables before the first batch, for whoever knows the
+      sizes to come (`EvalStep.compile_ahead`).
 
   Raises:
     UserError: there are no batches.
@@ -117,6 +187,8 @@ def evaluate(
   )
   if mesh is not None:
     variables = on_mesh(variables, mesh)
+  if compile_ahead is not None:
+    compile_ahead(step, variables)
   total = np.zeros((num_classes, num_classes), np.int64)
   pending, images = None, 0
   for batch in batches:

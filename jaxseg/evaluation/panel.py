@@ -26,9 +26,9 @@ _COLUMN = 320
 
 
 def panel(
-  images: UInt8[AnyArray, "n h w 3"],
-  labels: Integer[AnyArray, "n h w"],
-  predictions: Integer[AnyArray, "n h w"],
+  images: UInt8[AnyArray, "n h w 3"] | Sequence[UInt8[AnyArray, "_ _ 3"]],
+  labels: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
+  predictions: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
   palette: UInt8[AnyArray, "k 3"],
   classes: Sequence[str],
   *,
@@ -36,31 +36,33 @@ def panel(
 ) -> UInt8[np.ndarray, "_ _ 3"]:
   """One row an image, RGB: the image, its label, the prediction; below, the classes that occur.
 
+  Images may differ in size; a row's columns are as wide as the widest row's.
   Pixels without a label are black in the label's picture only: the model does predict there.
   """
-  images, labels, predictions = np.asarray(images), np.asarray(labels), np.asarray(predictions)
+  images, labels, predictions = ([np.asarray(x) for x in xs] for xs in (images, labels, predictions))
   palette = np.asarray(palette, np.uint8)
   if len(palette) != len(classes):
     raise UserError(f"the palette has {len(palette)} colours for {len(classes)} classes")
   if not len(images):
     raise UserError("there are no images to show")
-  rows = []
+  fitted = []
   for image, label, prediction in zip(images, labels, predictions, strict=True):
     pictures = [image, _colours(label, palette, ignore_label), _colours(prediction, palette, ignore_label)]
-    rows.append(_row([_fit(p, interpolate=i == 0) for i, p in enumerate(pictures)]))
-  body = np.concatenate(rows)
-  occurring = np.union1d(labels, predictions)
+    fitted.append([_fit(p, interpolate=i == 0) for i, p in enumerate(pictures)])
+  column = max(pictures[0].shape[1] for pictures in fitted)
+  body = np.concatenate([_row(pictures, column) for pictures in fitted])
+  occurring = np.unique(np.concatenate([x.reshape(-1) for x in (*labels, *predictions)]))
   entries = [(classes[i], palette[i]) for i in occurring if 0 <= i < len(classes) and i != ignore_label]
-  if np.any(labels == ignore_label):
+  if any(np.any(label == ignore_label) for label in labels):
     entries.append(("no label", _NO_LABEL))
   return np.concatenate([_header(body.shape[1]), body, _legend(entries, body.shape[1])])
 
 
 def save_panel(
   path: str | os.PathLike,
-  images: UInt8[AnyArray, "n h w 3"],
-  labels: Integer[AnyArray, "n h w"],
-  predictions: Integer[AnyArray, "n h w"],
+  images: UInt8[AnyArray, "n h w 3"] | Sequence[UInt8[AnyArray, "_ _ 3"]],
+  labels: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
+  predictions: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
   palette: UInt8[AnyArray, "k 3"],
   classes: Sequence[str],
   *,
@@ -96,11 +98,11 @@ def _fit(picture: np.ndarray, *, interpolate: bool) -> np.ndarray:
   return cv2.resize(np.ascontiguousarray(picture), size, interpolation=mode)
 
 
-def _row(pictures: list[np.ndarray]) -> np.ndarray:
+def _row(pictures: list[np.ndarray], column: int) -> np.ndarray:
   h, w = pictures[0].shape[:2]
-  row = _canvas(h + _GAP, len(pictures) * w + (len(pictures) + 1) * _GAP)
+  row = _canvas(h + _GAP, len(pictures) * column + (len(pictures) + 1) * _GAP)
   for i, picture in enumerate(pictures):
-    left = _GAP + i * (w + _GAP)
+    left = _GAP + i * (column + _GAP)
     row[:h, left : left + w] = picture
   return row
 

@@ -1,7 +1,7 @@
 """A model under a test-time rule: batches of pictures → label maps or scores at their own size."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxseg.errors import UserError
 from jaxseg.evaluation import merge, views
+from jaxseg.evaluation.ahead import AheadOfTime, Waiting, shapes_on_mesh
 from jaxseg.evaluation.inference import PredictFn, forward, label_map
 from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.evaluation.windows import mirrored, slide_logits
@@ -54,10 +55,35 @@ class Predictor:
     self._mesh, self._spread = mesh, mesh is not None and spread
     self._align_corners = align_corners_of(model, given=align_corners)
     self._shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES])) if self._spread else 1
-    self._view = self._jit(self._view_logits)
+    self._view = AheadOfTime(self._jit(self._view_logits), mesh=mesh)
     self._labels = self._jit(merge.merge_labels, static=("size", "images"))
     self._scores = self._jit(merge.merge_scores, static=("size", "images"))
     self._count = self._jit(self._counts, static=("images", "num_classes", "ignore_label"), whole=True)
+
+  def compile_ahead(
+    self,
+    variables: Mapping[str, Any],
+    keys: Sequence[tuple[tuple[int, int], ...]],
+    batch_size: int,
+    *,
+    waiting: Waiting | None = None,
+  ) -> None:
+    """Starts to compile the network for batches of `batch_size` (of all processes) of these `rule.key`s.
+
+    `waiting` is called with (number, how many) when a batch has to wait for a compilation.
+    """
+    calls = []
+    for canvas in dict.fromkeys(canvas for key in keys for canvas in key):
+      view = {
+        "image": jax.ShapeDtypeStruct((batch_size, *canvas, 3), np.uint8),
+        "size": jax.ShapeDtypeStruct((batch_size, 2), np.int32),
+        "flipped": jax.ShapeDtypeStruct((batch_size,), np.bool_),
+      }
+      if self._spread:
+        view = shapes_on_mesh(view, self._mesh)
+      calls.append((variables, view))
+    self._view.waiting = waiting
+    self._view.compile_ahead(calls)
 
   def count(
     self, variables: Mapping[str, Any], batch: Batch, *, num_classes: int, ignore_label: int = IGNORE_LABEL

@@ -25,9 +25,19 @@ class Report:
 
   Attributes:
     matrix: int64 [truth, prediction], pixels.
+    canvases: 0 for the exact rule; else to how many canvases the images were padded, as evaluations in the
+      course of training do: their scores differ from the exact rule's.
   """
 
   matrix: np.ndarray
+  canvases: int = 0
+
+  @property
+  def note(self) -> str:
+    """What to know about the scores beside the rule; "" for the exact rule."""
+    if not self.canvases:
+      return ""
+    return f"images padded to {self.canvases} canvases; the exact rule's scores differ"
 
   @property
   def miou(self) -> float:
@@ -73,6 +83,7 @@ class Report:
       **{name: _plain(value) for name, value in self.scalars().items()},
       "mDice": _plain(self.mdice),
       "pixels": int(self.matrix.sum()),
+      **({"canvases": self.canvases, "note": self.note} if self.canvases else {}),
       "classes": [
         {"name": name, "IoU": _plain(iou), "Acc": _plain(acc), "Dice": _plain(dice)}
         for name, iou, acc, dice in zip(classes, *scores, strict=True)

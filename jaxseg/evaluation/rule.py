@@ -25,6 +25,8 @@ class InferenceRule:
     scales: factors of that size, or of the picture's own without `resize`. With several views
       (scales, flips) their softmax at the picture's own size is averaged.
     flip: adds the mirrored picture to every scale.
+    canvas_sides: (heights, widths), each ascending, or (): what is fed to the network whole is padded with
+      zeros, below and right after normalisation, up to the next of these sides (`canvases.py`).
     multiple: 0, or what both sides of the network's input have to divide by.
     multiple_rule: "pad" adds zeros below and right after normalisation and cuts the logits
       back (mmsegmentation 1.x); "resize" scales up to the multiple (ResizeToMultiple,
@@ -45,6 +47,7 @@ class InferenceRule:
   multiple_rule: str = "pad"
   scales: tuple[float, ...] = (1.0,)
   flip: bool = False
+  canvas_sides: tuple[tuple[int, ...], ...] = ()
 
   def __post_init__(self):
     for name in ("crop_size", "stride", "resize", "scales"):
@@ -75,6 +78,8 @@ class InferenceRule:
       parts.append("scales " + " ".join(f"{scale:g}" for scale in self.scales))
     if self.flip:
       parts.append("and mirrored")
+    if self.canvas_sides:
+      parts.append("padded to a few canvases")
     return ", ".join(parts)
 
   def resized(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -99,9 +104,14 @@ class InferenceRule:
     return steps
 
   def extent(self, resized: tuple[int, int]) -> tuple[int, int]:
-    """Size of the network's whole input: `resized`, padded to the multiple where that is the rule."""
+    """Size of the network's whole input: `resized`, padded to multiple and canvas where that is the rule."""
     if self.multiple and self.multiple_rule == "pad":
-      return tuple(_up(side, self.multiple) for side in resized)
+      resized = tuple(_up(side, self.multiple) for side in resized)
+    if self.canvas_sides and self.mode == "whole":
+      resized = tuple(
+        next((known for known in sides if known >= side), side)
+        for side, sides in zip(resized, self.canvas_sides, strict=True)
+      )
     return tuple(resized)
 
   def canvas(self, extent: tuple[int, int]) -> tuple[int, int]:

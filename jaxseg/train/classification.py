@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxseg import data
 from jaxseg.data.source import DatasetInfo
+from jaxseg.evaluation.canvases import spread_batch
 from jaxseg.evaluation.classify import ClassificationReport, evaluate_classifier
 from jaxseg.losses import soft_cross_entropy
 from jaxseg.sharding import rows_to_read
@@ -83,18 +84,24 @@ def train_batches(
 def make_evaluator(
   model: Any, config: ml_collections.ConfigDict, *, info: DatasetInfo, preprocess: Preprocess, mesh: Mesh
 ) -> Callable[..., ClassificationReport]:
-  """(variables, *, progress=None) → top-1 and top-5 on `config.data.eval_split`."""
+  """(variables, *, exact=True, progress=None) → top-1 and top-5 on `config.data.eval_split`, always exact."""
   del info
+  batch_size = spread_batch(config.eval.batch_size, mesh)
+  opened = []
 
   def evaluate(
-    variables: Mapping[str, Any], *, progress: Callable[[int], None] | None = None
+    variables: Mapping[str, Any], *, exact: bool = True, progress: Callable[[int], None] | None = None
   ) -> ClassificationReport:
+    del exact
+    if not opened:
+      opened.append(data.open_split(config.data, config.data.eval_split))
     batches = data.classifier_eval_batches(
       config.data,
       config.data.eval_split,
-      batch_size=config.eval.batch_size,
+      batch_size=batch_size,
       crop_share=config.eval.crop_share,
-      rows=rows_to_read(config.eval.batch_size, mesh),
+      rows=rows_to_read(batch_size, mesh),
+      source=opened[0],
     )
     return evaluate_classifier(
       model, variables, batches, preprocess=preprocess, mesh=mesh, top=_TOP, progress=progress

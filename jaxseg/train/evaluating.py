@@ -11,16 +11,16 @@ from jaxtyping import UInt8
 
 from jaxseg import data
 from jaxseg.config.rule import make_inference_rule
+from jaxseg.console import print_line
 from jaxseg.crf import Settings
-from jaxseg.data.source import DatasetInfo
-from jaxseg.evaluation.evaluate import evaluate
+from jaxseg.data.source import DatasetInfo, Source
+from jaxseg.evaluation.canvases import pad_to_canvases
 from jaxseg.evaluation.panel import panel
 from jaxseg.evaluation.predictor import make_predict
 from jaxseg.evaluation.refined import RefinedNetwork, make_scores
 from jaxseg.evaluation.report import Report
-from jaxseg.evaluation.views import Grouping
+from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.models import align_corners_of
-from jaxseg.sharding import rows_to_read
 from jaxseg.types import Preprocess
 
 
@@ -35,33 +35,58 @@ class Evaluator:
     info: DatasetInfo,
     preprocess: Preprocess,
     mesh: Mesh,
+    source: Source | None = None,
   ):
     self._model, self._config, self._info = model, config, info
+    self._source = source
     self._preprocess, self._mesh = preprocess, mesh
     self._rule = make_inference_rule(config.eval)
-    self._predict = None
+    self._predict: dict[InferenceRule, Callable] = {}
+    self._split = None
 
-  def __call__(self, variables: Any, *, progress: Any = None) -> Report:
-    """From one integer confusion matrix over the whole split."""
-    batches = data.eval_batches(
-      self._config.data,
-      self._config.data.eval_split,
-      batch_size=self._config.eval.batch_size,
-      rows=rows_to_read(self._config.eval.batch_size, self._mesh),
-      grouping=None if self._rule.plain else Grouping(self._rule),
-    )
-    return evaluate(
-      self._model,
-      variables,
-      batches,
-      num_classes=self._info.num_classes,
-      preprocess=self._preprocess,
-      mesh=self._mesh,
-      ignore_label=self._config.loss.ignore_label,
-      align_corners=self._config.loss.align_corners,
-      rule=self._rule,
-      progress=progress,
-    )
+  @property
+  def source(self) -> Source:
+    """The evaluation split, opened once: by whoever made this, or at the first call."""
+    if self._source is None:
+      self._source = data.open_split(self._config.data, self._config.data.eval_split)
+    return self._source
+
+  @property
+  def split(self) -> Any:
+    """The `SplitEvaluator` behind this; making it looks at the size of every image.
+
+    Raises:
+      UserError: an image that the network cannot take, with its name.
+    """
+    if self._split is None:
+      from jaxseg.evaluation.split import SplitEvaluator  # brings Grain
+
+      config = self._config
+      self._split = SplitEvaluator(
+        self._model,
+        config.data,
+        config.data.eval_split,
+        source=self.source,
+        rule=self._rule,
+        batch_size=config.eval.batch_size,
+        num_classes=self._info.num_classes,
+        preprocess=self._preprocess,
+        mesh=self._mesh,
+        ignore_label=config.loss.ignore_label,
+        align_corners=config.loss.align_corners,
+        canvases=config.eval.get("canvases", "auto"),
+      )
+    return self._split
+
+  def __call__(
+    self, variables: Any, *, exact: bool = True, progress: Any = None, say: Callable[[str], None] = print_line
+  ) -> Report:
+    """From one integer confusion matrix over the whole split.
+
+    `exact=False`, for evaluations in the course of training, pads to a few canvases where
+    `config.eval.canvases` is "auto"; `report.note` says so.
+    """
+    return self.split(variables, exact=exact, progress=progress, say=say)
 
   def refined(self, variables: Any, crf: Settings) -> RefinedNetwork:
     """The network with a CRF behind it, for one picture after the other on this process's first device."""
@@ -74,28 +99,30 @@ class Evaluator:
   def panel(
     self, variables: Any, *, predict: Callable[[np.ndarray], np.ndarray] | None = None
   ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Image | label | prediction, of images spread over the split that have the size of its first one.
+    """Image | label | prediction, of `config.log.panel_images` images spread over the split.
 
+    Images of different sizes are padded to one canvas, so that one prediction is compiled for all of them.
     Every process of a job has to call it, since they compute the prediction together; `predict`, a
     picture's label map by other means, is called by each for itself.
     """
-    source = data.open_split(self._config.data, self._config.data.eval_split)
+    source = self.source
     count = max(1, self._config.log.panel_images)
-    # Neighbours are often frames of one film; images of one size share one compiled prediction.
+    # Neighbours are often frames of one film.
     spread = dict.fromkeys(int(i) for i in np.linspace(0, len(source) - 1, count))
-    examples = [source[i] for i in spread if source.size(i) == source.size(0)]
-    images = np.stack([example["image"] for example in examples])
-    labels = np.stack([example["label"] for example in examples]).astype(np.int32)
-    if predict is not None:
-      predictions = np.stack([predict(image) for image in images])
-      return panel(images, labels, predictions, self._info.palette, self._info.classes)
-    if self._predict is None:
-      self._predict = make_predict(
-        self._model,
-        preprocess=self._preprocess,
-        rule=self._rule,
-        mesh=self._mesh,
-        align_corners=self._config.loss.align_corners,
-      )
-    predictions = np.asarray(self._predict(variables, images))
+    examples = [source[i] for i in spread]
+    images = [example["image"] for example in examples]
+    labels = [example["label"].astype(np.int32) for example in examples]
+    if predict is None:
+      rule = pad_to_canvases(self._rule, [image.shape[:2] for image in images], most=1)
+      if rule not in self._predict:
+        self._predict[rule] = make_predict(
+          self._model,
+          preprocess=self._preprocess,
+          rule=rule,
+          mesh=self._mesh,
+          align_corners=self._config.loss.align_corners,
+        )
+      run = self._predict[rule]
+      predict = lambda image: np.asarray(run(variables, image[None]))[0]  # noqa: E731
+    predictions = [predict(image) for image in images]
     return panel(images, labels, predictions, self._info.palette, self._info.classes)

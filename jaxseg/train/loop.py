@@ -236,7 +236,9 @@ def _sequence(
     preemption.saved(step)  # a notice needs not wait for the end of the evaluation
     if preemption.reached():  # in the meantime; what follows may compile for long
       leave(step)
-    report = evaluator(state.eval_variables, progress=lambda _: preemption.reached() and leave(step))
+    report = evaluator(
+      state.eval_variables, exact=step == total, progress=lambda _: preemption.reached() and leave(step)
+    )
     metrics = report.scalars()
     log.write(step, metrics)
     board.scalars(step, metrics, prefix="eval/")

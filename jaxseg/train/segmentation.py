@@ -34,7 +34,8 @@ def make_prepare(
     if config.data.color == "photometric":
       image = data.distort(image, key)
     # Padding is 0 whatever the colours of the picture became.
-    return {**batch, "image": data.zero_padding(preprocess(image), batch["box"])}
+    image = data.zero_padding(preprocess(image), batch["box"])
+    return {**batch, "image": image, "label": batch["label"].astype(np.int32)}  # labels travel as uint8
 
   return prepare
 
@@ -44,7 +45,7 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
   pixels = (batch_size, *config.data.crop_size)
   return {
     "image": jax.ShapeDtypeStruct((*pixels, 3), np.uint8),
-    "label": jax.ShapeDtypeStruct(pixels, np.int32),
+    "label": jax.ShapeDtypeStruct(pixels, np.uint8),
     "box": jax.ShapeDtypeStruct((batch_size, 4), np.int32),
   }
 
@@ -68,4 +69,6 @@ def make_evaluator(
   model: Any, config: ml_collections.ConfigDict, *, info: DatasetInfo, preprocess: Preprocess, mesh: Mesh
 ) -> Evaluator:
   """Scores on `config.data.eval_split`, and a picture of its first images."""
-  return Evaluator(model, config, info=info, preprocess=preprocess, mesh=mesh)
+  evaluator = Evaluator(model, config, info=info, preprocess=preprocess, mesh=mesh)
+  _ = evaluator.split  # what cannot be evaluated is found before training, not at the first evaluation
+  return evaluator

@@ -179,17 +179,6 @@ def test_mesh_and_batch_that_do_not_divide():
   assert "2 devices as data=2; a batch of 8" in done.stderr
 
 
-def test_an_evaluation_that_cannot_be_spread():
-  config = config_lib.load(str(ROOT / SMOKE))
-  mesh = jax.sharding.AbstractMesh((4, 1, 1), sharding.AXES)
-  assert cli._evaluation(config, mesh) == {
-    "evaluation": "train.py will refuse config.eval.batch_size: a batch of 2 cannot be spread evenly over 4"
-    " device groups (data x fsdp); use 4"
-  }
-  config.eval.batch_size = 8
-  assert not cli._evaluation(config, mesh)
-
-
 def test_fewer_devices_than_none():
   config = config_lib.load(str(ROOT / SMOKE), overrides=[("mesh.devices", "-1")])
   with pytest.raises(ValueError, match=r"config.mesh.devices is -1; expected at least 0"):
