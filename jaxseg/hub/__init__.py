@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jaxseg import catalog
 from jaxseg.errors import UserError
 from jaxseg.hub import loading
+from jaxseg.hub.loading import LoadReport
 from jaxseg.hub.net import OURS, Net
-from jaxseg.models import create_model, list_models
 from jaxseg.pretrained import facts, keymap, layout_of, tree
 from jaxseg.pretrained.keymap import Stored
+from jaxseg.pretrained.untrusted import reading
 from jaxseg.types import Preprocess
 
-__all__ = ["Net", "from_pretrained", "load_pretrained", "to_torch"]
+__all__ = ["LoadReport", "Net", "from_pretrained", "load_pretrained", "load_with_report", "to_torch"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ def from_pretrained(
   encoder: Mapping[str, Any] | None = None,
   decoder: Mapping[str, Any] | None = None,
   preprocess: Preprocess | Mapping[str, Any] | None = None,
+  revision: str | None = None,
 ) -> Net:
   """A published or own model, ready to use.
 
@@ -43,38 +44,38 @@ def from_pretrained(
 
   Args:
     source: .safetensors, .npz, .pth, .pt or .bin; a directory that `save_pretrained` (ours or
-      transformers') or train.py wrote (its best checkpoint is taken); or "org/name" on the
-      Hugging Face hub.
+      transformers') or train.py wrote (its best checkpoint is taken); or "org/name" or
+      "hf://org/name@revision" on the Hugging Face hub.
     arch: a name of `list_models()`, where the file does not tell the variant.
     num_classes: what the file must have.
     encoder: fields of the encoder that the file cannot tell.
     decoder: fields of the decoder that the file cannot tell.
     preprocess: the image statistics, or their fields.
+    revision: branch, tag or commit of a hub repository.
 
   Raises:
     UserError: the source, its format or its family is not known, or it disagrees with the
       model (missing, unexpected and differently shaped tensors are listed together).
   """
-  found = loading.open_weights(source)
-  if arch is not None and arch not in list_models():
-    raise UserError(f"there is no model called {arch!r}; {catalog.suggestion(arch, list_models())}")
-  layout = loading.recognise(found, arch)
-  told = loading.told_by_config(found, arch) if layout is None else loading.told_by_shapes(found, layout)
-  loading.check_classes(found, told, arch, num_classes)
-  arch = arch or told.arch
-  fields = loading.model_fields(told, arch, num_classes, encoder, decoder)
-  model = create_model(arch, **fields)
+  loading.check_arch(arch)
+  found = loading.open_weights(source, revision=revision)
+  file = loading.identify(found, arch)
+  loading.check_classes(file, arch, num_classes)
+  arch = arch or file.told.arch
+  fields = loading.model_fields(file.told, arch, num_classes, encoder, decoder)
+  model = loading.build(found, arch, fields)
   shapes = {path: leaf.shape for path, leaf in tree.flat(loading.abstract_variables(model)).items()}
-  values, differences, unused = tree.fill(found, layout, shapes)
-  if differences.unexpected:
-    extra = tree.spare(loading.whole_model(found, layout, told), tree.canonical(shapes).values())
-    differences.unexpected = [name for name in differences.unexpected if name not in extra]
+  with reading(found.path):
+    values, differences, unused = tree.fill(found, file.layout, shapes)
+    loading.drop_spare(differences, file, shapes)
   if differences:
-    raise UserError(loading.disagreement(found, differences, arch, loading.keep_hint(told, arch), told=told))
-  known = facts.gather(found, layout, fields.get("num_classes"), preprocess)
+    hint = loading.keep_hint(file.told, arch)
+    raise UserError(loading.disagreement(found, differences, arch, hint, told=file.told))
+  known = facts.gather(found, file.layout, fields.get("num_classes"), preprocess)
   if "non-commercial" in (known.licence or "").lower():
     _LOG.warning("%s: the licence of these weights is %s", found.path, known.licence)
   stored = {name: Stored(value.shape, value.dtype) for name, value in found.tensors.items()}
+  given = {"encoder": encoder, "decoder": decoder}
   return Net(
     model=model,
     variables=traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in values.items()}, sep="/"),
@@ -83,17 +84,21 @@ def from_pretrained(
     palette=known.palette,
     arch=arch,
     fields=fields,
-    layout=layout.name if layout else found.meta.layout or OURS,
+    layout=file.layout.name if file.layout else found.meta.layout or OURS,
     licence=known.licence,
+    lineage=known.lineage,
     unused=unused,
-    assumed=known.assumed
-    | facts.assumed_fields(model, layout, told, {"encoder": encoder, "decoder": decoder}),
-    stored=stored if layout else {},
+    assumed=known.assumed | facts.assumed_fields(model, file.layout, file.told, given),
+    stored=stored if file.layout else {},
   )
 
 
 def load_pretrained(
-  source: str | os.PathLike, variables: Mapping[str, Any], *, keep: Sequence[str] = ()
+  source: str | os.PathLike,
+  variables: Mapping[str, Any],
+  *,
+  keep: Sequence[str] = (),
+  revision: str | None = None,
 ) -> dict[str, Any]:
   """`variables` with the weights of `source` in place of their values: the start of a transfer.
 
@@ -103,27 +108,47 @@ def load_pretrained(
       encoder of a whole model's file.
     keep: regexes that fullmatch paths below the collection ("decoder/classifier/.*"); what they
       match keeps its current value, whatever the file has there.
+    revision: branch, tag or commit of a hub repository.
 
   Raises:
     UserError: tensors are missing, unexpected or of another shape (all listed together), a
       pattern matches nothing, or the source cannot be read.
   """
-  found = loading.open_weights(source)
+  return load_with_report(source, variables, keep=keep, revision=revision)[0]
+
+
+def load_with_report(
+  source: str | os.PathLike,
+  variables: Mapping[str, Any],
+  *,
+  keep: Sequence[str] = (),
+  revision: str | None = None,
+) -> tuple[dict[str, Any], LoadReport]:
+  """`load_pretrained`, and a report: what was loaded, what is new, whose licence holds."""
   leaves = tree.flat(variables)
   kept = loading.kept_paths(leaves, keep)
-  layout = loading.recognise(found, None)
-  loading.check_family(found, layout, leaves)
+  found = loading.open_weights(source, revision=revision)
+  file = loading.identify(found, None)
+  loading.check_family(file, leaves)
   wanted = {path: leaf.shape for path, leaf in leaves.items() if path not in kept}
-  values, differences, _ = tree.fill(found, layout, wanted)
-  if differences.unexpected:
-    told = loading.told_by_config(found, None) if layout is None else loading.told_by_shapes(found, layout)
-    extra = tree.spare(loading.whole_model(found, layout, told), tree.canonical(leaves).values(), keep)
-    differences.unexpected = [name for name in differences.unexpected if name not in extra]
+  with reading(found.path):
+    values, differences, _ = tree.fill(found, file.layout, wanted)
+    loading.drop_spare(differences, file, leaves, keep)
   if differences:
     hint = "head/.*" if any(path.startswith("params/head/") for path in leaves) else "decoder/classifier/.*"
     raise UserError(loading.disagreement(found, differences, "the given variables", hint))
   filled = {path: loading.like(value, leaves[path]) for path, value in values.items()}
-  return traverse_util.unflatten_dict(leaves | filled, sep="/")
+  known = facts.gather(found, file.layout, file.told.num_classes, None)
+  report = LoadReport(
+    source=os.fspath(source),
+    arch=file.told.arch,
+    layout=file.layout.name if file.layout else OURS,
+    loaded=tuple(filled),
+    new=tuple(path for path in leaves if path not in filled),
+    licence=known.licence,
+    lineage=known.lineage,
+  )
+  return traverse_util.unflatten_dict(leaves | filled, sep="/"), report
 
 
 def to_torch(net: Net, *, layout: str | None = None) -> dict[str, np.ndarray]:

@@ -14,22 +14,67 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxseg import lazy
+from jaxseg import catalog, lazy
 from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
-from jaxseg.models import create_model
+from jaxseg.models import create_model, list_models
 from jaxseg.pretrained import LAYOUTS, keymap, tree
 from jaxseg.pretrained.keymap import Detected, Differences, Layout
 from jaxseg.pretrained.source import open_source
+from jaxseg.pretrained.untrusted import reading, shown, some
 from jaxseg.pretrained.weights import Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+  """What `load_pretrained` did, for a record of the run.
+
+  Attributes:
+    source: as it was given.
+    arch: what the file holds.
+    layout: the form its weights are in; "jaxseg" for our own.
+    loaded, new: paths that were filled from the file, and paths that kept their initial value.
+    licence: of the file's weights, as far as it is known: it holds for what is trained from them, too.
+    lineage: what the file's weights are and come from, as `Net.lineage`.
+  """
+
+  source: str
+  arch: str
+  layout: str
+  loaded: tuple[str, ...]
+  new: tuple[str, ...]
+  licence: str | None
+  lineage: Mapping[str, str]
+
+  def text(self) -> str:
+    """One line for people: the file, what was loaded from it, what is new."""
+    new = sorted({tree.below(path).rsplit("/", 1)[0] for path in self.new})
+    return (
+      f"{self.source} ({self.arch}, {self.layout}): {len(self.loaded)} arrays loaded;"
+      f" new: {some(new, 4) or 'nothing'}; licence: {self.licence or 'not known'}"
+    )
+
+  def facts(self) -> dict[str, Any]:
+    """`licence` and `lineage` of a model that is trained from here, as config.json holds them."""
+    return {"licence": self.licence, "lineage": {**self.lineage, "trained from": self.source}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Identified:
+  """What a file is: its layout (None for our own names) and the model that it holds."""
+
+  weights: Weights
+  layout: Layout | None
+  told: Detected
+
 
 # Any size does for the shapes of the parameters; this one suits every encoder.
 _TRACED = (1, 64, 64, 3)
 
 
-def open_weights(source: str | os.PathLike) -> Weights:
+def open_weights(source: str | os.PathLike, *, revision: str | None = None) -> Weights:
   """The arrays that `source` names; of a workdir, those of its best checkpoint."""
-  found = open_source(source)
+  found = open_source(source, revision=revision)
   if isinstance(found, Weights):
     return found
   # Orbax comes with jaxseg[train].
@@ -38,35 +83,61 @@ def open_weights(source: str | os.PathLike) -> Weights:
   return Weights(arrays, pathlib.Path(found.path), meta=found.meta)
 
 
-def recognise(found: Weights, arch: str | None) -> Layout | None:
-  """The file's published layout, None for our own; checked against the family that `arch` belongs to."""
-  if tree.is_ours(found):
-    return None
-  layout = keymap.recognise(found, LAYOUTS)
-  if arch is not None and not arch.startswith(layout.archs):
-    raise UserError(f"{found.path} holds {layout.family} weights ({layout.name}), not those of {arch!r}")
-  return layout
+def check_arch(arch: str | None) -> None:
+  """Refuses a name that `create_model` does not know."""
+  if arch is not None and arch not in list_models():
+    raise UserError(f"there is no model called {arch!r}; {catalog.suggestion(arch, list_models())}")
 
 
-def told_by_shapes(found: Weights, layout: Layout) -> Detected:
-  """What names and shapes tell, and what a config beside them adds."""
-  told = layout.detect({name: value.shape for name, value in found.tensors.items()})
-  said = dict(found.meta.encoder or {})
-  assumed = tuple(name for name in told.assumed if name.removeprefix("encoder.") not in said)
-  return dataclasses.replace(told, encoder={**told.encoder, **said}, assumed=assumed)
+def identify(found: Weights, arch: str | None) -> Identified:
+  """What the file is of, by its names and shapes, its own config, or `arch`.
+
+  Raises:
+    UserError: names of no known layout, of another family than `arch`, or our own without a config.
+  """
+  with reading(found.path):
+    if tree.is_ours(found):
+      return Identified(found, None, _told_by_config(found, arch))
+    layout = keymap.recognise(found, LAYOUTS)
+    if arch is not None and not arch.startswith(layout.archs):
+      raise UserError(f"{found.path} holds {layout.family} weights ({layout.name}), not those of {arch!r}")
+    try:
+      told = layout.detect({name: value.shape for name, value in found.tensors.items()})
+    except UserError as error:
+      raise UserError(f"{found.path}: {error}") from None
+    said = dict(found.meta.encoder or {})
+    assumed = tuple(name for name in told.assumed if name.removeprefix("encoder.") not in said)
+    told = dataclasses.replace(told, encoder={**told.encoder, **said}, assumed=assumed)
+    return Identified(found, layout, told)
 
 
-def told_by_config(found: Weights, arch: str | None) -> Detected:
+def _told_by_config(found: Weights, arch: str | None) -> Detected:
   """What the config.json beside our own arrays says, or `arch` where there is none."""
   fields = found.meta.model
   if fields is None and arch is None:
     raise UserError(f"{found.path} has our own names but no config.json that says the model; give arch=")
   fields = _tuples(fields or {})
+  name = fields.get("arch", arch)
+  if name not in list_models():
+    raise UserError(f"{found.path}: its config.json has the model '{shown(name)}', which is not known here")
   return Detected(
-    fields.get("arch", arch),
+    name,
     fields.get("num_classes"),
     **{key: fields[key] for key in ("encoder", "decoder", "aux_decoder", "scales") if fields.get(key)},
   )
+
+
+def build(found: Weights, arch: str, fields: Mapping[str, Any]) -> nn.Module:
+  """The module; a field that cannot be is the file's word as well as the user's, so it names the file."""
+  try:
+    return create_model(arch, **fields)
+  except UserError:
+    raise
+  except Exception as error:
+    words = f"{type(error).__name__}: {shown(str(error), 120)}"
+    raise UserError(
+      f"{found.path}: {arch} cannot be made of the fields given and in the file ({words})"
+    ) from error
 
 
 def keep_hint(told: Detected, arch: str) -> str:
@@ -76,8 +147,9 @@ def keep_hint(told: Detected, arch: str) -> str:
   return "head/.*" if arch in ENCODERS else "decoder/.*"
 
 
-def check_classes(found: Weights, told: Detected, arch: str | None, num_classes: int | None) -> None:
+def check_classes(file: Identified, arch: str | None, num_classes: int | None) -> None:
   """Refuses a class count that the file does not have: its classifier would be of another shape."""
+  found, told = file.weights, file.told
   silent = tree.is_ours(found) and found.meta.model is None  # only the user knows
   if num_classes is None or told.num_classes == num_classes or silent:
     return
@@ -109,14 +181,21 @@ def abstract_variables(model: nn.Module) -> dict[str, Any]:
   return jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(_TRACED, jnp.float32))
 
 
-def whole_model(found: Weights, layout: Layout | None, told: Detected) -> dict[str, str]:
-  """Name in the file → canonical path, for every leaf of the model that the file was made of."""
-  if layout is None:
-    own = tree.canonical(found.tensors)
-    return {path: path for path in own.values()}
-  whole = create_model(told.arch, **model_fields(told, told.arch, None, None, None))
-  paths = tree.canonical(tree.flat(abstract_variables(whole))).values()
-  return {part.name: path for path in paths if (part := layout.part(path)) is not None}
+def drop_spare(
+  differences: Differences, file: Identified, leaves: Mapping[str, Any], keep: Sequence[str] = ()
+) -> None:
+  """Takes out of the unexpected names those of the file's own model that `leaves` may well not want."""
+  if not differences.unexpected:
+    return
+  if file.layout is None:
+    own = tree.canonical(file.weights.tensors)
+    names = {path: path for path in own.values()}
+  else:
+    whole = create_model(file.told.arch, **model_fields(file.told, file.told.arch, None, None, None))
+    paths = tree.canonical(tree.flat(abstract_variables(whole))).values()
+    names = {part.name: path for path in paths if (part := file.layout.part(path)) is not None}
+  extra = tree.spare(names, tree.canonical(leaves).values(), keep)
+  differences.unexpected = [name for name in differences.unexpected if name not in extra]
 
 
 def kept_paths(leaves: Mapping[str, Any], keep: Sequence[str]) -> set[str]:
@@ -137,8 +216,9 @@ def kept_paths(leaves: Mapping[str, Any], keep: Sequence[str]) -> set[str]:
   return kept
 
 
-def check_family(found: Weights, layout: Layout | None, leaves: Mapping[str, Any]) -> None:
+def check_family(file: Identified, leaves: Mapping[str, Any]) -> None:
   """Refuses a published file whose layout has no name for anything of the encoder to fill."""
+  found, layout = file.weights, file.layout
   inner = [path for path in tree.canonical(leaves).values() if path.startswith("encoder/")]
   if layout is None or not inner or any(layout.part(path) for path in inner):
     return
@@ -153,9 +233,7 @@ def disagreement(
 ) -> str:
   """The sentence about all differences between a file, which `told` what it is of, and `what`."""
   if told is not None and what != told.arch and what not in ENCODERS and told.arch not in ENCODERS:
-    counts = (("missing", differences.missing), ("unexpected", differences.unexpected))
-    counts += (("of another shape", differences.shapes),)
-    numbers = ", ".join(f"{len(names)} {word}" for word, names in counts if names)
+    numbers = ", ".join(f"{len(names)} {word}" for word, names in differences.lists() if names)
     return f"{found.path} holds {told.arch}, not {what} (tensors: {numbers}); leave arch out"
   return (
     f"{found.path} and {what} disagree: {differences.text()};"

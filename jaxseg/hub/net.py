@@ -47,6 +47,7 @@ class Net:
     fields: what was passed to it besides: num_classes, encoder, decoder, ...
     layout: the form the weights came in: "official", "mmseg", ..., "jaxseg" for our own.
     licence: of the weights, as far as it is known.
+    lineage: what the weights are and come from: "weights" (the file), "source", "data", "trained from", ...
     unused: what the file carried and the model has no use for, name → (shape, dtype).
     assumed: what neither arguments nor file nor record told, name → the assumption in words.
     stored: name → (shape, dtype) of every tensor of the file.
@@ -61,6 +62,7 @@ class Net:
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   layout: str = OURS
   licence: str | None = None
+  lineage: Mapping[str, str] = dataclasses.field(default_factory=dict)
   unused: Mapping[str, Stored] = dataclasses.field(default_factory=dict, repr=False)
   assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
   stored: Mapping[str, Stored] = dataclasses.field(default_factory=dict, repr=False)
@@ -150,6 +152,7 @@ class Net:
       "palette": np.asarray(self.palette).tolist(),
       "preprocess": dataclasses.asdict(self.preprocess),
       "licence": self.licence,
+      "lineage": dict(self.lineage),
       "layout": self.layout,
       "assumed": dict(self.assumed),
     }

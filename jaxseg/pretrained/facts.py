@@ -9,7 +9,8 @@ import numpy as np
 from jaxseg.pretrained import classes as datasets
 from jaxseg.pretrained import published, records
 from jaxseg.pretrained.keymap import Detected, Layout
-from jaxseg.pretrained.weights import Weights, preprocess_of
+from jaxseg.pretrained.schema import preprocess_of
+from jaxseg.pretrained.weights import Weights
 from jaxseg.types import Preprocess
 
 
@@ -22,6 +23,7 @@ class Facts:
   palette: np.ndarray
   licence: str | None
   assumed: dict[str, str]
+  lineage: dict[str, str]
 
 
 def gather(
@@ -41,7 +43,8 @@ def gather(
   Raises:
     UserError: `preprocess` has unknown fields.
   """
-  record = published.find(weights.path) if layout is not None else None
+  # Who gives the statistics says what the file is: its name is no claim any more.
+  record = published.find(weights.path, strict=preprocess is None) if layout is not None else None
   default = layout.record(num_classes) if layout is not None else records.Record(Preprocess(), None, "", "")
   where = f"the default of {layout.family}/{layout.name}" if layout is not None else "the library's default"
   meta, assumed = weights.meta, {}
@@ -73,7 +76,12 @@ def gather(
   if preprocess is not None:
     before.pop("preprocess", None)
   assumed = before | assumed
-  return Facts(chosen, names, palette, licence, assumed)
+  lineage = dict(meta.lineage or {})
+  if layout is not None and not lineage:
+    lineage = {"weights": weights.path.name, "layout": f"{layout.family}/{layout.name}"}
+    lineage |= {"source": (record or default).source} if record or default.source else {}
+    lineage |= {"data": record.dataset} if sure else {}
+  return Facts(chosen, names, palette, licence, assumed, lineage)
 
 
 def _count(dataset: str) -> int:

@@ -11,10 +11,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.pretrained.records import Record
+from jaxseg.pretrained.untrusted import some
 from jaxseg.pretrained.weights import Weights
 
 # Our leaf → PyTorch's, for the modules of `layers`.
@@ -145,10 +147,10 @@ def recognise(weights: Weights, layouts: Iterable[Layout], *, family: str | None
     share[layout] = sum(known.fullmatch(name) is not None for name in names) / max(len(names), 1)
   best = max(share, key=share.__getitem__, default=None)
   if best is None or share[best] < 0.5:
-    some = ", ".join(repr(name) for name in names[:4])
     known = ", ".join(f"{layout.family}/{layout.name}" for layout in layouts)
     raise UserError(
-      f"{weights.path}: its {len(names)} names ({some}, ...) belong to no known layout; known: {known}"
+      f"{weights.path}: its {len(names)} names ({some(map(repr, names), 4)}) belong to no known layout;"
+      f" known: {known}"
     )
   return best
 
@@ -160,14 +162,19 @@ class Differences:
   missing: list[str] = dataclasses.field(default_factory=list)
   unexpected: list[str] = dataclasses.field(default_factory=list)
   shapes: list[str] = dataclasses.field(default_factory=list)
+  values: list[str] = dataclasses.field(default_factory=list)
+
+  def lists(self) -> list[tuple[str, list[str]]]:
+    """What is wrong, in words, and the names of which it is true."""
+    lists = [("missing", self.missing), ("unexpected", self.unexpected), ("other shape", self.shapes)]
+    return [*lists, ("unusable values", self.values)]
 
   def __bool__(self) -> bool:
-    return bool(self.missing or self.unexpected or self.shapes)
+    return any(names for _, names in self.lists())
 
   def text(self) -> str:
-    """The three lists, each cut to a readable length."""
-    parts = [("missing", self.missing), ("unexpected", self.unexpected), ("other shape", self.shapes)]
-    return "; ".join(f"{word} ({len(names)}): {_some(names)}" for word, names in parts if names)
+    """The lists, each cut to a readable length."""
+    return "; ".join(f"{word} ({len(names)}): {some(names)}" for word, names in self.lists() if names)
 
 
 def read_leaves(
@@ -199,8 +206,13 @@ def read_leaves(
       kind = weights.opaque.get(part.name)
       differences.missing.append(f"{part.name} (there is a {kind}, not a tensor)" if kind else part.name)
       continue
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+      differences.values.append(f"{part.name} is {value.dtype}, expected floating-point numbers")
+      continue
     ours = _slice(layout, path, part, value, shape)
-    if ours is None:
+    if ours is not None and (wrong := _unusable(path, ours)):
+      differences.values.append(f"{part.name} has {wrong}")
+    elif ours is None:
       want = layout.to_published(path, np.broadcast_to(np.float32(0), shape), part.ndim).shape
       want = tuple(n * (part.count if i == part.axis else 1) for i, n in enumerate(want))
       differences.shapes.append(f"{part.name} is {value.shape}, the model wants {want}")
@@ -240,7 +252,7 @@ def write_leaves(
     rank = len(stored[part.name].shape) if part.name in stored else part.ndim
     parts.setdefault(part.name, []).append((part, layout.to_published(path, np.asarray(value), rank)))
   if homeless:
-    raise UserError(f"the layout {layout.family}/{layout.name} has no name for {_some(homeless)}")
+    raise UserError(f"the layout {layout.family}/{layout.name} has no name for {some(homeless)}")
   tensors = {}
   for name, pieces in parts.items():
     pieces.sort(key=lambda piece: piece[0].index)
@@ -270,9 +282,15 @@ def _slice(layout: Layout, path: str, part: Part, value: np.ndarray, shape: Shap
   value = layout.to_ours(path, value, shape)
   if value.shape != shape:
     return None
-  # `kind` of bfloat16 is "V"; integers and booleans keep their type.
-  floating = value.dtype.kind in "fV"
-  return np.array(value, np.float32 if floating else value.dtype)
+  with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which is reported
+    return np.array(value, np.float32)
+
+
+def _unusable(path: str, value: np.ndarray) -> str | None:
+  """What makes values useless as a parameter or a statistic, in words; None where nothing does."""
+  if wrong := value.size - np.count_nonzero(np.isfinite(value)):
+    return f"{wrong} values that are NaN or infinite"
+  return "a negative variance" if path.endswith("/var") and value.size and value.min() < 0 else None
 
 
 def _add_counters(layout: Layout, tensors: dict[str, np.ndarray]) -> None:
@@ -281,8 +299,3 @@ def _add_counters(layout: Layout, tensors: dict[str, np.ndarray]) -> None:
     counter = name.removesuffix("running_var") + "num_batches_tracked"
     if name.endswith(".running_var") and layout.is_unused(counter):
       tensors[counter] = np.zeros((), np.int64)
-
-
-def _some(names: list[str], limit: int = 6) -> str:
-  shown = ", ".join(names[:limit])
-  return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

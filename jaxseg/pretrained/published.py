@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import pathlib
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained import deeplab, resnet, vgg
 from jaxseg.pretrained.records import MMSEG_CGNET_CITYSCAPES, MMSEG_LICENCE, Record
 from jaxseg.pretrained.segformer import MMSEG_LICENCE as MIT_LICENCE
@@ -121,12 +122,29 @@ def _files() -> dict[str, Record]:
 FILES = _files()
 
 
-def find(path: pathlib.Path) -> Record | None:
-  """The record of a published file, by its name or, where it was renamed, by its checksum."""
-  if path.name in FILES:
-    return FILES[path.name]
+def find(path: pathlib.Path, *, strict: bool = True) -> Record | None:
+  """The record of a published file, by its checksum or, where none is known, by its name.
+
+  Args:
+    path: of the file.
+    strict: refuse another file of a published name; it has no record otherwise.
+
+  Raises:
+    UserError: the file has a published name whose checksum is known, and is another file.
+  """
   if not path.is_file():
-    return None
+    return FILES.get(path.name)
   with path.open("rb") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
-  return next((r for r in FILES.values() if r.checksum and digest.startswith(r.checksum)), None)
+  if found := next((r for r in FILES.values() if r.checksum and digest.startswith(r.checksum)), None):
+    return found
+  record = FILES.get(path.name)
+  if record and record.checksum:
+    if not strict:
+      return None
+    raise UserError(
+      f"{path} has the name of a published file whose SHA-256 begins with {record.checksum}, its own"
+      f" begins with {digest[:8]}; download it again, or if it is meant to be another: rename it, or give"
+      " preprocess="
+    )
+  return record

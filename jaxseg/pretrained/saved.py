@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ labels = net.predict(image)  # uint8 RGB h w 3 → int32 h w
 
 - Input: {order} in 0..255, minus {mean}, divided by {std}.
 - Licence of the weights: {licence}.
-- Read from the layout: {layout}.
+{lineage}- Read from the layout: {layout}.
 - Only assumed: {assumed}.
 
 | id | class | colour |
@@ -65,21 +66,28 @@ def card(config: Mapping[str, Any], *, parameters: int) -> str:
   preprocess = config["preprocess"]
   names, colours = config["classes"], config["palette"]
   rows = "\n".join(
-    f"| {i} | {name} | #{bytes(colour).hex()} |"
+    f"| {i} | {escape(name)} | #{bytes(colour).hex()} |"
     for i, (name, colour) in enumerate(zip(names, colours, strict=True))
   )
   return _CARD.format(
-    arch=config["model"]["arch"],
+    arch=escape(config["model"]["arch"]),
     parameters=parameters,
     num_classes=len(names),
     order=preprocess["channel_order"].upper(),
     mean=tuple(preprocess["mean"]),
     std=tuple(preprocess["std"]),
-    licence=config["licence"] or "not known",
-    layout=config["layout"],
-    assumed="; ".join(f"{key} ({text})" for key, text in config["assumed"].items()) or "nothing",
+    licence=escape(config["licence"] or "not known"),
+    lineage="".join(f"- {escape(key)}: {escape(text)}.\n" for key, text in config["lineage"].items()),
+    layout=escape(config["layout"]),
+    assumed=escape("; ".join(f"{key} ({text})" for key, text in config["assumed"].items()) or "nothing"),
     rows=rows,
   )
+
+
+def escape(text: str) -> str:
+  """Text of somebody else's as Markdown shows it: no markup, no table cells, one line."""
+  text = "".join(letter if letter.isprintable() else " " for letter in text)
+  return re.sub(r"([\\`*\[\]|<>#!])", r"\\\1", text)
 
 
 def _replace(path: pathlib.Path, text: str) -> None:

@@ -7,7 +7,9 @@ the file not taken for another model.
 import re
 from collections import Counter
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.keymap import Shapes
+from jaxseg.pretrained.untrusted import MAX_BLOCKS
 
 
 def sizes(shapes: Shapes, pattern: str, axis: int = 0) -> list[int]:
@@ -27,5 +29,14 @@ def vote(shapes: Shapes, pattern: str, default: int, axis: int = 0) -> int:
 
 
 def count(shapes: Shapes, pattern: str) -> int:
-  """One more than the largest number that the pattern's first group finds at the start of a name."""
-  return 1 + max((int(m[1]) for name in shapes if (m := re.match(pattern, name))), default=-1)
+  """How many different numbers the pattern's first group finds at the start of a name: the blocks of a stage.
+
+  One odd name then claims one block, whatever its number.
+
+  Raises:
+    UserError: more than any network has.
+  """
+  numbers = {m[1] for name in shapes if (m := re.match(pattern, name))}
+  if len(numbers) > MAX_BLOCKS:
+    raise UserError(f"the names claim {len(numbers)} blocks in one stage, expected up to {MAX_BLOCKS}")
+  return len(numbers)

@@ -3,39 +3,25 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxseg.errors import UserError
+from jaxseg.pretrained.schema import Meta, is_names, is_palette, preprocess_of
+from jaxseg.pretrained.untrusted import shown, some
 from jaxseg.types import Preprocess
 
+# Moving averages of the weights, which timm, DeiT and ConvNeXt keep beside the last ones and evaluate.
+# (mmengine swaps the two when it saves: its "ema_state_dict" holds the last ones.)
+_AVERAGES = ("state_dict_ema", "model_ema")
 # Where checkpoints of training frameworks keep the weights, most specific first.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net")
+_MAX_WRAPPERS = 6
 # What wrappers of a model put before every name (DataParallel, torch.compile, Lightning).
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-_CHOICES = {"channel_order": ("rgb", "bgr"), "resize": ("bilinear", "bicubic", "nearest")}
-
-
-@dataclasses.dataclass
-class Meta:
-  """What a file or a directory says about its model; None is "nothing said".
-
-  Attributes:
-    model: arch, num_classes, encoder and decoder fields, as our own config.json holds them.
-    encoder: fields of the encoder that a published config beside the tensors states.
-    palette: (k, 3) uint8 RGB.
-  """
-
-  model: Mapping[str, Any] | None = None
-  encoder: Mapping[str, Any] | None = None
-  classes: tuple[str, ...] | None = None
-  palette: np.ndarray | None = None
-  preprocess: Preprocess | None = None
-  licence: str | None = None
-  layout: str | None = None
-  assumed: Mapping[str, str] | None = None
+_MAX_NAME = 300
 
 
 @dataclasses.dataclass
@@ -56,12 +42,18 @@ class Weights:
 
 
 def collect(items: Mapping[Any, Any], path: pathlib.Path, *, meta: Meta | None = None) -> Weights:
-  """Sorts the entries of a state dict into arrays and the rest, without the wrappers' prefixes."""
-  names = list(map(str, items))
+  """Sorts the entries of a state dict into arrays and the rest, without the wrappers' prefixes.
+
+  Raises:
+    UserError: a tensor's name is longer than any model's.
+  """
+  names = [name for name in items if isinstance(name, str)]
+  if long := next((name for name in names if len(name) > _MAX_NAME), None):
+    raise UserError(f"{path} has a tensor name of {len(long)} letters ('{shown(long)}'), over {_MAX_NAME}")
   prefix = _common_prefix(names)
   tensors, opaque = {}, {}
-  for name, value in zip(names, items.values(), strict=True):
-    short = name.removeprefix(prefix)
+  for name in names:
+    short, value = name.removeprefix(prefix), items[name]
     if isinstance(value, np.ndarray | np.generic):
       tensors[short] = np.asarray(value)
     else:
@@ -69,25 +61,32 @@ def collect(items: Mapping[Any, Any], path: pathlib.Path, *, meta: Meta | None =
   return Weights(tensors, path, opaque, meta or Meta())
 
 
-def unwrap(content: Any, is_tensor, path: pathlib.Path) -> Mapping[Any, Any]:
+def unwrap(
+  content: Any, is_tensor: Callable[[Any], bool], path: pathlib.Path
+) -> tuple[Mapping[Any, Any], str | None]:
   """The state dict inside a checkpoint that may also hold optimizer state, epochs, arguments.
 
   Args:
     content: what the file holds.
     is_tensor: value → whether it can become an array.
 
+  Returns:
+    the state dict, and the key it stood under where that is a moving average (preferred to the last weights).
+
   Raises:
     UserError: nothing in the file looks like a state dict.
   """
-  found = _find(content, is_tensor)
-  if found is None:
-    what = getattr(content, "kind", type(content).__name__)
-    if mapping := as_mapping(content):
-      what = f"a {type(content).__name__} with the keys {', '.join(map(repr, list(mapping)[:8]))}"
-    elif hasattr(content, "kind"):
-      what = f"a pickled {what} object, whose code is never run; save its state_dict()"
-    raise UserError(f"{path} holds no named tensors: it is {what}")
-  return found
+  for key in (*_AVERAGES, None):
+    inner = content if key is None else as_mapping(content).get(key)
+    if (found := _find(inner, is_tensor)) is not None:
+      return found, key
+  what = shown(getattr(content, "kind", type(content).__name__))
+  if mapping := as_mapping(content):
+    keys = (repr(key) if isinstance(key, str | int) else "..." for key in list(mapping)[:8])
+    what = f"a {type(content).__name__} with the keys {some(keys, 8)}"
+  elif hasattr(content, "kind"):
+    what = f"a pickled {what} object, whose code is never run; save its state_dict()"
+  raise UserError(f"{path} holds no named tensors: it is {what}")
 
 
 def as_mapping(value: Any) -> Mapping[Any, Any]:
@@ -103,92 +102,42 @@ def training_meta(content: Any) -> Meta:
   dataset = as_mapping(meta.get("dataset_meta")) or meta
   classes = dataset.get("classes", dataset.get("CLASSES"))
   palette = dataset.get("palette", dataset.get("PALETTE"))
-  classes = classes if isinstance(classes, list | tuple) else ()
-  if not (classes and all(isinstance(name, str) for name in classes)):
-    classes = None
   text = meta.get("cfg", meta.get("config"))
   return Meta(
-    classes=tuple(classes) if classes else None,
-    palette=_palette(palette),
-    preprocess=_statistics(text) if isinstance(text, str) else None,
+    classes=tuple(classes) if classes and is_names(classes) else None,
+    palette=np.array(palette, np.float64).astype(np.uint8) if palette and is_palette(palette) else None,
+    preprocess=_statistics(text[: 1 << 20]) if isinstance(text, str) else None,
   )
 
 
-def meta_of_ours(config: Mapping[str, Any]) -> Meta:
-  """What a config.json of `save_pretrained` or train.py says."""
-  classes, palette, preprocess = (config.get(key) for key in ("classes", "palette", "preprocess"))
-  return Meta(
-    model=config.get("model"),
-    classes=tuple(classes) if classes else None,
-    palette=np.array(palette, np.uint8).reshape(-1, 3) if palette else None,
-    preprocess=preprocess_of(preprocess) if preprocess else None,
-    licence=config.get("licence"),
-    layout=config.get("layout"),
-    assumed=config.get("assumed"),
-  )
-
-
-def preprocess_of(fields: Mapping[str, Any] | Preprocess) -> Preprocess:
-  """A `Preprocess` from its fields as JSON holds them.
-
-  Raises:
-    UserError: unknown fields, or a mean or std that is not three numbers.
-  """
-  if isinstance(fields, Preprocess):
-    return fields
-  known = [field.name for field in dataclasses.fields(Preprocess)]
-  if wrong := sorted(set(fields) - set(known)):
-    raise UserError(f"preprocess has no field {wrong[0]!r}; known: {', '.join(known)}")
-  values = dict(fields)
-  for key in sorted({"mean", "std"} & set(values)):
-    try:
-      values[key] = tuple(float(number) for number in values[key])
-    except (TypeError, ValueError):
-      values[key] = ()
-    if len(values[key]) != 3 or (key == "std" and 0.0 in values[key]):
-      raise UserError(f"preprocess.{key} is {fields[key]!r}, expected three numbers for R, G, B in 0..255")
-  for key, allowed in _CHOICES.items():
-    if values.get(key, allowed[0]) not in allowed:
-      raise UserError(f"preprocess.{key} is {values[key]!r}, expected one of {', '.join(allowed)}")
-  if values.get("size") is not None:
-    values["size"] = tuple(int(n) for n in values["size"])
-  return Preprocess(**values)
-
-
-def _find(content: Any, is_tensor) -> Mapping[Any, Any] | None:
+def _find(content: Any, is_tensor: Callable[[Any], bool], depth: int = 0) -> Mapping[Any, Any] | None:
+  """The innermost dict of tensors along the wrappers' keys; each level's first wrapper decides."""
   entries = as_mapping(content)
-  for key in _WRAPPERS:
-    if (inner := entries.get(key)) is not None and (found := _find(inner, is_tensor)) is not None:
+  inner = next((entries[key] for key in _WRAPPERS if as_mapping(entries.get(key))), None)
+  if inner is not None and depth < _MAX_WRAPPERS:
+    found = _find(inner, is_tensor, depth + 1)
+    if found is not None:
       return found
   return entries if any(is_tensor(value) for value in entries.values()) else None
 
 
 def _common_prefix(names: list[str]) -> str:
   found = ""
-  while names:
+  for _ in range(_MAX_WRAPPERS if names else 0):
     prefix = next((p for p in _PREFIXES if all(n.startswith(found + p) for n in names)), None)
     if prefix is None:
-      return found
+      break
     found += prefix
   return found
-
-
-def _palette(value: Any) -> np.ndarray | None:
-  try:
-    array = np.asarray(value, np.float64)
-  except (TypeError, ValueError):
-    return None
-  in_range = array.ndim == 2 and array.shape[-1] == 3 and array.min() >= 0 and array.max() <= 255
-  return array.astype(np.uint8) if in_range else None
 
 
 def _statistics(text: str) -> Preprocess | None:
   """Image statistics of an mmseg config's text, in the order of RGB as it writes them."""
   values = {}
   for key in ("mean", "std"):
-    match = re.search(rf"\b{key}\s*=\s*[\[(]([-\d.,eE\s]+)[\])]", text)
-    numbers = [float(v) for v in match[1].split(",") if v.strip()] if match else []
-    if len(numbers) != 3:
-      return None
-    values[key] = tuple(numbers)
-  return Preprocess(**values)
+    match = re.search(rf"\b{key} {{0,8}}= {{0,8}}[\[(]([-\d.,eE\s]{{1,200}})[\])]", text)
+    values[key] = match[1].rstrip(", \n").split(",") if match else ()
+  try:
+    return preprocess_of({key: [float(number) for number in numbers] for key, numbers in values.items()})
+  except ValueError:  # also a UserError: a config of another kind says nothing
+    return None

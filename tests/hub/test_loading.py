@@ -1,6 +1,8 @@
 """`from_pretrained`, `load_pretrained`, `to_torch`: sources, facts, errors, transfer, workdirs."""
 
+import dataclasses
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import jaxseg
+from jaxseg.pretrained import published
 from jaxseg.types import Preprocess
 from tests.hub.small import TINY, init, same
 
@@ -29,13 +32,36 @@ def test_what_was_assumed_stays_assumed_in_a_saved_copy(file, tmp_path):
   assert set(told.assumed) == {"licence", "classes"}
 
 
-def test_facts_come_from_the_surest_source(file, state, tmp_path):
+_PUBLISHED = "cgnet_680x680_60k_cityscapes_20201101_110253-4c0b2f2d.pth"
+
+
+def published_as(file, monkeypatch):
+  """A file under a published name, whose checksum is the known one."""
+  path = file(_PUBLISHED)
+  checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+  monkeypatch.setitem(
+    published.FILES, _PUBLISHED, dataclasses.replace(published.FILES[_PUBLISHED], checksum=checksum)
+  )
+  return path
+
+
+def test_another_file_under_a_published_name_is_refused(file):
+  path = file(_PUBLISHED)
+  with pytest.raises(ValueError, match=r"SHA-256 begins with 4c0b2f2d, its own begins with .*rename it"):
+    jaxseg.from_pretrained(path)
+  net = jaxseg.from_pretrained(path, preprocess=Preprocess())
+  assert net.lineage["weights"] == _PUBLISHED and "licence" in net.assumed
+  assert jaxseg.from_pretrained(path.rename(path.with_name("mine.pth"))).assumed
+
+
+def test_facts_come_from_the_surest_source(file, state, tmp_path, monkeypatch):
   """Argument, then the file's metadata, then the record of a published name, then the layout's default."""
   mmseg = (72.39239876, 82.90891754, 73.15835921)
   plain = jaxseg.from_pretrained(file())
   assert (plain.preprocess.mean, "preprocess" in plain.assumed) == (mmseg, True)
-  published = jaxseg.from_pretrained(file("cgnet_680x680_60k_cityscapes_20201101_110253-4c0b2f2d.pth"))
-  assert (published.preprocess.mean, "preprocess" in published.assumed) == (mmseg, False)
+  claimed = published_as(file, monkeypatch)
+  known = jaxseg.from_pretrained(claimed)
+  assert (known.preprocess.mean, "preprocess" in known.assumed) == (mmseg, False)
   meta = {"config": "mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0]", "CLASSES": tuple("vwxyz")}
   weights = {k: torch.tensor(v) for k, v in state.items()}
   torch.save({"state_dict": weights, "meta": meta}, tmp_path / "meta.pth")
@@ -111,9 +137,9 @@ def test_bad_requests(file, tmp_path):
     jaxseg.from_pretrained(path)
 
 
-def test_a_published_name_on_other_classes_names_none(file):
+def test_a_published_name_on_other_classes_names_none(file, monkeypatch):
   """Somebody trained it further and kept the name: the classes are not Cityscapes' any more."""
-  net = jaxseg.from_pretrained(file("cgnet_680x680_60k_cityscapes_20201101_110253-4c0b2f2d.pth"))
+  net = jaxseg.from_pretrained(published_as(file, monkeypatch))
   assert net.classes == tuple(f"class {i}" for i in range(5)) and "classes" in net.assumed
 
 
@@ -160,7 +186,7 @@ def test_a_directory_of_transformers_gives_labels_and_statistics(state, tmp_path
   np.testing.assert_allclose(net.preprocess.std, (127.5, 255, 255))
   assert net.predict(np.zeros((40, 50, 3), np.uint8)).shape == (40, 50)
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(ValueError, match="no readable JSON"):
+  with pytest.raises(ValueError, match="not readable JSON"):
     jaxseg.from_pretrained(tmp_path)
 
 

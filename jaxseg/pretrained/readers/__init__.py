@@ -10,6 +10,7 @@ import zipfile
 
 from jaxseg.errors import UserError
 from jaxseg.pretrained.readers import npz, safetensors, torch
+from jaxseg.pretrained.untrusted import reading
 from jaxseg.pretrained.weights import Weights
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".pdparams", ".pkl")
@@ -27,9 +28,12 @@ def read_file(path: str | pathlib.Path) -> Weights:
   path = pathlib.Path(path)
   if not path.exists():
     raise UserError(f"there is no file {str(path)!r}{_nearest(path)}")
-  with path.open("rb") as file:
-    head = file.read(512)
-  return _reader(path, head)(path)
+  if not path.is_file():
+    raise UserError(f"{path} is not a regular file; give a weight file or a directory that holds one")
+  with reading(path):
+    with path.open("rb") as file:
+      head = file.read(512)
+    return _reader(path, head)(path)
 
 
 def _reader(path: pathlib.Path, head: bytes):

@@ -3,24 +3,6 @@
 import ml_dtypes
 import numpy as np
 
-SAFETENSORS = {
-  "BOOL": np.bool_,
-  "U8": np.uint8,
-  "I8": np.int8,
-  "U16": np.uint16,
-  "I16": np.int16,
-  "U32": np.uint32,
-  "I32": np.int32,
-  "U64": np.uint64,
-  "I64": np.int64,
-  "F16": np.float16,
-  "BF16": ml_dtypes.bfloat16,
-  "F32": np.float32,
-  "F64": np.float64,
-  "F8_E4M3": ml_dtypes.float8_e4m3fn,
-  "F8_E5M2": ml_dtypes.float8_e5m2,
-}
-
 # torch.<name>, as pickled beside tensors that have no storage class of their own.
 TORCH = {
   "bool": np.bool_,

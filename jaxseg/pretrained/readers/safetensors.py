@@ -1,8 +1,4 @@
-"""Hugging Face's `.safetensors`: a JSON header and raw little-endian values.
-
-The `safetensors` library checks the header (bounds, overlaps, sizes); the values are
-mapped here, because its NumPy front end has no bfloat16.
-"""
+"""Hugging Face's `.safetensors`: a JSON header and raw little-endian values."""
 
 import json
 import pathlib
@@ -14,35 +10,39 @@ import safetensors as library
 from safetensors.numpy import save
 
 from jaxseg.errors import UserError
-from jaxseg.pretrained.readers.dtypes import SAFETENSORS
-from jaxseg.pretrained.weights import Weights, collect, meta_of_ours
+from jaxseg.pretrained.schema import meta_of_ours, parse_json
+from jaxseg.pretrained.untrusted import shown
+from jaxseg.pretrained.weights import Weights, collect
 
 # Our config.json once more inside the file, so that the file alone is enough.
 METADATA = "jaxseg"
+# The library's own limit is 100 MB; the longest published header has 0.2.
+_MAX_HEADER = 16 << 20
+_UNREAD = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")  # NumPy has no such numbers
 
 
 def read(path: pathlib.Path) -> Weights:
-  """Every tensor of the file, bit for bit.
+  """Every tensor of the file, bit for bit; the `safetensors` library checks bounds, overlaps and sizes.
 
   Raises:
-    UserError: a damaged file, or an element type without a NumPy counterpart.
+    UserError: a damaged file, a name that stands twice, or an element type without a NumPy counterpart.
   """
-  data = path.read_bytes()
-  try:
-    entries = library.deserialize(data)
-  except library.SafetensorError as error:
-    raise UserError(f"{path} is cut short or damaged ({error}); download it again") from None
-  # Values lie in the file by offset; names keep the header's order, which the library does not.
-  header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-  order = {name: i for i, name in enumerate(header)}
+  with path.open("rb") as file:
+    length = int.from_bytes(file.read(8), "little")
+    text = file.read(length) if length <= _MAX_HEADER else b""
+  if not text:
+    raise UserError(f"{path} states a header of {length} bytes, expected at most {_MAX_HEADER}")
+  header = parse_json(text, path)
   arrays = {}
-  for name, entry in sorted(entries, key=lambda item: order[item[0]]):
-    if entry["dtype"] not in SAFETENSORS:
-      raise UserError(f"{path}: {name} has element type {entry['dtype']}; known: {', '.join(SAFETENSORS)}")
-    dtype = np.dtype(SAFETENSORS[entry["dtype"]])
-    arrays[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-  ours = header.get("__metadata__", {}).get(METADATA)
-  return collect(arrays, path, meta=meta_of_ours(json.loads(ours)) if ours else None)
+  with library.safe_open(path, "np") as tensors:
+    # Names keep the header's order, which the library does not.
+    for name in header:
+      if name != "__metadata__":
+        if (kind := tensors.get_slice(name).get_dtype()) in _UNREAD:
+          raise UserError(f"{path}: '{shown(name)}' has the element type {kind}; save it as float32")
+        arrays[name] = tensors.get_tensor(name)
+    ours = (tensors.metadata() or {}).get(METADATA)
+  return collect(arrays, path, meta=meta_of_ours(parse_json(ours, path), path) if ours else None)
 
 
 def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray], *, config: Mapping[str, Any]) -> None:
