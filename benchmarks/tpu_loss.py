@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 import jaxseg
 from jaxseg import plan
-from jaxseg.decoders import AllMLP
+from jaxseg.decoders.segformer import AllMLP
+from jaxseg.evaluation.inference import label_map
 from jaxseg.layers.attention import attention
 from jaxseg.train import make_loss
 
@@ -80,8 +81,6 @@ def inference(batch=1, name="segformer_b0"):
   variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), floats)
 
   def predict(variables, image):
-    from jaxseg.evaluation.inference import label_map  # what `make_predict` compiles
-
     image = (image.astype(jnp.float32) - 127.5) / 58.0
     return label_map(model.apply(variables, image, train=False), image.shape[1:3])
 

@@ -131,9 +131,7 @@ def neighbours(
   return low, np.minimum(low + 1, in_size - 1), source - low
 
 
-def apply_matrix(
-  matrix: Float[AnyArray, "o i"], x: Float[Array, "*b"], axis: int
-) -> Float[Array, "*_"]:
+def apply_matrix(matrix: Float[AnyArray, "o i"], x: Float[Array, "*b"], axis: int) -> Float[Array, "*_"]:
   """`matrix` times an axis of `x`, in `x`'s dtype; accumulated in float32 and rounded once."""
   # Of bfloat16 one pass of the matrix unit is exact but for the weights' own rounding.
   precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT

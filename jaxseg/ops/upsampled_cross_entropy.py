@@ -25,12 +25,12 @@ class Terms(NamedTuple):
   Attributes:
     log_normaliser: log Σ exp of the logits.
     true_logit: the label's; 0 where the label is no class.
-    share_logit: Σ share · logit, for label smoothing; 0 without shares.
+    share: Σ share · log probability, for label smoothing; 0 without shares.
   """
 
   log_normaliser: Float[Array, "*b"]
   true_logit: Float[Array, "*b"]
-  share_logit: Float[Array, "*b"]
+  share: Float[Array, "*b"]
 
 
 def upsampled_cross_entropy_reference(
@@ -90,26 +90,34 @@ def argmax(logits: Float[Array, "*b k"], _: Array) -> tuple[tuple[Int[Array, "*b
 
 
 @functools.cache
-def softmax_terms(share: tuple[float, ...] = ()) -> tuple[Callable, Callable]:
+def softmax_terms(share: tuple[float, ...] | None = None) -> tuple[Callable, Callable]:
   """(function, derivative) for `ops.upsampled`: (logits, labels) → `Terms` as maps, no sums.
 
   Args:
-    share: weight of each class in `share_logit`; empty for none.
+    share: weight of each class in `Terms.share`; None for none.
   """
+  return make_softmax_terms(None if share is None else np.asarray(share, np.float32))
+
+
+def make_softmax_terms(share: Float[AnyArray, "k"] | None) -> tuple[Callable, Callable]:
+  """`softmax_terms` of an array, which may be traced where the function is called on the whole map."""
 
   def function(logits, labels):
     true_logit = jnp.sum(jnp.where(_target(logits, labels), logits, 0.0), axis=-1)
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
     shares = jnp.zeros_like(true_logit)
-    if share:
-      shares = jnp.sum(logits * np.asarray(share, np.float32), axis=-1)
-    return Terms(jax.nn.logsumexp(logits, axis=-1), true_logit, shares), ()
+    if share is not None:
+      shares = jnp.sum(share * (logits - log_normaliser[..., None]), axis=-1)
+    return Terms(log_normaliser, true_logit, shares), ()
 
   def derivative(logits, labels, maps, sums, map_cotangents, sum_cotangents):
     del sums, sum_cotangents
     of_normaliser, of_true, of_share = (x[..., None] for x in map_cotangents)
+    if share is not None:
+      of_normaliser = of_normaliser - share.sum() * of_share
     gradient = of_normaliser * jnp.exp(logits - maps.log_normaliser[..., None])
     gradient = gradient + jnp.where(_target(logits, labels), of_true, 0.0)
-    return gradient + of_share * np.asarray(share, np.float32) if share else gradient
+    return gradient if share is None else gradient + of_share * share
 
   return function, derivative
 

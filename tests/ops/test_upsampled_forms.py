@@ -79,7 +79,11 @@ def test_maps_and_sums_with_a_derivative_by_jax(small, large, rows):
   def run(x, rows):
     def value(x):
       (cubes,), (squares, count) = upsampled.map_rows(sums_of, x, (labels,), fills=(255,), rows=rows)
-      return jnp.sum(cubes * weights) + jnp.sum(jnp.sqrt(1 + squares) * count[:, None]), (cubes, squares, count)
+      return jnp.sum(cubes * weights) + jnp.sum(jnp.sqrt(1 + squares) * count[:, None]), (
+        cubes,
+        squares,
+        count,
+      )
 
     return jax.value_and_grad(value, has_aux=True)(x)
 
