@@ -15,68 +15,81 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from jaxseg.errors import UserError
-from jaxseg.losses.pixels import Pixels, count, divide, prepare, weights_array
+from jaxseg.losses.pixels import Pixels, count, divide, known, map_pixels, prepare, weight_of_label
+from jaxseg.ops.upsampled_cross_entropy import Terms, make_softmax_terms, softmax_terms
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
 AVERAGES = ("valid", "all", "weights")
 
 
 def cross_entropy(
-  logits: Float[AnyArray, "*b k"],
+  logits: Float[AnyArray, "*_ k"],
   labels: Integer[AnyArray, "*b"],
   *,
   ignore_label: int = IGNORE_LABEL,
   class_weights: Float[AnyArray, "k"] | Sequence[float] | None = None,
   normalize_by: Literal["valid", "all", "weights"] = "valid",
   label_smoothing: float = 0.0,
+  align_corners: bool = False,
 ) -> Float[Array, ""]:
   """Cross entropy in nats, computed in float32; 0 with zero gradient when no pixel is labelled.
 
   Args:
-    logits: unnormalised scores, any leading axes.
+    logits: unnormalised scores, any leading axes; or b h w k at another resolution than labels b H W, to
+      which they are brought a strip of rows at a time.
     labels: class ids in [0, k), or `ignore_label`. Any other id makes the loss NaN: it
       must not pass for an unlabelled pixel.
     class_weights: one factor a class; None or an empty sequence for none.
     normalize_by: what the sum is divided by, see the module.
     label_smoothing: share of the target spread evenly over the classes, in [0, 1);
       with class weights by PyTorch's rule.
+    align_corners: corner rule of the resize to the labels' resolution.
 
   Raises:
-    UserError: unknown `normalize_by`, wrong number of class weights, smoothing out of range.
+    UserError: unknown `normalize_by`, wrong number of class weights, smoothing out of range, logits that do
+      not belong to the labels.
   """
   if normalize_by not in AVERAGES:
     raise UserError(f"normalize_by is {normalize_by!r}, expected 'valid', 'all' or 'weights'")
-  pixels = prepare(logits, labels, ignore_label=ignore_label)
-  loss, weight = pixel_cross_entropy(pixels, class_weights=class_weights, label_smoothing=label_smoothing)
+  pixels = prepare(
+    logits, labels, ignore_label=ignore_label, class_weights=class_weights, align_corners=align_corners
+  )
+  loss, weight, _ = pixel_cross_entropy(
+    pixels, ignore_label=ignore_label, label_smoothing=label_smoothing, align_corners=align_corners
+  )
   if normalize_by == "all":
     return jnp.sum(loss) / max(pixels.labels.size, 1)
   return divide(jnp.sum(loss), count(pixels.valid) if normalize_by == "valid" else jnp.sum(weight))
 
 
 def pixel_cross_entropy(
-  pixels: Pixels,
-  *,
-  class_weights: Float[AnyArray, "_"] | Sequence[float] | None,
-  label_smoothing: float,
-) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
-  """(weighted loss, class weight) of every pixel, both 0 where it is ignored, NaN loss for an unknown id.
+  pixels: Pixels, *, ignore_label: int, label_smoothing: float, align_corners: bool
+) -> tuple[Float[Array, "*b"], Float[Array, "*b"], Terms]:
+  """(weighted loss, class weight, its terms) of every pixel.
+
+  Loss and weight are 0 where the pixel is ignored, the loss is NaN for an unknown id.
 
   Raises:
-    UserError: wrong number of class weights, smoothing out of range.
+    UserError: smoothing out of range.
   """
-  logits, labels, valid, target = pixels
-  num_classes = logits.shape[-1]
   if not 0.0 <= label_smoothing < 1.0:
     raise UserError(f"label_smoothing is {label_smoothing}, expected a share in [0, 1)")
-  weights = weights_array(class_weights, num_classes)
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  nll = log_z - jnp.sum(jnp.where(target, logits, 0.0), axis=-1)
-  pixel_weight = jnp.ones_like(nll) if weights is None else jnp.sum(jnp.where(target, weights, 0.0), axis=-1)
-  loss = pixel_weight * nll
+  num_classes, weights = pixels.logits.shape[-1], pixels.weights
+  if not label_smoothing:
+    function, derivative = softmax_terms()
+  elif isinstance(weights, jax.core.Tracer):
+    function, derivative = make_softmax_terms(weights / num_classes)
+  else:
+    # Hashable, so that calls share what was compiled.
+    factors = (1.0,) * num_classes if weights is None else weights.tolist()
+    function, derivative = softmax_terms(tuple(factor / num_classes for factor in factors))
+  terms, _ = map_pixels(
+    function, pixels, ignore_label=ignore_label, align_corners=align_corners, derivative=derivative
+  )
+  weight = weight_of_label(pixels)
+  loss = terms.log_normaliser - terms.true_logit
+  if weights is not None:
+    loss = weight * loss
   if label_smoothing:
-    class_share = jnp.full((num_classes,), 1.0 / num_classes) if weights is None else weights / num_classes
-    uniform = jnp.sum(class_share * (log_z[..., None] - logits), axis=-1)
-    loss = (1.0 - label_smoothing) * loss + label_smoothing * uniform
-  known = (labels >= 0) & (labels < num_classes)
-  loss = jnp.where(valid, jnp.where(known, loss, jnp.nan), 0.0)
-  return loss, jnp.where(valid, pixel_weight, 0.0)
+    loss = (1.0 - label_smoothing) * loss - label_smoothing * terms.share
+  return jnp.where(pixels.valid, jnp.where(known(pixels), loss, jnp.nan), 0.0), weight, terms

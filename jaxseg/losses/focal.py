@@ -1,15 +1,17 @@
 """Focal loss (https://arxiv.org/abs/1708.02002): cross entropy, times (1 − probability of the truth)^γ."""
 
-from collections.abc import Sequence
-from typing import Literal
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from jaxseg.errors import UserError
 from jaxseg.losses.cross_entropy import AVERAGES
-from jaxseg.losses.pixels import count, divide, nan_if_unknown, prepare, weights_array
+from jaxseg.losses.pixels import count, divide, map_pixels, nan_if_unknown, one_hot, prepare, weight_of_label
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
 _ACTIVATIONS = ("sigmoid", "softmax")
@@ -18,7 +20,7 @@ _LOW = -1e30
 
 
 def focal(
-  logits: Float[AnyArray, "*b k"],
+  logits: Float[AnyArray, "*_ k"],
   labels: Integer[AnyArray, "*b"],
   *,
   ignore_label: int = IGNORE_LABEL,
@@ -27,6 +29,7 @@ def focal(
   gamma: float = 2.0,
   alpha: float = 0.5,
   activation: Literal["sigmoid", "softmax"] = "sigmoid",
+  align_corners: bool = False,
 ) -> Float[Array, ""]:
   """Focal loss in float32; 0 with zero gradient when no pixel is labelled.
 
@@ -36,7 +39,8 @@ def focal(
   - "softmax": (1 − p)^γ · −ln p of the true class; `alpha` has no part in it.
 
   Args:
-    logits: unnormalised scores, any leading axes.
+    logits: unnormalised scores, any leading axes; or b h w k at another resolution than labels b H W, to
+      which they are brought a strip of rows at a time.
     labels: class ids in [0, k), or `ignore_label`; any other id makes the loss NaN.
     class_weights: one factor a class; None or an empty sequence for none.
     normalize_by: over labelled pixels, over all pixels (mmseg's), or over the class weights
@@ -44,6 +48,7 @@ def focal(
     gamma: how fast an easy pixel loses its weight, at least 0; 0 is the plain cross entropy.
     alpha: weight of the true class's question, in [0, 1].
     activation: see above.
+    align_corners: corner rule of the resize to the labels' resolution.
 
   Raises:
     UserError: a value out of its range or choices, wrong number of class weights.
@@ -56,28 +61,63 @@ def focal(
     raise UserError(f"gamma is {gamma}, expected at least 0")
   if not 0.0 <= alpha <= 1.0:
     raise UserError(f"alpha is {alpha}, expected a share in [0, 1]")
-  num_classes = logits.shape[-1]
-  weights = weights_array(class_weights, num_classes)
-  weights = jnp.ones(num_classes) if weights is None else weights
-  pixels = prepare(logits, labels, ignore_label=ignore_label)
-  x, target = jnp.where(pixels.valid[..., None], pixels.logits, 0.0), pixels.target
-  if activation == "sigmoid":
+  pixels = prepare(
+    logits, labels, ignore_label=ignore_label, class_weights=class_weights, align_corners=align_corners
+  )
+  num_classes, weights = pixels.logits.shape[-1], pixels.weights
+  if activation == "softmax":
+    term = _softmax_term(float(gamma), ignore_label)
+  elif isinstance(weights, jax.core.Tracer):
+    term = _make_sigmoid_term(float(gamma), float(alpha), weights, ignore_label)
+  else:
+    factors = (1.0,) * num_classes if weights is None else tuple(weights.tolist())
+    term = _sigmoid_term(float(gamma), float(alpha), factors, ignore_label)
+  ((loss,), _) = map_pixels(term, pixels, ignore_label=ignore_label, align_corners=align_corners)
+  valid, units = count(pixels.valid).astype(jnp.float32), 1
+  weight = weight_of_label(pixels)
+  if activation == "softmax":
+    loss, total_weight = weight * loss, jnp.sum(weight)
+  else:
+    units = num_classes
+    total_weight = valid * (num_classes if weights is None else weights.sum())
+  divisor = {
+    "all": jnp.float32(max(pixels.labels.size, 1) * units),
+    "valid": valid * units,
+    "weights": total_weight,
+  }[normalize_by]
+  return nan_if_unknown(divide(jnp.sum(jnp.where(pixels.valid, loss, 0.0)), divisor), pixels)
+
+
+@functools.cache
+def _sigmoid_term(gamma: float, alpha: float, weights: tuple[float, ...], ignore_label: int) -> Callable:
+  return _make_sigmoid_term(gamma, alpha, np.asarray(weights, np.float32), ignore_label)
+
+
+def _make_sigmoid_term(gamma: float, alpha: float, weights: Any, ignore_label: int) -> Callable:
+  """Σ over the classes of one pixel's weighted questions, as `map_pixels` takes it."""
+
+  def term(logits, labels):
+    target = one_hot(labels, logits.shape[-1])
+    # Zeroed before: whatever stands at an ignored pixel, its gradient is 0.
+    x = jnp.where((labels != ignore_label)[..., None], logits, 0.0)
     # Through logarithms, so that no power of 0 is differentiated.
     z = jnp.where(target, x, -x)  # its sigmoid is the probability of the right answer
     terms = jnp.where(target, alpha, 1.0 - alpha) * jnp.exp(-gamma * jax.nn.softplus(z)) * jax.nn.softplus(-z)
-    loss, weight, units = terms * weights, jnp.broadcast_to(weights, terms.shape), num_classes
-  else:
+    return (jnp.sum(terms * weights, axis=-1),), ()
+
+  return term
+
+
+@functools.cache
+def _softmax_term(gamma: float, ignore_label: int) -> Callable:
+  """One pixel's loss before its class weight, as `map_pixels` takes it."""
+
+  def term(logits, labels):
+    valid = (labels != ignore_label)[..., None]
+    x, target = jnp.where(valid, logits, 0.0), one_hot(labels, logits.shape[-1]) & valid
     log_z = jax.nn.logsumexp(x, axis=-1)
     log_rest = jax.nn.logsumexp(jnp.where(target, _LOW, x), axis=-1) - log_z
     nll = log_z - jnp.sum(jnp.where(target, x, 0.0), axis=-1)
-    weight = jnp.sum(jnp.where(target, weights, 0.0), axis=-1, keepdims=True)
-    loss, units = weight * (jnp.exp(gamma * jnp.minimum(log_rest, 0.0)) * nll)[..., None], 1
-  mask = pixels.valid[..., None]
-  match normalize_by:
-    case "all":
-      divisor = jnp.float32(max(pixels.labels.size, 1) * units)
-    case "valid":
-      divisor = count(pixels.valid).astype(jnp.float32) * units
-    case "weights":
-      divisor = jnp.sum(jnp.where(mask, weight, 0.0))
-  return nan_if_unknown(divide(jnp.sum(jnp.where(mask, loss, 0.0)), divisor), pixels)
+    return (jnp.exp(gamma * jnp.minimum(log_rest, 0.0)) * nll,), ()
+
+  return term

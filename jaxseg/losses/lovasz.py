@@ -8,48 +8,55 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from jaxseg.errors import UserError
-from jaxseg.losses.pixels import divide, nan_if_unknown, prepare, weights_array
+from jaxseg.losses.pixels import at_labels, divide, nan_if_unknown, one_hot, prepare
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
 _CLASSES = ("present", "all")
 
 
 def lovasz(
-  logits: Float[AnyArray, "b *n k"],
+  logits: Float[AnyArray, "b *_ k"],
   labels: Integer[AnyArray, "b *n"],
   *,
   ignore_label: int = IGNORE_LABEL,
   class_weights: Float[AnyArray, "k"] | Sequence[float] | None = None,
   classes: Literal["present", "all"] = "present",
   per_image: bool = False,
+  align_corners: bool = False,
 ) -> Float[Array, ""]:
   """Mean over classes of the Lovász extension of the Jaccard loss, in [0, 1]; 0 when no pixel is labelled.
 
-  The pixels of a class are sorted by error, one class after the other, which bounds the memory. Over
+  The pixels of a class are sorted by error, one class after the other, which bounds the memory. For that
+  it needs the full-size map: unlike the other losses it brings lower logits up at once. Over
   the whole batch (the default, as in the paper) a sharded batch is gathered for it; `per_image` is not.
 
   Args:
-    logits: unnormalised scores, images first.
+    logits: unnormalised scores, images first; at another resolution than labels b H W they are brought to
+      it.
     labels: class ids in [0, k), or `ignore_label`; any other id makes the loss NaN.
     class_weights: one factor a class; None or an empty sequence for none.
     classes: mean over the classes that the labels hold, or over all.
     per_image: the mean over images of each one's loss, instead of the batch as one image;
       one without a labelled pixel counts as 0.
+    align_corners: corner rule of the resize to the labels' resolution.
 
   Raises:
     UserError: unknown `classes`, wrong number of class weights.
   """
   if classes not in _CLASSES:
     raise UserError(f"classes is {classes!r}, expected 'present' or 'all'")
-  num_classes = logits.shape[-1]
-  weights = weights_array(class_weights, num_classes)
-  weights = jnp.ones(num_classes) if weights is None else weights
-  pixels = prepare(logits, labels, ignore_label=ignore_label)
-  probability = jax.nn.softmax(jnp.where(pixels.valid[..., None], pixels.logits, 0.0), axis=-1)
+  pixels = prepare(
+    logits, labels, ignore_label=ignore_label, class_weights=class_weights, align_corners=align_corners
+  )
+  num_classes = pixels.logits.shape[-1]
+  weights = jnp.ones(num_classes) if pixels.weights is None else pixels.weights
+  full_size = at_labels(pixels.logits, pixels.labels, align_corners)
+  probability = jax.nn.softmax(jnp.where(pixels.valid[..., None], full_size, 0.0), axis=-1)
   images = pixels.labels.shape[0] if per_image else 1
   if not pixels.labels.size:
     return jnp.zeros(())
-  truth, valid = pixels.target.reshape(images, -1, num_classes), pixels.valid.reshape(images, -1)
+  truth = (one_hot(pixels.labels, num_classes) & pixels.valid[..., None]).reshape(images, -1, num_classes)
+  valid = pixels.valid.reshape(images, -1)
   probability = probability.reshape(truth.shape)
 
   def of_class(index):

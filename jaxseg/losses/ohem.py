@@ -23,7 +23,7 @@ _INFINITY = 0x7F800000
 
 
 def ohem_cross_entropy(
-  logits: Float[AnyArray, "b *n k"],
+  logits: Float[AnyArray, "b *_ k"],
   labels: Integer[AnyArray, "b *n"],
   *,
   ignore_label: int = IGNORE_LABEL,
@@ -32,11 +32,13 @@ def ohem_cross_entropy(
   label_smoothing: float = 0.0,
   thresh: float = 0.7,
   min_kept: int = 100_000,
+  align_corners: bool = False,
 ) -> Float[Array, ""]:
   """Cross entropy of the hard pixels, in float32; 0 with zero gradient when no pixel is labelled.
 
   Args:
-    logits: unnormalised scores.
+    logits: unnormalised scores; at another resolution than labels b H W they are brought to it a strip of
+      rows at a time.
     labels: class ids in [0, k), or `ignore_label`; any other id makes the loss NaN.
     class_weights: one factor a class; None or an empty sequence for none.
     normalize_by: what the sum over the kept pixels is divided by: as in `cross_entropy` all labelled
@@ -46,6 +48,7 @@ def ohem_cross_entropy(
     thresh: probability of the true class below which a pixel is hard, in [0, 1]; 0 keeps
       the `min_kept` pixels an image of the largest loss (mmseg's `thresh=None`).
     min_kept: pixels an image, at least 1.
+    align_corners: corner rule of the resize to the labels' resolution.
 
   Raises:
     UserError: a value out of its range, an unknown `normalize_by`, wrong number of class weights.
@@ -56,14 +59,17 @@ def ohem_cross_entropy(
     raise UserError(f"thresh is {thresh}, expected a probability in [0, 1]")
   if min_kept < 1:
     raise UserError(f"min_kept is {min_kept}, expected at least 1 pixel an image")
-  pixels = prepare(logits, labels, ignore_label=ignore_label)
-  loss, weight = pixel_cross_entropy(pixels, class_weights=class_weights, label_smoothing=label_smoothing)
+  pixels = prepare(
+    logits, labels, ignore_label=ignore_label, class_weights=class_weights, align_corners=align_corners
+  )
+  loss, weight, terms = pixel_cross_entropy(
+    pixels, ignore_label=ignore_label, label_smoothing=label_smoothing, align_corners=align_corners
+  )
   total = count(pixels.valid)
   wanted = min_kept * pixels.labels.shape[0]
   if thresh:
-    fixed = jax.lax.stop_gradient(pixels.logits)
-    true_logit = jnp.sum(jnp.where(pixels.target, fixed, 0.0), axis=-1)
-    probability = jnp.exp(jnp.minimum(true_logit - jax.nn.logsumexp(fixed, axis=-1), 0.0))
+    fixed = jax.lax.stop_gradient(terms)
+    probability = jnp.exp(jnp.minimum(fixed.true_logit - fixed.log_normaliser, 0.0))
     rank = jnp.minimum(wanted, total - 1)
     # Where enough are below the threshold already, the search would find a smaller one.
     limit = jax.lax.cond(

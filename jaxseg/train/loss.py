@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.catalog import suggestion
 from jaxseg.errors import UserError
-from jaxseg.layers.resize import resize_labels, resize_logits
+from jaxseg.layers.resize import resize_labels
 from jaxseg.losses import LOSSES
 from jaxseg.train.schedule import Settings
 from jaxseg.types import AnyArray, Label, Outputs
@@ -45,18 +45,22 @@ def make_loss(loss: Settings, *, align_corners: bool = False) -> LossFn:
   Raises:
     UserError: unknown key or loss, a value that the loss refuses or that no loss of the sum takes.
   """
-  function = _sum_of_losses(loss)
   weights = {"logits": 1.0, **dict(loss.get("weights") or {})}
   align_corners = bool(_or(loss.get("align_corners"), align_corners))
+  function = _sum_of_losses(loss, align_corners)
   label_resize = loss.get("label_resize") or _LABEL_RESIZES[0]
   if label_resize not in _LABEL_RESIZES:
     raise UserError(f"loss.label_resize is {label_resize!r}; {suggestion(str(label_resize), _LABEL_RESIZES)}")
-  together = _to_label if label_resize == "logits_up" else _to_logits
 
   def loss_fn(outputs: Outputs, labels: Label) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     maps = _supervised(outputs)
     _check_weights(set(maps), set(weights))
-    parts = {key: function(*together(x, labels, align_corners)) for key, x in sorted(maps.items())}
+    parts = {}
+    for key, logits in sorted(maps.items()):
+      target = labels
+      if label_resize == "labels_nearest":
+        target = resize_labels(labels, logits.shape[1:3], align_corners=align_corners)
+      parts[key] = function(logits, target)
     total = sum((float(weights[key]) * part for key, part in parts.items()), jnp.zeros(()))
     return total, parts
 
@@ -73,10 +77,12 @@ def loss_settings(name: str) -> Mapping[str, Any]:
   if name not in LOSSES:
     raise UserError(f"there is no loss called {name!r}; {suggestion(name, LOSSES)}")
   parameters = inspect.signature(LOSSES[name]).parameters.values()
-  return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+  # The corner rule is the whole loss's, also that of the labels.
+  keywords = (p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+  return {p.name: p.default for p in keywords if p.name != "align_corners"}
 
 
-def _sum_of_losses(loss: Settings) -> Callable[[AnyArray, AnyArray], Float[Array, ""]]:
+def _sum_of_losses(loss: Settings, align_corners: bool) -> Callable[[AnyArray, AnyArray], Float[Array, ""]]:
   """(logits, labels) → the losses of `loss.name`, each with its settings and its factor, summed."""
   names = [name.strip() for name in str(loss.get("name") or "cross_entropy").split("+")]
   taken = {name: loss_settings(name) for name in names}
@@ -98,7 +104,12 @@ def _sum_of_losses(loss: Settings) -> Callable[[AnyArray, AnyArray], Float[Array
         f" {', '.join(owners)}: change loss.name or leave loss.{key} at {known[key]!r}"
       )
   terms = [
-    (factor, functools.partial(LOSSES[name], **{key: given[key] for key in taken[name]}))
+    (
+      factor,
+      functools.partial(
+        LOSSES[name], align_corners=align_corners, **{key: given[key] for key in taken[name]}
+      ),
+    )
     for name, factor in zip(names, factors, strict=True)
   ]
 
@@ -126,14 +137,6 @@ def _typed(key: str, value: Any, default: Any) -> Any:
   except (TypeError, ValueError):
     kind = "a sequence of numbers" if default is None else f"a value like {default!r}"
     raise UserError(f"loss.{key} is {value!r}, expected {kind}") from None
-
-
-def _to_label(logits: AnyArray, labels: AnyArray, align_corners: bool) -> tuple[Array, AnyArray]:
-  return resize_logits(logits, labels.shape[1:3], align_corners=align_corners), labels
-
-
-def _to_logits(logits: AnyArray, labels: AnyArray, align_corners: bool) -> tuple[AnyArray, Array]:
-  return logits, resize_labels(labels, logits.shape[1:3], align_corners=align_corners)
 
 
 def _supervised(outputs: Outputs) -> dict[str, AnyArray]:

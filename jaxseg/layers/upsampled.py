@@ -1,0 +1,77 @@
+"""`ops.upsampled` under a mesh: each device makes the strips of its own rows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Float
+
+from jaxseg.layers import spatial
+from jaxseg.ops import upsampled as ops
+from jaxseg.sharding import BATCH_AXES
+from jaxseg.types import AnyArray
+
+
+def map_upsampled(
+  function: Callable[..., Any],
+  logits: Float[AnyArray, "b h w k"],
+  pixels: Sequence[AnyArray],
+  *,
+  align_corners: bool = False,
+  fills: Sequence[Any] | None = None,
+  derivative: Callable[..., Any] | None = None,
+) -> Any:
+  """`ops.upsampled.map_rows`, which has the arguments.
+
+  Where the rows of `pixels` are spread over devices, every device holds the small map and makes the strips
+  of its own rows; the sums are those over all devices.
+  """
+  logits, pixels = jnp.asarray(logits), tuple(map(jnp.asarray, pixels))
+  b, in_rows, _, classes = logits.shape
+  height, width = pixels[0].shape[1:3]
+  images = -(-b // _batch_shards())
+  parts = spatial.shards(height)
+  if parts == 1:
+    return ops.map_rows(
+      function,
+      spatial.whole(logits),
+      pixels,
+      align_corners=align_corners,
+      fills=fills,
+      derivative=derivative,
+      images=images,
+    )
+  own = height // parts
+  rows = ops.rows_of_strip(images, (own, width), max(in_rows // parts, 1), classes)
+  strips = ops.plan_strips(height, in_rows, rows=rows, align_corners=align_corners, parts=parts)
+
+  def local(pixels, strips, logits):
+    # A gradient of our own differs by device; that of what is the same on all is their sum.
+    logits = lax.pcast(logits, spatial.AXIS, to="varying")
+    maps, sums = ops.map_strips(
+      function,
+      logits,
+      pixels,
+      strips,
+      width,
+      align_corners=align_corners,
+      fills=fills,
+      derivative=derivative,
+    )
+    return maps, lax.psum(sums, spatial.AXIS)
+
+  by_rows, by_strips, same = PartitionSpec(None, spatial.AXIS), PartitionSpec(spatial.AXIS), PartitionSpec()
+  return jax.shard_map(
+    local, axis_names={spatial.AXIS}, in_specs=(by_rows, by_strips, same), out_specs=(by_rows, same)
+  )(pixels, ops.Strips(*map(jnp.asarray, strips)), spatial.whole(logits))
+
+
+def _batch_shards() -> int:
+  """Over how many devices the surrounding mesh spreads the images of a batch."""
+  mesh, shards = jax.sharding.get_abstract_mesh(), 1
+  for axis in BATCH_AXES:
+    shards *= mesh.shape.get(axis, 1) if mesh.axis_names else 1
+  return shards

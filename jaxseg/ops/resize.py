@@ -1,0 +1,166 @@
+"""Bilinear resize by PyTorch's rule: two taps an axis, no antialiasing, either corner convention.
+
+`jax.image.resize` antialiases when it shrinks and has no `align_corners`.
+
+- Definition: `resize_reference`, the weighted pair of neighbours.
+- Accelerators: `resize_by_matrices`, a matrix product for the rows and one for the columns. Interleaving the
+  phases of an enlargement, as the CPU does, moves every element between the lanes and sublanes of a TPU.
+- CPU: `resize_by_phases`, one weighted pair for each phase of a whole factor, several times faster than a
+  product with a matrix that is almost all zeros.
+
+The forms are linear in `x` and built of JAX's own operations, so both derivatives are JAX's.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxseg.types import AnyArray
+
+
+def resize_reference(
+  x: Float[AnyArray, "*b h w c"], size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Array, "*b ho wo c"]:
+  """The definition: the weighted pair of neighbours, rows first."""
+  x = jnp.asarray(x)
+  for axis in (-3, -2):
+    x = _interpolate(x, axis, neighbours(size[axis + 3], x.shape[axis], align_corners=align_corners))
+  return x
+
+
+def rescale_reference(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b ho wo c"]:
+  """The definition of `rescale`: the weighted pair of neighbours 1 / factor apart, rows first."""
+  x = jnp.asarray(x)
+  for axis in (-3, -2):
+    n = x.shape[axis]
+    x = _interpolate(x, axis, neighbours(int(n * factor), n, step=1 / factor))
+  return x
+
+
+def resize(
+  x: Float[AnyArray, "*b h w c"], size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Array, "*b ho wo c"]:
+  """Bilinear resize of the two axes before the last to `size` (rows, columns).
+
+  Equal to `torch.nn.functional.interpolate(mode="bilinear", antialias=False)`.
+
+  Args:
+    x: image-like array, channels last.
+    size: rows and columns of the result.
+    align_corners: corner pixels' centres stay corners (TF DeepLab), instead of the pixels' outer edges.
+  """
+  x = jnp.asarray(x)
+  for axis in resize_order(x.shape[-3:-1], size):
+    x = resize_axis(x, axis % x.ndim, size[axis + 3], align_corners=align_corners)
+  return x
+
+
+def rescale(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b ho wo c"]:
+  """Bilinear resize by `factor`: pixels lie 1 / factor apart exactly, sizes are rounded down."""
+  x = jnp.asarray(x)
+  for axis in (-3, -2):
+    n = x.shape[axis]
+    x = apply_matrix(interpolation_matrix(int(n * factor), n, step=1 / factor), x, axis % x.ndim)
+  return x
+
+
+def resize_axis(
+  x: Float[Array, "*b"], axis: int, out_size: int, *, align_corners: bool = False
+) -> Float[Array, "*_"]:
+  """`resize` of one axis, counted from the front."""
+  in_size = x.shape[axis]
+  if out_size == in_size:
+    return x
+
+  def by_matrix(x):
+    matrix = interpolation_matrix(out_size, in_size, align_corners=align_corners)
+    return apply_matrix(matrix, x, axis)
+
+  if out_size % in_size or align_corners:
+    return by_matrix(x)
+  return lax.platform_dependent(
+    x, cpu=lambda x: enlarge_axis(x, axis, out_size // in_size), default=by_matrix
+  )
+
+
+def resize_by_matrices(x, size: tuple[int, int], *, align_corners: bool = False):
+  """The form for accelerators."""
+  for axis in resize_order(x.shape[-3:-1], size):
+    matrix = interpolation_matrix(size[axis + 3], x.shape[axis], align_corners=align_corners)
+    x = apply_matrix(matrix, x, axis % x.ndim)
+  return x
+
+
+def resize_by_phases(x, size: tuple[int, int]):
+  """The form for CPUs, of a size that is a whole multiple of `x`'s and without `align_corners`."""
+  for axis in resize_order(x.shape[-3:-1], size):
+    x = enlarge_axis(x, axis % x.ndim, size[axis + 3] // x.shape[axis])
+  return x
+
+
+def resize_order(before: tuple[int, ...], after: tuple[int, int]) -> list[int]:
+  """The axes -3 and -2: the one that shrinks most, or grows least, first, to leave less for the other."""
+  return sorted((-3, -2), key=lambda axis: after[axis + 3] / before[axis + 2])
+
+
+def interpolation_matrix(
+  out_size: int, in_size: int, *, align_corners: bool = False, step: float | None = None
+) -> np.ndarray:
+  """The (out_size, in_size) weights of one axis, float32; each row has at most two and sums to 1.
+
+  `step` is the distance of neighbouring outputs in input pixels, `in_size / out_size` if not given.
+  """
+  low, high, weight = neighbours(out_size, in_size, align_corners=align_corners, step=step)
+  matrix = np.zeros((out_size, in_size))
+  np.add.at(matrix, (np.arange(out_size), low), 1 - weight)
+  np.add.at(matrix, (np.arange(out_size), high), weight)
+  return matrix.astype(np.float32)
+
+
+def neighbours(
+  out_size: int, in_size: int, *, align_corners: bool = False, step: float | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """For each output pixel of an axis: the two input pixels, and the weight of the second."""
+  index = np.arange(out_size, dtype=np.float64)
+  if align_corners:
+    source = index * ((in_size - 1) / (out_size - 1) if out_size > 1 else 0.0)
+  else:
+    source = np.maximum((index + 0.5) * (in_size / out_size if step is None else step) - 0.5, 0.0)
+  low = np.minimum(np.floor(source).astype(int), in_size - 1)
+  return low, np.minimum(low + 1, in_size - 1), source - low
+
+
+def apply_matrix(matrix: Float[AnyArray, "o i"], x: Float[Array, "*b"], axis: int) -> Float[Array, "*_"]:
+  """`matrix` times an axis of `x`, in `x`'s dtype; accumulated in float32 and rounded once."""
+  # Of bfloat16 one pass of the matrix unit is exact but for the weights' own rounding.
+  precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+  y = lax.dot_general(
+    jnp.asarray(matrix, jnp.float32), x.astype(jnp.float32), (((1,), (axis,)), ((), ())), precision=precision
+  )  # the new axis comes first
+  return jnp.moveaxis(y, 0, axis).astype(x.dtype)
+
+
+def enlarge_axis(x: Float[Array, "*b"], axis: int, factor: int) -> Float[Array, "*_"]:
+  """Enlargement by a whole factor: the first and last pixel repeat beyond the edge."""
+  first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, -1, None, axis=axis)
+  return enlarge_padded(jnp.concatenate([first, x, last], axis), axis, factor)
+
+
+def enlarge_padded(padded: Float[Array, "*b"], axis: int, factor: int) -> Float[Array, "*_"]:
+  """Phase p of every pixel but the outermost two is one weighted pair of neighbours."""
+  n = padded.shape[axis] - 2
+  before, here, after = (lax.slice_in_dim(padded, i, i + n, axis=axis) for i in range(3))
+  phases = []
+  for p in range(factor):
+    offset = (p + 0.5) / factor - 0.5  # of the output pixel's centre from the input pixel's
+    other = before if offset < 0 else after
+    phases.append(here * (1 - abs(offset)) + other * abs(offset))
+  y = jnp.stack(phases, axis=axis + 1)
+  return y.reshape(*padded.shape[:axis], n * factor, *padded.shape[axis + 1 :])
+
+
+def _interpolate(x, axis: int, pair):
+  low, high, weight = pair
+  weight = jnp.asarray(weight, x.dtype).reshape(-1, *[1] * (-1 - axis))
+  return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight

@@ -1,0 +1,52 @@
+"""Every form of the resize against its definition: values, gradients, float32 and bfloat16, odd sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg.ops import resize as ops
+
+SIZES = [((5, 7), (20, 28)), ((5, 7), (13, 9)), ((9, 3), (4, 3)), ((1, 6), (3, 6)), ((6, 5), (1, 1))]
+FORMS = {"chosen": ops.resize, "matrices": ops.resize_by_matrices}
+CASES = [(form, *sizes, corners) for form in FORMS for sizes in SIZES for corners in (False, True)]
+# Only whole factors of the plain corner rule have phases.
+CASES += [("phases", *SIZES[0], False), ("phases", *SIZES[3], False)]
+TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
+
+
+def value_and_gradient(function, x, weights):
+  y, pull = jax.vjp(function, x)
+  return y, *pull(weights.astype(y.dtype))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("form", "before", "after", "align_corners"), CASES)
+def test_form_equals_the_definition(form, before, after, align_corners, dtype):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.standard_normal((2, *before, 3)), dtype)
+  weights = jnp.asarray(rng.standard_normal((2, *after, 3)), dtype)
+  if form == "phases":
+    function = lambda x: ops.resize_by_phases(x, after)  # noqa: E731
+  else:
+    function = lambda x: FORMS[form](x, after, align_corners=align_corners)  # noqa: E731
+  exact = lambda x: ops.resize_reference(x, after, align_corners=align_corners)  # noqa: E731
+  ours = jax.jit(lambda x: value_and_gradient(function, x, weights))(x)
+  # bfloat16 is held against the definition in float32, so that its own rounding is what is measured.
+  wide = (x.astype(jnp.float32), weights.astype(jnp.float32))
+  for a, b in zip(ours, value_and_gradient(exact, *wide), strict=True):
+    assert a.dtype == dtype
+    np.testing.assert_allclose(np.float32(a), b, atol=TOLERANCE[dtype] * float(np.abs(b).max()))
+
+
+def test_bfloat16_gradients_accumulate_in_float32():
+  """4,096 ones: a sum kept in bfloat16 would stop at 256."""
+  gradient = jax.grad(lambda x: ops.resize_by_matrices(x, (64, 64)).astype(jnp.float32).sum())
+  np.testing.assert_allclose(np.float32(gradient(jnp.ones((1, 1, 1, 1), jnp.bfloat16)))[0, 0, 0, 0], 4096)
+
+
+def test_forward_mode_works():
+  x = jnp.arange(12.0).reshape(1, 3, 4, 1)
+  for function in (*FORMS.values(), lambda x, size: ops.resize_by_phases(x, size)):
+    _, tangent = jax.jvp(lambda x, f=function: f(x, (6, 8)), (x,), (x,))
+    np.testing.assert_allclose(tangent, ops.resize_reference(x, (6, 8)), atol=1e-5)
