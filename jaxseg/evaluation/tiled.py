@@ -1,0 +1,115 @@
+"""The label map of an image of any size, by sliding windows in bounded memory.
+
+The result is that of `windows.slide_logits`: the class with the largest mean over all windows that see a
+pixel. Sums are kept for the rows of one window and for a panel of columns; what lies above is finished.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Integer, UInt8
+
+from jaxseg.layers.resize import resize_logits
+from jaxseg.types import AnyArray, Preprocess
+
+# Float32 sums that are held at once: rows of a window x columns of a panel x classes.
+_HELD = 1 << 27
+
+
+def predict_tiled(
+  apply: Callable[[Mapping[str, Any], Array], Array],
+  variables: Mapping[str, Any],
+  image: UInt8[AnyArray, "h w 3"],
+  *,
+  preprocess: Preprocess,
+  num_classes: int,
+  crop_size: tuple[int, int] = (512, 512),
+  stride: tuple[int, int] = (341, 341),
+  align_corners: bool = False,
+  held: int = _HELD,
+  progress: Callable[[int, int], None] | None = None,
+) -> Integer[np.ndarray, "h w"]:
+  """The class of every pixel, uint8 (int32 from 256 classes on).
+
+  Args:
+    apply: (variables, normalised windows b h w 3) → logits b h/s w/s k.
+    variables: of the model.
+    image: RGB of any size.
+    preprocess: from uint8 to the model's input.
+    num_classes: k.
+    crop_size: rows and columns of a window; a shorter side of the image is one window.
+    stride: between windows; the last one is moved back into the image.
+    align_corners: of the resize from the decoder's resolution to the window.
+    held: float32 values of sums that are held at once.
+    progress: is called with the number of windows that are done, and of all.
+  """
+  rows, columns = image.shape[:2]
+  window = (min(crop_size[0], rows), min(crop_size[1], columns))
+  tops, lefts = (_starts(side, w, s) for side, w, s in zip((rows, columns), window, stride, strict=True))
+  panels = _panels(lefts, window[1], columns, max(held // (window[0] * num_classes), 2 * window[1]))
+  width = max(end - start for start, end, _, _ in panels)
+  run = jax.jit(lambda v, x: apply(v, preprocess(x)[None])[0].astype(jnp.float32))
+  labels = np.empty((rows, columns), np.uint8 if num_classes <= 256 else np.int32)
+  total, done = len(tops) * len(lefts), 0
+  shared: dict[tuple[int, int], np.ndarray] = {}  # of windows that reach into the next panel
+  for start, end, finished, own in panels:
+    sums = jnp.zeros((window[0], width, num_classes), jnp.float32)
+    carried, shared = shared, {}
+    before = sorted({left for _, left in carried})
+    for i, top in enumerate(tops):
+      for left in before + own:
+        logits = carried.get((top, left))
+        if logits is None:
+          logits = run(variables, image[top : top + window[0], left : left + window[1]])
+          done += 1
+          if progress is not None:
+            progress(done, total)
+        if left + window[1] > finished and finished < columns:
+          shared[top, left] = np.asarray(logits)
+        # A window that began in the panel before is cut to this one.
+        sums = _add(sums, logits, left - start, size=window, align_corners=align_corners)
+      ready = (tops[i + 1] if i + 1 < len(tops) else rows) - top
+      part, sums = _finish(sums, ready=ready)
+      labels[top : top + ready, start:finished] = np.asarray(part)[:, : finished - start]
+  return labels
+
+
+def _starts(side: int, window: int, stride: int) -> list[int]:
+  count = -(-(side - window) // stride) + 1
+  return [min(i * stride, side - window) for i in range(count)]
+
+
+def _panels(lefts: list[int], window: int, columns: int, width: int) -> list[tuple[int, int, int, list[int]]]:
+  """(first column, column after the last that its windows reach, column after the last finished, windows)."""
+  panels, i, start = [], 0, 0
+  while i < len(lefts):
+    j = i + 1
+    while j < len(lefts) and lefts[j] + window - start <= width:
+      j += 1
+    finished = lefts[j] if j < len(lefts) else columns
+    panels.append((start, lefts[j - 1] + window, finished, lefts[i:j]))
+    i, start = j, finished
+  return panels
+
+
+@functools.partial(jax.jit, static_argnames=("size", "align_corners"), donate_argnums=0)
+def _add(sums, logits, left, *, size, align_corners):
+  """Adds a window's logits at column `left`, which is negative for a window that began further left."""
+  logits = resize_logits(logits, size, align_corners=align_corners)
+  width = sums.shape[1]
+  padded = jnp.pad(sums, [(0, 0), (size[1], size[1]), (0, 0)])
+  here = lax.dynamic_slice(padded, (0, left + size[1], 0), (sums.shape[0], size[1], sums.shape[2]))
+  padded = lax.dynamic_update_slice(padded, here + logits, (0, left + size[1], 0))
+  return padded[:, size[1] : size[1] + width]
+
+
+@functools.partial(jax.jit, static_argnames=("ready",), donate_argnums=0)
+def _finish(sums, *, ready):
+  """The classes of the first rows, and the sums moved up by as many."""
+  rest = jnp.concatenate([sums[ready:], jnp.zeros_like(sums[:ready])])
+  return jnp.argmax(sums[:ready], axis=-1), rest
