@@ -1,6 +1,6 @@
 """`jaxseg eval` from a checkout.
 
-  python eval.py --workdir=runs/quickstart [--split=val] [--step=best]
+python eval.py --workdir=runs/quickstart [--split=val] [--step=best]
 """
 
 import sys

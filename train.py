@@ -1,6 +1,6 @@
 """`jaxseg train` from a checkout.
 
-  python train.py --config=configs/cgnet_m3n21_synthetic.py --workdir=runs/quickstart
+python train.py --config=configs/cgnet_m3n21_synthetic.py --workdir=runs/quickstart
 """
 
 import sys
