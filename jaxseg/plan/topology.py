@@ -51,7 +51,7 @@ class Topology:
 
 
 def open_topology(name: str) -> Topology:
-  """The devices of `v5e:16x16`, of an accelerator's name (`v5litepod-256`), `cpu`, `cpu:8` (pretended) or `gpu`.
+  """The devices of `v5e:16x16`, of an accelerator's name (`v5litepod-256`), `cpu`, `cpu:8` or `gpu`.
 
   For a TPU slice nothing but libtpu is needed. It must be asked for before JAX has started a
   backend: everything that is really run, runs on the CPU then.
