@@ -44,14 +44,17 @@ TPUS: Mapping[str, Chip] = {
   "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, axes=2, pod=256, clock=1500e6),
   "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, cores=2, axes=3, pod=8960, clock=1750e6),
   "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1640e9, 448e9, axes=2, pod=256),
+  "tpu7x": Chip("TPU7x", 2307e12, 192 * GIB, 7380e9, 600e9, cores=2, axes=3, pod=9216),
 }
 # What JAX calls their devices.
 _TPU_KINDS = {
   "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
-  "TPU v6 lite": "v6e", "TPU v6e": "v6e",
+  "TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "tpu7x", "TPU v7x": "tpu7x", "TPU v7": "tpu7x",
 }  # fmt: skip
 # By the words of what the driver calls them ("NVIDIA A100-SXM4-80GB"); the first whose words all occur.
 _GPUS: Sequence[tuple[tuple[str, ...], Chip]] = (
+  (("GB200",), Chip("GB200", 2500e12, 186e9, 8000e9, 900e9)),
+  (("B200",), Chip("B200", 2250e12, 180e9, 8000e9, 900e9)),
   (("H200",), Chip("H200", 989e12, 141e9, 4800e9, 450e9)),
   (("GH200",), Chip("GH200", 989e12, 96e9, 4000e9, 450e9)),
   (("H100", "PCIe"), Chip("H100 PCIe", 756e12, 80e9, 2000e9, 300e9)),

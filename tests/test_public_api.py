@@ -1,8 +1,10 @@
 """Conventions of the public API, checked on the code itself."""
 
+import ast
 import dataclasses
 import importlib
 import inspect
+import pathlib
 import pkgutil
 
 import flax.linen as nn
@@ -44,6 +46,25 @@ def test_public_names_resolve():
   for name in PUBLIC:
     assert name in jaxseg.__all__ and getattr(jaxseg, name) is not None
   assert set(PUBLIC) <= set(dir(jaxseg))
+
+
+def test_type_checkers_see_what_python_resolves():
+  """The names that are imported under TYPE_CHECKING are those of the lazy table, and of `__all__`."""
+  for package in ("jaxseg", "jaxseg.config"):
+    module = importlib.import_module(package)
+    tree = ast.parse(inspect.getsource(module))
+    seen = {
+      alias.name: node.module
+      for block in ast.walk(tree)
+      if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+      for node in block.body
+      for alias in node.names
+    }
+    rooms = {name for name, source in seen.items() if source == "jaxseg"}
+    assert rooms == set(getattr(module, "_ROOMS", ()))
+    assert {name: source for name, source in seen.items() if name not in rooms} == module._LAZY
+    assert set(module.__all__) - {"__version__"} == set(module._LAZY)
+  assert (pathlib.Path(jaxseg.__file__).parent / "py.typed").exists()
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -87,7 +87,7 @@ def _config(name: str) -> Any:
   return files.load(name) if files else None
 
 
-def _parameters(params: Any, config: ml_collections.ConfigDict | None, layout: str | None) -> list[str]:
+def _parameters(params: Any, config: Any, layout: str | None) -> list[str]:
   groups = (
     None if config is None else lazy.load("jaxseg.train.optimizer").parameter_groups(config.optimizer, params)
   )

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from jaxseg import config
 from jaxseg.commands.flags import make_parser, parse, split
+from jaxseg.config import validate
 from jaxseg.console import print_line
 from jaxseg.errors import UserError
-from jaxseg.train import compiled, loop, runtime, tasks
+from jaxseg.train import runtime
 
 
 def main(argv: Sequence[str], program: str) -> None:
@@ -30,6 +31,9 @@ def main(argv: Sequence[str], program: str) -> None:
       if getattr(flags, name) is None:
         raise UserError(f"--{name} is missing; {program} --help shows what it takes")
     chosen = config.load(flags.config, overrides=changes, ready=runtime.start_processes)
+    validate.validate(chosen)
+    from jaxseg.train import compiled, loop, tasks  # seconds of imports: a wrong value is said before
+
     compiled.use_cache(chosen)
     runtime.check_processes(program, chosen, workdir=flags.workdir)
     report = loop.train(chosen, flags.workdir)

@@ -4,7 +4,25 @@ A config is a `ml_collections.ConfigDict` made by the `get_config(arg)` of one f
 `configs/common.py` holds the presets that the files share.
 """
 
+from typing import TYPE_CHECKING
+
 from jaxseg import lazy
+
+if TYPE_CHECKING:  # what a type checker sees
+  from jaxseg.config.card import recipe_card
+  from jaxseg.config.fields import (
+    build_model,
+    check_fields,
+    follow,
+    make_preprocess,
+    model_config,
+    model_fields,
+  )
+  from jaxseg.config.files import change, from_resolved, load, resolved
+  from jaxseg.config.keys import DTYPES, leaves, name_of
+  from jaxseg.config.parts import parts_of
+  from jaxseg.config.rule import make_inference_rule
+  from jaxseg.config.smoke import shrink
 
 # Public name → the module that defines it (PEP 562).
 _LAZY = {
@@ -27,7 +45,25 @@ _LAZY = {
   "shrink": "jaxseg.config.smoke",
 }
 
-__all__ = sorted(_LAZY)
+__all__ = [
+  "DTYPES",
+  "build_model",
+  "change",
+  "check_fields",
+  "follow",
+  "from_resolved",
+  "leaves",
+  "load",
+  "make_inference_rule",
+  "make_preprocess",
+  "model_config",
+  "model_fields",
+  "name_of",
+  "parts_of",
+  "recipe_card",
+  "resolved",
+  "shrink",
+]
 
 
 def __getattr__(name: str):

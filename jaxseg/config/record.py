@@ -101,7 +101,7 @@ def read_config(workdir: epath.PathLike) -> Any:
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(
       f"{str(epath.Path(workdir) / CONFIG_FILE)!r} does not hold a config that train.py wrote"
-      f" ({type(error).__name__}: {error})"
+      f" ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     ) from None
   return config
 

@@ -38,7 +38,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   if min(config.data.crop_size) < _MIN_SIDE:
     raise UserError(
-      f"config.data.crop_size is {tuple(config.data.crop_size)}; models need at least {_MIN_SIDE} pixels a side"
+      f"config.data.crop_size is {tuple(config.data.crop_size)}; models need at least {_MIN_SIDE} pixels a"
+      " side"
     )
   (_check_classification if name_of(config) == "classification" else _check_segmentation)(config)
 

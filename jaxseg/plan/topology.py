@@ -23,7 +23,7 @@ _NO_MACHINE = {
   "TPU_WORKER_HOSTNAMES": "localhost",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-_EXAMPLES = "v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, cpu, gpu"
+_EXAMPLES = "v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4, cpu, gpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Topology:
 
 
 def open_topology(name: str) -> Topology:
-  """The devices of `v5e:16x16` and the like, `cpu`, `cpu:8` (that many pretended ones) or `gpu`.
+  """The devices of `v5e:16x16`, of an accelerator's name (`v5litepod-256`), `cpu`, `cpu:8` or `gpu`.
 
   For a TPU slice nothing but libtpu is needed. It must be asked for before JAX has started a
   backend: everything that is really run, runs on the CPU then.
@@ -59,7 +59,7 @@ def open_topology(name: str) -> Topology:
   Raises:
     UserError: no such topology (with the nearest and the known ones), libtpu or GPU missing.
   """
-  name = name.strip().lower()
+  name = slice_of(name.strip().lower())
   kind, _, size = name.partition(":")
   if kind == "cpu":
     if ":" in name and not re.fullmatch(r"[1-9]\d{0,3}", size):
@@ -77,6 +77,45 @@ def open_topology(name: str) -> Topology:
   if kind not in TPUS or not size:
     raise UserError(f"there is no topology {name!r}; {_hint(name)}")
   return _slice(name, kind, _sizes(name, kind, size))
+
+
+def slice_of(name: str) -> str:
+  """The topology of an accelerator's name: `v5litepod-16` is v5e:4x4, `v4-64` (TensorCores) is v4:2x4x4.
+
+  Any other text comes back as it is.
+
+  Raises:
+    UserError: a name with a number that no slice has.
+  """
+  found = re.fullmatch(r"(v2|v3|v4|v5litepod|v5lite|v5e|v5p|v6e|tpu7x)-(\d{1,6})", name)
+  if not found:
+    return name
+  kind = {"v5litepod": "v5e", "v5lite": "v5e"}.get(found[1], found[1])
+  if kind not in TPUS:
+    raise UserError(f"there are no rates and no compiler for {name!r}; chips: {', '.join(TPUS)}")
+  chip, number = TPUS[kind], int(found[2])
+  # v4 and v5p are counted in TensorCores, the others in chips.
+  per = chip.cores if kind in ("v4", "v5p") else 1
+  chips = number // per
+  sizes = dict.fromkeys(math.prod(flat) for flat in _FLAT) if chip.axes == 2 else _cubes(chip.pod)
+  if number % per or chips not in sizes:
+    near = min(sizes, key=lambda count: abs(count - chips)) * per
+    raise UserError(f"there is no slice {name!r}; the nearest is {found[1]}-{near}")
+  if chip.axes == 2:
+    shape = next(flat for flat in _FLAT if math.prod(flat) == chips)
+  else:
+    shape = sizes[chips]
+  return f"{kind}:{'x'.join(map(str, shape))}"
+
+
+def _cubes(pod: int) -> dict[int, tuple[int, int, int]]:
+  """Chips → A x B x C of the usual slices of a three-dimensional pod: 4, and 8 to half a pod by doubling."""
+  shapes = {1: (1, 1, 1), 4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)}
+  shape = [4, 4, 4]
+  while math.prod(shape) <= pod:
+    shapes[math.prod(shape)] = tuple(sorted(shape))
+    shape[shape.index(min(shape))] *= 2
+  return shapes
 
 
 def _hint(name: str) -> str:
@@ -113,7 +152,7 @@ def _slice(name: str, kind: str, sizes: tuple[int, ...]) -> Topology:
     os.environ.setdefault(key, value)
   jax.config.update("jax_platforms", "cpu")
   chip, options = TPUS[kind], {}
-  if chip.cores > 1:
+  if kind in ("v4", "v5p"):
     options["chip_config_name"] = "megacore"  # one device a chip, as a job on the real slice sees it
   if math.prod(sizes) < 4:
     options["chips_per_host_bounds"] = (*sizes, 1)[:3]
