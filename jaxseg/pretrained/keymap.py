@@ -124,9 +124,10 @@ class Layout:
   to_published: Callable[[str, np.ndarray, int | None], np.ndarray] = jax_to_torch
 
   def part(self, path: str) -> Part | None:
-    """`publish`, always as a `Part`."""
+    """`publish`, always as a `Part`, or None where that is no name by which the layout is recognised."""
     place = self.publish(path)
-    return Part(place) if isinstance(place, str) else place
+    part = Part(place) if isinstance(place, str) else place
+    return part if part is not None and re.fullmatch(self.pattern, part.name) else None
 
   def is_unused(self, name: str) -> bool:
     """Whether the layout carries `name` without a model needing it."""
