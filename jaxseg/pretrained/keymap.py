@@ -134,6 +134,14 @@ class Layout:
     return re.fullmatch(self.unused, name) is not None
 
 
+# Published models of others that no layout here holds: a name that only they have → what they are.
+_OTHERS = {
+  r"embedder\.embedder\.convolution\..*|resnet\.embedder\..*": "a ResNet of transformers",
+  r"backbone\.\d+\.block\.\d+\..*": "a model of torchvision on MobileNetV3",
+  r"backbone\.bn1_momentum": "a ResNet model of torchvision converted by somebody, with its settings as tensors",
+}
+
+
 def recognise(weights: Weights, layouts: Iterable[Layout], *, family: str | None = None) -> Layout:
   """The layout that knows most of the file's names; at least half of them must be known.
 
@@ -146,6 +154,9 @@ def recognise(weights: Weights, layouts: Iterable[Layout], *, family: str | None
   for layout in layouts:
     known = re.compile(layout.pattern)
     share[layout] = sum(known.fullmatch(name) is not None for name in names) / max(len(names), 1)
+  for pattern, what in _OTHERS.items():
+    if any(re.fullmatch(pattern, name) for name in names):
+      raise UserError(f"{weights.path} is {what}, which is not among the models here (jaxseg.list_models())")
   best = max(share, key=share.__getitem__, default=None)
   if best is None or share[best] < 0.5:
     known = ", ".join(f"{layout.family}/{layout.name}" for layout in layouts)
