@@ -138,7 +138,7 @@ class Layout:
 _OTHERS = {
   r"embedder\.embedder\.convolution\..*|resnet\.embedder\..*": "a ResNet of transformers",
   r"backbone\.\d+\.block\.\d+\..*": "a model of torchvision on MobileNetV3",
-  r"backbone\.bn1_momentum": "a ResNet model of torchvision converted by somebody, with its settings as tensors",
+  r"backbone\.bn1_momentum": "a ResNet model of torchvision, converted with its settings as tensors",
 }
 
 
