@@ -113,7 +113,8 @@ def finish(config, given: set[str]):
   if "model.scales" not in given and net.fields.get("scales"):
     config.model.scales = tuple(net.fields["scales"])
   # Rates taken from the weights are those of the weights' output stride.
-  stride = None if alone or "model.decoder.rates" in given else net.fields["encoder"].get("output_stride")
+  told = not alone and "model.decoder.rates" not in given
+  stride = net.fields.get("encoder", {}).get("output_stride") if told else None
   config_lib.follow(config, before=stride)
   for name in ("mean", "std", "channel_order"):
     if f"preprocess.{name}" not in given:

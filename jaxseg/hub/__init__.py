@@ -63,8 +63,7 @@ def from_pretrained(
   loading.check_classes(file, arch, num_classes)
   arch = arch or file.told.arch
   fields = loading.model_fields(file.told, arch, num_classes, encoder, decoder)
-  model = loading.build(found, arch, fields)
-  shapes = {path: leaf.shape for path, leaf in tree.flat(loading.abstract_variables(model)).items()}
+  model, shapes = loading.build(found, arch, fields)
   with reading(found.path):
     values, differences, unused = tree.fill(found, file.layout, shapes)
     loading.drop_spare(differences, file, shapes)

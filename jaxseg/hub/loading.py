@@ -127,12 +127,17 @@ def _told_by_config(found: Weights, arch: str | None) -> Detected:
   )
 
 
-def build(found: Weights, arch: str, fields: Mapping[str, Any]) -> nn.Module:
-  """The module; a field that cannot be is the file's word as well as the user's, so it names the file."""
+def build(found: Weights, arch: str, fields: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+  """The module and path → shape of its variables; what a file's own config says may make neither.
+
+  Raises:
+    UserError: the fields, the file's or the user's, are none that the module can have.
+  """
   try:
-    return create_model(arch, **fields)
-  except UserError:
-    raise
+    model = create_model(arch, **fields)
+    return model, {path: leaf.shape for path, leaf in tree.flat(abstract_variables(model)).items()}
+  except UserError as error:
+    raise UserError(f"{found.path}: {error}" if found.meta.model else str(error)) from error
   except Exception as error:
     words = f"{type(error).__name__}: {shown(str(error), 120)}"
     raise UserError(
@@ -175,6 +180,7 @@ def model_fields(told: Detected, arch: str, num_classes: int | None, encoder, de
   return {key: _tuples(value) for key, value in fields.items() if value not in (None, {})}
 
 
+@functools.lru_cache(maxsize=16)
 def abstract_variables(model: nn.Module) -> dict[str, Any]:
   """The model's variables as shapes; nothing is computed."""
   init = functools.partial(model.init, train=False)

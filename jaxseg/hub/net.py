@@ -5,6 +5,8 @@ import functools
 import json
 import os
 import pathlib
+import re
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
-from jaxseg import __version__, catalog
+from jaxseg import __version__, catalog, lazy
 from jaxseg.crf import Settings, mean_field
 from jaxseg.errors import UserError
 from jaxseg.evaluation.inference import label_map
@@ -69,7 +71,7 @@ class Net:
 
   def predict(
     self,
-    image: AnyArray,
+    image: Any,
     *,
     mode: str = "whole",
     crop_size: tuple[int, int] | None = None,
@@ -84,7 +86,7 @@ class Net:
     """The class of every pixel, at the image's own size.
 
     Args:
-      image: uint8 RGB, h w 3.
+      image: uint8 RGB, h w 3; or the path of an image file, or a PIL image.
       mode: "whole" runs the network once over the whole image; "slide" takes the mean of its
         logits over overlapping windows.
       crop_size: rows and columns of a window; 512 x 512 unless given.
@@ -101,7 +103,7 @@ class Net:
       UserError: an image of another kind, an unknown mode, windows, sizes or scales that make
         no sense, or a model without classes.
     """
-    _check_picture(image)
+    image = read_image(image)
     if mode not in MODES:
       raise UserError(f"mode is {mode!r}; {catalog.suggestion(mode, MODES)}")
     if not self.classes or not hasattr(self.model, "decoder"):
@@ -133,6 +135,51 @@ class Net:
       unary = -self._by_rule(image, rule, "scores")
     refined = mean_field(unary, image, **crf)
     return np.asarray(jnp.argmax(refined, -1).astype(jnp.int32))
+
+  def overlay(self, image: Any, label: AnyArray) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with half of each class's colour over it; the image alone where the label is no class.
+
+    Args:
+      image: as in `predict`.
+      label: class of every pixel, h w, as `predict` gives it.
+
+    Raises:
+      UserError: image and label are not of the same size.
+    """
+    image, label = np.asarray(read_image(image)), np.asarray(label)
+    if label.shape != image.shape[:2]:
+      raise UserError(f"label has shape {label.shape}, expected the image's {image.shape[:2]}")
+    labelled = (label >= 0) & (label < len(self.classes))
+    colours = np.asarray(self.palette)[np.where(labelled, label, 0)]
+    return np.where(labelled[..., None], (image.astype(np.uint16) + colours + 1) // 2, image).astype(np.uint8)
+
+  def push_to_hub(self, name: str, *, private: bool = False, revision: str | None = None) -> str:
+    """Uploads what `save_pretrained` writes to "org/name" on the Hugging Face hub, which is made if need be.
+
+    Args:
+      name: "org/name".
+      private: of a new repository.
+      revision: the branch to write to; the main one unless given.
+
+    Returns:
+      the address of the commit.
+
+    Raises:
+      UserError: no such name, no client (`jaxseg[hub]`), or the hub refuses (not logged in, no right).
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+      raise UserError(f"{name!r} is not the name of a repository on the hub, expected org/name")
+    hub = lazy.load("huggingface_hub")
+    with tempfile.TemporaryDirectory() as folder:
+      self.save_pretrained(folder)
+      try:
+        hub.create_repo(name, private=private, exist_ok=True)
+        return str(hub.upload_folder(repo_id=name, folder_path=folder, revision=revision))
+      except Exception as error:  # the client's own kinds, httpx's and OSError's
+        raise UserError(
+          f"the Hugging Face hub did not take {name} ({type(error).__name__}); log in with `hf auth login`,"
+          " and check the name and your right to write"
+        ) from error
 
   def _by_rule(self, image: AnyArray, rule: InferenceRule, kind: str) -> np.ndarray:
     """The "labels" or "scores" that `Predictor` gives for one picture."""
@@ -192,6 +239,26 @@ def _published_size(image, preprocess):
     for shape in ((image.shape[0], columns, 3), (rows, columns, 3)):
       resized = jax.image.resize(image.astype(jnp.float32), shape, method)
       image = jnp.clip(jnp.floor(resized + 0.5), 0, 255).astype(jnp.uint8)
+  return image
+
+
+def read_image(image: Any) -> AnyArray:
+  """An image as `predict` wants it, from an array, the path of a file, or a PIL image.
+
+  Raises:
+    UserError: no image file, or an array of another kind.
+  """
+  if isinstance(image, str | os.PathLike):
+    from PIL import Image, ImageOps
+
+    try:
+      with Image.open(image) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+      raise UserError(f"{os.fspath(image)} cannot be read as an image ({type(error).__name__})") from None
+  if not hasattr(image, "dtype") and hasattr(image, "convert"):
+    image = np.asarray(image.convert("RGB"))
+  _check_picture(image)
   return image
 
 

@@ -32,6 +32,7 @@ LAYOUTS = (
   deeplab.TORCHVISION,
   deeplab.KAZUTO,
   deeplab.KAZUTO_SINGLE,
+  mobilenet.MMSEG,
   mobilenet.TFLITE,
   resnet.TORCHVISION_BACKBONE,
   resnet.MMSEG_BACKBONE,

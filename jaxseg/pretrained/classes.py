@@ -1,6 +1,7 @@
 """Class names and colours of the datasets that published weights were trained on.
 
-Facts of the datasets, in their order of train ids; an underscore stands for a space.
+Facts of the datasets, in their order of train ids; an underscore stands for a space. A test holds them to
+the lists of `jaxseg.data`, by which a net is evaluated.
 """
 
 from typing import NamedTuple
@@ -25,14 +26,14 @@ _CITYSCAPES_COLOURS = """
 """
 # SegNet's 11 classes of CamVid, in the order of its label images.
 _CAMVID = """
-  sky building pole road pavement tree sign fence car pedestrian bicyclist
+  sky building pole road pavement tree sign_symbol fence car pedestrian bicyclist
 """
 _CAMVID_COLOURS = """
   808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0
 """
 _VOC = """
-  background aeroplane bicycle bird boat bottle bus car cat chair cow dining_table dog horse motorbike
-  person potted_plant sheep sofa train tv_monitor
+  background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
+  person pottedplant sheep sofa train tvmonitor
 """
 _ADE20K = """
   wall building sky floor tree ceiling road bed windowpane grass cabinet sidewalk person earth door

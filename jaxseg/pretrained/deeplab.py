@@ -146,7 +146,7 @@ def _detect_kazuto(prefix: str) -> Callable[[Shapes], Detected]:
   start = re.escape(prefix)
 
   def detect(shapes: Shapes) -> Detected:
-    sizes = tuple(count(shapes, rf"{start}layer{i}\.block(\d+)\.") - 1 for i in range(2, 6))
+    sizes = tuple(count(shapes, rf"{start}layer{i}\.block(\d+)\.") for i in range(2, 6))
     width = vote(shapes, rf"{start}layer1\.conv1\.bn\.\w+", 64)
     encoder = ({} if sizes == (3, 4, 23, 3) else {"stage_sizes": sizes}) | (
       {} if width == 64 else {"width": width}
@@ -196,13 +196,17 @@ def _kazuto(name: str, prefix: str) -> Layout:
   )
 
 
-_HEADS = r"(aspp_modules\.\d|image_pool\.1|bottleneck|c1_bottleneck|sep_bottleneck\.\d)\..*"
+# mmsegmentation's names behind its encoders.
+HEADS = (
+  r"decode_head\.((aspp_modules\.\d|image_pool\.1|bottleneck|c1_bottleneck|sep_bottleneck\.\d)\..*|conv_seg\..*)"
+  r"|auxiliary_head\..*"
+)
 MMSEG = Layout(
   family="deeplab",
   name="mmseg",
   archs=("deeplabv3_resnet", "deeplabv3plus_resnet", "resnet"),
   publish=_publish_mmseg,
-  pattern=rf"backbone\.{resnet.NAMES}|decode_head\.({_HEADS}|conv_seg\..*)|auxiliary_head\..*",
+  pattern=rf"backbone\.{resnet.NAMES}|{HEADS}",
   detect=_detect_mmseg,
   record=_mmseg_record,
 )

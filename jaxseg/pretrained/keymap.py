@@ -124,13 +124,22 @@ class Layout:
   to_published: Callable[[str, np.ndarray, int | None], np.ndarray] = jax_to_torch
 
   def part(self, path: str) -> Part | None:
-    """`publish`, always as a `Part`."""
+    """`publish`, always as a `Part`, or None where that is no name by which the layout is recognised."""
     place = self.publish(path)
-    return Part(place) if isinstance(place, str) else place
+    part = Part(place) if isinstance(place, str) else place
+    return part if part is not None and re.fullmatch(self.pattern, part.name) else None
 
   def is_unused(self, name: str) -> bool:
     """Whether the layout carries `name` without a model needing it."""
     return re.fullmatch(self.unused, name) is not None
+
+
+# Published models of others that no layout here holds: a name that only they have → what they are.
+_OTHERS = {
+  r"embedder\.embedder\.convolution\..*|resnet\.embedder\..*": "a ResNet of transformers",
+  r"backbone\.\d+\.block\.\d+\..*": "a model of torchvision on MobileNetV3",
+  r"backbone\.bn1_momentum": "a ResNet model of torchvision, converted with its settings as tensors",
+}
 
 
 def recognise(weights: Weights, layouts: Iterable[Layout], *, family: str | None = None) -> Layout:
@@ -145,6 +154,9 @@ def recognise(weights: Weights, layouts: Iterable[Layout], *, family: str | None
   for layout in layouts:
     known = re.compile(layout.pattern)
     share[layout] = sum(known.fullmatch(name) is not None for name in names) / max(len(names), 1)
+  for pattern, what in _OTHERS.items():
+    if any(re.fullmatch(pattern, name) for name in names):
+      raise UserError(f"{weights.path} is {what}, which is not among the models here (jaxseg.list_models())")
   best = max(share, key=share.__getitem__, default=None)
   if best is None or share[best] < 0.5:
     known = ", ".join(f"{layout.family}/{layout.name}" for layout in layouts)

@@ -1,17 +1,19 @@
-"""Key map of TensorFlow's DeepLab v3 on MobileNetV2 as exported for inference (TF-Lite).
+"""Key maps of DeepLab on MobileNetV2: TensorFlow's as exported for inference (TF-Lite), and mmsegmentation's.
 
+mmsegmentation's heads have the names of its DeepLabs on ResNet. TensorFlow's:
 https://github.com/tensorflow/models (Apache-2.0). The arrays have BatchNorm folded into
 them; kernels are (out, rows, columns, in), depthwise ones (1, rows, columns, channels).
 """
 
+import dataclasses
 import re
 
 import numpy as np
 
-from jaxseg.pretrained import classes
-from jaxseg.pretrained.keymap import Detected, Layout, Shape, Shapes
+from jaxseg.pretrained import classes, deeplab
+from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shape, Shapes
 from jaxseg.pretrained.records import Record
-from jaxseg.pretrained.shapes import first, vote
+from jaxseg.pretrained.shapes import count, first, vote
 from jaxseg.types import Preprocess
 
 _BLOCK = re.compile(r"encoder/block(\d+)/(expand|depthwise|project)/conv")
@@ -80,6 +82,53 @@ def _to_published(path: str, value: np.ndarray, ndim: int | None) -> np.ndarray:
   return value.transpose(2, 0, 1, 3) if "/depthwise/" in path else value.transpose(3, 0, 1, 2)
 
 
+def _place(number: int) -> tuple[int, int]:
+  """Group, from 1, and place in it of the block that we number through."""
+  for group, depth in enumerate(_DEPTHS, 1):
+    if number < depth:
+      return group, number
+    number -= depth
+  return len(_DEPTHS) + 1, number
+
+
+def _publish_mmseg(path: str) -> str | None:
+  module, _, leaf = path.rpartition("/")
+  found = re.fullmatch(r"encoder/(stem|block(\d+)/(expand|depthwise|project))/(conv|norm)", module)
+  if found is None:
+    return None if path.startswith("encoder/") else deeplab.MMSEG.publish(path)
+  kind = f"{'bn' if found[4] == 'norm' else 'conv'}.{LEAVES.get(leaf, leaf)}"
+  if found[2] is None:
+    return f"backbone.conv1.{kind}"
+  number = int(found[2])
+  group, place = _place(number)
+  # The first block does not expand.
+  step = ("expand", "depthwise", "project").index(found[3]) - (number == 0)
+  return f"backbone.layer{group}.{place}.conv.{step}.{kind}"
+
+
+def _detect_mmseg(shapes: Shapes) -> Detected:
+  heads = deeplab.MMSEG.detect(shapes)
+  depths = tuple(count(shapes, rf"backbone\.layer{i}\.(\d+)\.") for i in range(1, 8))
+  encoder = dict(output_stride=8, contract_dilation=False, norm_epsilon=1e-5, norm_momentum=0.1)
+  if depths != _DEPTHS:
+    encoder["depths"] = depths
+  multiplier = vote(shapes, r"backbone\.layer7\.\d+\.conv\.2\.bn\.weight", 320) / 320
+  if multiplier != 1.0:
+    encoder["width_multiplier"] = multiplier
+  assumed = ("encoder.output_stride", "decoder.rates", "decoder.align_corners")
+  arch = heads.arch.split("_")[0] + "_mobilenetv2"
+  return dataclasses.replace(heads, arch=arch, encoder=encoder, assumed=assumed)
+
+
+MMSEG = Layout(
+  family="mobilenet",
+  name="mmseg",
+  archs=("deeplabv3_mobilenetv2", "deeplabv3plus_mobilenetv2"),
+  publish=_publish_mmseg,
+  pattern=rf"backbone\.(conv1|layer[1-7]\.\d+\.conv\.\d)\.(conv|bn)\..*|{deeplab.HEADS}",
+  detect=_detect_mmseg,
+  record=deeplab.MMSEG.record,
+)
 TFLITE = Layout(
   family="mobilenet",
   name="tflite",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
 from jaxseg.pretrained.records import MMSEG_LICENCE, Record
 from jaxseg.pretrained.shapes import count, first, vote
@@ -57,6 +58,11 @@ def variant(shapes: Shapes, prefix: str) -> tuple[str, dict[str, Any]]:
     shapes: of the file.
     prefix: regex before the encoder's names.
   """
+  inner = rf"{prefix}layer[1-4]\.\d+\.conv"
+  if any(re.match(rf"{inner}2\.", name) for name in shapes) and not any(
+    re.match(rf"{inner}3\.", name) for name in shapes
+  ):
+    raise UserError("it is a ResNet of basic blocks (ResNet-18 or -34), which no encoder here has")
   sizes = tuple(count(shapes, rf"{prefix}layer{i}\.(\d+)\.") for i in range(1, 5))
   name, usual = _SIZES.get(sizes[2], _SIZES[6])
   fields: dict[str, Any] = {} if sizes == usual else {"stage_sizes": sizes}

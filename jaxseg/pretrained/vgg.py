@@ -1,11 +1,12 @@
 """Key map of torchvision's VGG16: https://github.com/pytorch/vision (BSD-3-Clause).
 
 Only its convolutions are used: as an encoder it starts a DeepLab v1 or v2. The classifier
-behind them (`classifier.*`) is carried without use.
+behind them (`classifier.*`, timm's `pre_logits.*` and `head.*`) is carried without use.
 """
 
 import re
 
+from jaxseg.errors import UserError
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
 from jaxseg.pretrained.records import Record
 from jaxseg.pretrained.resnet import TORCHVISION, TORCHVISION_LICENCE, TORCHVISION_SOURCE
@@ -24,7 +25,8 @@ def _publish(path: str) -> str | None:
 
 
 def _detect(shapes: Shapes) -> Detected:
-  del shapes  # the names are VGG16's, or they are reported
+  if "features.1.running_mean" in shapes:
+    raise UserError("it is a VGG with BatchNorm, which no encoder here has; take the weights of vgg16")
   fields = dict(output_stride=32, pool_size=2, average_pool=False)
   return Detected("vgg16", encoder=fields)
 
@@ -39,8 +41,8 @@ TORCHVISION_VGG = Layout(
   name="torchvision_backbone",
   archs=("vgg16",),
   publish=_publish,
-  pattern=r"(features\.\d+|classifier\.[036])\.(weight|bias)",
+  pattern=r"(features\.\d+|classifier\.[036]|pre_logits\.fc[12]|head\.fc)\.(weight|bias)",
   detect=_detect,
   record=_record,
-  unused=r"classifier\..*",
+  unused=r"(classifier|pre_logits|head)\..*",
 )

@@ -1,18 +1,24 @@
 """`Net`: saving, prediction, the corner rule of its logits."""
 
+import dataclasses
 import functools
+import sys
+import types
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxseg
-from jaxseg import crf
+from jaxseg import crf, hub
 from jaxseg.decoders.segformer import AllMLP
 from jaxseg.evaluation import make_eval_step, make_predict
+from jaxseg.hub.net import read_image
 from jaxseg.models import align_corners_of
+from jaxseg.pretrained import tree
 from jaxseg.train import make_loss
 from jaxseg.types import Preprocess
 from tests.hub.small import same
@@ -112,3 +118,69 @@ def test_pictures_that_predict_refuses(own, image, sentence):
 def test_unknown_mode(own, picture):
   with pytest.raises(ValueError, match="mode is 'hole'; did you mean 'whole'"):
     own.predict(picture, mode="hole")
+
+
+def test_images_by_path_and_as_pil_images(own, tmp_path):
+  picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+  exif = Image.Exif()
+  exif[0x0112] = 3  # upside down
+  Image.fromarray(picture[::-1, ::-1]).save(tmp_path / "turned.png", exif=exif)
+  np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), picture)
+  np.testing.assert_array_equal(read_image(Image.fromarray(picture)), picture)
+  assert read_image(Image.fromarray(picture[..., 0])).shape == (6, 9, 3)
+  with pytest.raises(ValueError, match=r"nothing.png cannot be read as an image \(FileNotFoundError\)"):
+    own.predict(tmp_path / "nothing.png")
+  (tmp_path / "text.png").write_text("no image")
+  with pytest.raises(ValueError, match="cannot be read as an image"):
+    own.predict(str(tmp_path / "text.png"))
+
+
+def test_overlay_colours_what_has_a_class(own):
+  image = np.full((2, 3, 3), 100, np.uint8)
+  label = np.array([[0, 4, 255], [-1, 5, 1]])
+  out = own.overlay(image, label)
+  np.testing.assert_array_equal(out[0, 1], (100 + own.palette[4].astype(int) + 1) // 2)
+  assert (out[0, 2] == 100).all() and (out[1, :2] == 100).all()
+  with pytest.raises(ValueError, match=r"label has shape \(3, 2\), expected the image's \(2, 3\)"):
+    own.overlay(image, label.T)
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(own, monkeypatch):
+  seen = {}
+
+  def upload_folder(*, repo_id, folder_path, revision):
+    seen.update(name=repo_id, revision=revision, net=jaxseg.from_pretrained(folder_path))
+    return f"https://hub.example/{repo_id}/commit/1"
+
+  double = types.SimpleNamespace(create_repo=lambda name, **k: seen.update(k), upload_folder=upload_folder)
+  monkeypatch.setitem(sys.modules, "huggingface_hub", double)
+  assert own.push_to_hub("me/mine", private=True, revision="v2").endswith("me/mine/commit/1")
+  assert (seen["name"], seen["revision"], seen["private"], seen["exist_ok"]) == ("me/mine", "v2", True, True)
+  same(seen["net"].variables, own.variables)
+  with pytest.raises(
+    ValueError, match="'mine' is not the name of a repository on the hub, expected org/name"
+  ):
+    own.push_to_hub("mine")
+
+  def refuse(name, **_):
+    raise PermissionError("401")
+
+  double.create_repo = refuse
+  with pytest.raises(ValueError, match=r"did not take me/mine \(PermissionError\); log in"):
+    own.push_to_hub("me/mine")
+
+
+def test_licence_and_lineage_travel_and_are_escaped(own, tmp_path):
+  evil = "x | y\n# <b>"
+  net = dataclasses.replace(own, licence="non-commercial", lineage={"source": evil})
+  net.save_pretrained(tmp_path / "a")
+  back = jaxseg.from_pretrained(tmp_path / "a")
+  assert (back.licence, back.lineage) == ("non-commercial", {"source": evil})
+  card = (tmp_path / "a" / "README.md").read_text()
+  assert "- Licence of the weights: non-commercial." in card and evil not in card
+  assert r"- source: x \| y \# \<b\>." in card
+  _, report = hub.load_with_report(tmp_path / "a", own.variables, keep=("decoder/classifier/.*",))
+  assert report.licence == "non-commercial" and report.facts()["lineage"]["source"] == evil
+  assert report.facts()["lineage"]["trained from"] == str(tmp_path / "a")
+  assert {tree.below(path) for path in report.new} == {"decoder/classifier/kernel", "decoder/classifier/bias"}
+  assert "new: decoder/classifier; licence: non-commercial" in report.text()

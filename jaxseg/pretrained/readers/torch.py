@@ -56,7 +56,7 @@ def read(path: pathlib.Path) -> Weights:
 
 
 def _is_tensor(value: Any) -> bool:
-  return isinstance(value, Tensor | NumpyArray)
+  return isinstance(value, Tensor) or (isinstance(value, NumpyArray) and value.is_plain)
 
 
 def _words(error: Exception) -> str:

@@ -24,7 +24,7 @@ from jaxseg.pretrained.readers.dtypes import TORCH, TORCH_STORAGE
 from jaxseg.pretrained.untrusted import shown
 
 # Published checkpoints with optimizer state and logs have some ten thousand.
-_MAX_OPCODES = 1_000_000
+_MAX_OPCODES = 500_000
 _NUMPY = re.compile(r"numpy(\._?core\.(multiarray|numeric))?")
 # What may copy what it is given is charged for its length.
 _COPIES = {"tuple", "list", "set", "frozenset", "bytearray", "Size"}
@@ -111,11 +111,15 @@ class NumpyArray:
   def _parts(self) -> tuple[tuple[int, ...], np.dtype, bool, bytes | bytearray]:
     _, shape, dtype, fortran, data = self.state
     data = data.encode("latin1") if isinstance(data, str) else data  # written by Python 2
-    if not isinstance(dtype, NumpyDtype) or dtype.numpy is None or not isinstance(data, bytes | bytearray):
-      raise UserError("an array holds Python objects, which are never unpickled")
-    if not all(type(n) is int and n >= 0 for n in shape):
+    if not isinstance(data, bytes | bytearray) or not all(type(n) is int and n >= 0 for n in shape):
       raise UserError("an array has an impossible shape")
     return tuple(shape), dtype.numpy, bool(fortran), data
+
+  @property
+  def is_plain(self) -> bool:
+    """Whether it holds numbers, and not Python objects."""
+    dtype = self.state[2] if isinstance(self.state, tuple) and len(self.state) == 5 else None
+    return isinstance(dtype, NumpyDtype) and dtype.numpy is not None
 
   @property
   def size(self) -> int:
