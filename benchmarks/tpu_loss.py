@@ -103,12 +103,21 @@ def cycles(program, name=None) -> float:
     if found := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes):
       total += float(found.group(1))
     elif instruction.opcode == "while":
-      trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes)
-      total += cycles(program, instruction.called("body")[0]) * int(trips.group(1) if trips else 1)
+      total += cycles(program, instruction.called("body")[0]) * trips(program, instruction)
     elif instruction.opcode in ("call", "conditional"):
       called = instruction.called("to_apply") or instruction.called("branch_computations")
       total += max((cycles(program, inner) for inner in called), default=0.0)
   return total
+
+
+def trips(program, loop) -> int:
+  """How often a loop runs, as its text says."""
+  if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+    return int(known.group(1))
+  (condition,) = loop.called("condition")
+  inside = program.computations[condition].instructions.values()
+  (bound,) = (int(i.literal) for i in inside if i.opcode == "constant" and i.literal.strip().isdigit())
+  return bound
 
 
 def main():

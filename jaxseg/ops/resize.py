@@ -131,10 +131,19 @@ def neighbours(
   return low, np.minimum(low + 1, in_size - 1), source - low
 
 
-def apply_matrix(matrix: Float[AnyArray, "o i"], x: Float[Array, "*b"], axis: int) -> Float[Array, "*_"]:
-  """`matrix` times an axis of `x`, in `x`'s dtype; accumulated in float32 and rounded once."""
-  # Of bfloat16 one pass of the matrix unit is exact but for the weights' own rounding.
-  precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+def apply_matrix(
+  matrix: Float[AnyArray, "o i"],
+  x: Float[Array, "*b"],
+  axis: int,
+  *,
+  precision: lax.Precision = lax.Precision.HIGHEST,
+) -> Float[Array, "*_"]:
+  """`matrix` times an axis of `x`, in `x`'s dtype; accumulated in float32 and rounded once.
+
+  `precision` is that of float32; of bfloat16 one pass is exact but for the weights' own rounding.
+  """
+  if x.dtype != jnp.float32:
+    precision = lax.Precision.DEFAULT
   y = lax.dot_general(
     jnp.asarray(matrix, jnp.float32), x.astype(jnp.float32), (((1,), (axis,)), ((), ())), precision=precision
   )  # the new axis comes first
