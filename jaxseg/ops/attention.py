@@ -1,8 +1,8 @@
 """Attention: softmax(query · keyᵀ / √d) · value, the softmax in float32.
 
 - Definition: `attention_reference`.
-- `attention_by_parts`, where the scores are many: queries a part at a time, in a loop. The derivative keeps one
-  number a query (the logarithm of the softmax's normaliser) and makes the scores again.
+- `attention_by_parts`, where the scores are many: queries a part at a time, in a loop. The derivative keeps
+  one number a query (the logarithm of the softmax's normaliser) and makes the scores again.
 - CUDA, 16 bits, even lengths: cuDNN's own, through `jax.nn.dot_product_attention`. It has not been run yet.
 """
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-# Scores that one device holds at once, 16 MiB of float32: a TPU's vector memory holds them and their gradients.
+# Scores made at once, 16 MiB of float32: with their gradients they fit in a TPU's vector memory.
 PART_SCORES = 1 << 22
 # Below, one part is as good; the published crops on one CPU or GPU stay there.
 MANY_SCORES = 1 << 24

@@ -2,7 +2,8 @@
 
 150 classes of a batch of 16 at 512×512 are 2.5 GB of float32; what a loss or a label map wants of them is a
 number or two a pixel. `map_strips` brings a strip of rows to full size, hands it to a function, keeps what
-that returns, and in the derivative makes the strip again instead of keeping it.
+that returns, and in the derivative makes the strip again instead of keeping it. It has no forward mode
+(`jax.jvp`): where one strip holds the map there is no strip, and JAX's own derivatives.
 
 - Definition: `map_rows_reference`, which holds the map.
 - Accelerators: rows by a weighted sum of the few that a strip reads, columns by a matrix product.
@@ -173,7 +174,7 @@ def map_strips(
 
 
 def _cut(x, count: int):
-  """b H W → strips b r W."""
+  """Cuts b H W into strips b r W."""
   return jnp.moveaxis(x.reshape(x.shape[0], count, -1, *x.shape[2:]), 1, 0)
 
 
