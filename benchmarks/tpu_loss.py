@@ -1,12 +1,12 @@
-"""Bytes, temporaries and estimated cycles of the loss, attention, SegFormer's head and its label map on a TPU.
+"""Bytes, temporaries and estimated cycles of loss, attention, SegFormer's head and its label map on a TPU.
 
 No TPU is needed: libtpu compiles for one v5e chip. Nothing is run.
 
   python benchmarks/tpu_loss.py loss attention head inference [--dump=FOLDER]
 
 Bytes are those of `jaxseg.plan`: operands and results of every instruction, times the trips of the loops
-around it, with the padding of tiles. Cycles are libtpu's own estimates, summed in the same way: good for ranking
-forms, no prediction of a time.
+around it, with the padding of tiles. Cycles are libtpu's own estimates, summed in the same way: good for
+ranking forms, no prediction of a time.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from jaxseg import plan
 from jaxseg.decoders.segformer import AllMLP
 from jaxseg.evaluation.inference import label_map
 from jaxseg.layers.attention import attention
+from jaxseg.layers.concat_conv import ConcatConv
 from jaxseg.train import make_loss
 
 BATCH, CLASSES = 16, 150
@@ -87,8 +88,27 @@ def inference(batch=1, name="segformer_b0"):
   return predict, (variables, image), batch
 
 
+def fuse():
+  """The head's 1×1 over four levels, resized and summed: values and gradients."""
+  widths = (256, 160, 64, 32)
+  levels = [shaped(BATCH, 16 << i, 16 << i, c) for i, c in enumerate(widths)]
+  module = ConcatConv(256, dtype=jnp.bfloat16)
+  projections = [(shaped(c, 256), shaped(256)) for c in widths]
+  variables = jax.eval_shape(
+    lambda x, p: module.init(jax.random.key(0), x, (128, 128), projections=p), levels, projections
+  )
+
+  def step(variables, levels, projections, cotangent):
+    apply = lambda v, x, p: module.apply(v, x, (128, 128), projections=p)  # noqa: E731
+    out, pull = jax.vjp(apply, variables, levels, projections)
+    return out, pull(cotangent)
+
+  return step, (variables, levels, projections, shaped(BATCH, 128, 128, 256)), BATCH
+
+
 CASES = {
   "loss": loss,
+  "fuse": fuse,
   "attention": attention_of_stage1,
   "head": head,
   "inference": inference,
@@ -103,12 +123,21 @@ def cycles(program, name=None) -> float:
     if found := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes):
       total += float(found.group(1))
     elif instruction.opcode == "while":
-      trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes)
-      total += cycles(program, instruction.called("body")[0]) * int(trips.group(1) if trips else 1)
+      total += cycles(program, instruction.called("body")[0]) * trips(program, instruction)
     elif instruction.opcode in ("call", "conditional"):
       called = instruction.called("to_apply") or instruction.called("branch_computations")
       total += max((cycles(program, inner) for inner in called), default=0.0)
   return total
+
+
+def trips(program, loop) -> int:
+  """How often a loop runs, as its text says."""
+  if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+    return int(known.group(1))
+  (condition,) = loop.called("condition")
+  inside = program.computations[condition].instructions.values()
+  (bound,) = (int(i.literal) for i in inside if i.opcode == "constant" and i.literal.strip().isdigit())
+  return bound
 
 
 def main():
@@ -130,7 +159,8 @@ def main():
     program = plan.parse(text)
     cost, memory = plan.count(program), compiled.memory_analysis()
     print(
-      f"{name}: {cost.padded_bytes / 1e9:.3f} GB with padding ({cost.padded_bytes / 1e9 / images:.4f} an image),"
+      f"{name}: {cost.padded_bytes / 1e9:.3f} GB with padding ({cost.padded_bytes / images / 1e9:.4f} an"
+      " image),"
       f" {cost.nbytes / 1e9:.3f} GB without, temporaries {memory.temp_size_in_bytes / 2**30:.2f} GiB,"
       f" {cycles(program) / 1e6:.2f} M estimated cycles, {cost.passes / 1e12:.2f} TFLOP by passes,"
       f" compiled in {seconds:.0f} s",

@@ -22,7 +22,7 @@ from jaxseg.types import Features
 
 _conv = partial(Conv, kernel_init=fan_out_normal())
 
-Middle = Literal["nmf", "nonlocal", "criss_cross", "ema", "none"]
+Context = Literal["nmf", "nonlocal", "criss_cross", "ema", "none"]
 
 
 class LightHam(nn.Module):
@@ -52,7 +52,7 @@ class LightHam(nn.Module):
   stages: tuple[str, ...] = ("stage2", "stage3", "stage4")
   channels: int = 256
   ham_channels: int = 256
-  middle: Middle = "nmf"
+  middle: Context = "nmf"
   rank: int = 16
   heads: int = 1
   over: Literal["space", "channels"] = "space"

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
 from jaxseg.errors import UserError
-from jaxseg.layers.resize import resize_logits
+from jaxseg.layers.upsampled import map_upsampled
+from jaxseg.ops.upsampled_cross_entropy import argmax
 from jaxseg.types import AnyArray, Image, Outputs
 
 # (variables, normalised image) → outputs of a model, or logits alone, or a label map of the image's size.
@@ -32,8 +33,13 @@ def label_map(
         f"the label map is {logits.shape[1]}x{logits.shape[2]}, expected the image's {size[0]}x{size[1]}"
       )
     return jnp.asarray(logits).astype(jnp.int32)
-  logits = resize_logits(logits, tuple(size), align_corners=align_corners)
-  return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  logits = jnp.asarray(logits)
+  if tuple(logits.shape[1:3]) == tuple(size):
+    return jnp.argmax(logits.astype(jnp.float32), axis=-1).astype(jnp.int32)
+  # The map of all classes at the image's size is never held.
+  marks = jnp.zeros((logits.shape[0], *size), jnp.int8)
+  (labels,), _ = map_upsampled(argmax, logits, (marks,), align_corners=align_corners)
+  return labels
 
 
 def forward(model: nn.Module | PredictFn) -> PredictFn:

@@ -1,7 +1,9 @@
 """Views' logits → one result at the pictures' own size, a few rows at a time.
 
 At full size, 150 classes of a large picture are gigabytes: rows are brought to that size in
-turn, and only the class is kept.
+turn, and only the class is kept. The views of a whole picture stay at the decoder's resolution, and rows
+of all of them meet; sliding windows give every view at its own full size, so there one running sum takes each
+as it comes (`add_view`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,9 +56,45 @@ def merge_scores(
   def scores(maps):
     if len(maps) == 1:
       return jax.nn.log_softmax(maps[0])
-    return jnp.log(jnp.maximum(_mean(maps), jnp.finfo(jnp.float32).tiny))
+    return _log_mean(_mean(maps))
 
   return _by_rows(logits, ways, size, images, scores)
+
+
+def add_view(
+  total: Float[AnyArray, "b y x k"] | None,
+  logits: Float[AnyArray, "b _ _ k"],
+  way: Way | None,
+  *,
+  size: tuple[int, int],
+  images: int,
+) -> Float[Array, "b y x k"]:
+  """The sum of the softmaxes of the views so far, with one more; None before the first."""
+  if total is None:
+    total = jnp.zeros((len(logits), *size, logits.shape[-1]), jnp.float32)
+  some_rows, rounds = _rows_of((logits,), (way,), size, images)
+  rows = size[0] // rounds
+
+  def add(i, total):
+    (x,) = some_rows(i * rows)
+    before = lax.dynamic_slice_in_dim(total, i * rows, rows, axis=1)
+    return lax.dynamic_update_slice_in_dim(total, before + jax.nn.softmax(x), i * rows, axis=1)
+
+  return lax.fori_loop(0, rounds, add, total)
+
+
+def labels_of_sum(total: Float[AnyArray, "b y x k"]) -> Int[Array, "b y x"]:
+  """`merge_labels` of views that `add_view` added up."""
+  return jnp.argmax(total, axis=-1).astype(jnp.int32)
+
+
+def scores_of_sum(total: Float[AnyArray, "b y x k"], *, views: int) -> Float[Array, "b y x k"]:
+  """`merge_scores` of views that `add_view` added up."""
+  return _log_mean(total / views)
+
+
+def _log_mean(mean):
+  return jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))
 
 
 def _mean(maps):
@@ -67,6 +105,17 @@ def _mean(maps):
 
 
 def _by_rows(logits, ways, size, images, finish):
+  some_rows, rounds = _rows_of(logits, ways, size, images)
+  if rounds == 1:
+    return finish(some_rows(0))
+  starts = jnp.arange(rounds) * (size[0] // rounds)
+  parts = lax.map(lambda start: finish(some_rows(start)), starts)  # n b rows ...
+  parts = jnp.moveaxis(parts, 0, 1)
+  return parts.reshape(parts.shape[0], size[0], *parts.shape[3:])
+
+
+def _rows_of(logits, ways, size, images):
+  """(first row → some rows of every view at full size, how often to call it for all rows)."""
   height, width = size
   values = images * width * logits[0].shape[-1]
   fits = (n for n in range(1, height) if height % n == 0 and height // n * values <= _HELD)
@@ -83,13 +132,9 @@ def _by_rows(logits, ways, size, images, finish):
       here = lax.dynamic_slice_in_dim(way["rows"], start, rows, axis=1)
       x = jnp.einsum("byi,bijk->byjk", here, x, precision=lax.Precision.HIGHEST)
       maps.append(jnp.einsum("bxj,byjk->byxk", way["columns"], x, precision=lax.Precision.HIGHEST))
-    return finish(maps)
+    return maps
 
-  if rounds == 1:
-    return some_rows(0)
-  parts = lax.map(some_rows, jnp.arange(rounds) * rows)  # n b rows ...
-  parts = jnp.moveaxis(parts, 0, 1)
-  return parts.reshape(parts.shape[0], height, *parts.shape[3:])
+  return some_rows, rounds
 
 
 def _fit(x, size):

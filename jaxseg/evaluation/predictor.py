@@ -59,6 +59,12 @@ class Predictor:
     self._labels = self._jit(merge.merge_labels, static=("size", "images"))
     self._scores = self._jit(merge.merge_scores, static=("size", "images"))
     self._count = self._jit(self._counts, static=("images", "num_classes", "ignore_label"), whole=True)
+    # Of views at their own full size only the sum is kept.
+    self._sums = rule.mode == "slide" and len(rule.scales) * (1 + rule.flip) > 1
+    self._add = self._jit(merge.add_view, static=("size", "images"), donate=("total",))
+    self._labels_of_sum = self._jit(merge.labels_of_sum)
+    self._scores_of_sum = self._jit(merge.scores_of_sum, static=("views",))
+    self._count_of_sum = self._jit(self._counts_of_sum, static=("num_classes", "ignore_label"), whole=True)
 
   def compile_ahead(
     self,
@@ -90,48 +96,80 @@ class Predictor:
   ) -> Int[Array, "{num_classes} {num_classes}"]:
     """Confusion matrix int32 [truth, prediction] over the batch of all processes."""
     batch = self._prepared(batch)
-    parts, shape = self._parts(variables, batch)
+    settings = dict(num_classes=num_classes, ignore_label=ignore_label)
     labels = self._place({"label": batch["label"]})["label"]
+    if self._sums:
+      total, _ = self._sum(variables, batch)
+      with self._on_mesh():
+        return self._count_of_sum(total, labels, **settings)
+    logits, ways, images = self._parts(variables, batch)
     with self._on_mesh():
-      return self._count(*parts, labels, num_classes=num_classes, ignore_label=ignore_label, images=shape[0])
+      return self._count(logits, ways, labels, images=images, **settings)
 
   def labels(self, variables: Mapping[str, Any], batch: Batch) -> Int[Array, "b _ _"]:
     """The class of every pixel; each row's own part is the first rows and columns, as many as its size."""
+    batch = self._prepared(batch)
+    if self._sums:
+      total, _ = self._sum(variables, batch)
+      with self._on_mesh():
+        return self._labels_of_sum(total)
     return self._full_size(self._labels, variables, batch)
 
   def scores(self, variables: Mapping[str, Any], batch: Batch) -> Float[Array, "b _ _ k"]:
     """Log-probabilities of every pixel, placed as in `labels`."""
+    batch = self._prepared(batch)
+    if self._sums:
+      total, views = self._sum(variables, batch)
+      with self._on_mesh():
+        return self._scores_of_sum(total, views=views)
     return self._full_size(self._scores, variables, batch)
 
   def _full_size(self, function, variables, batch):
-    parts, (images, *size) = self._parts(variables, self._prepared(batch))
+    logits, ways, images = self._parts(variables, batch)
     with self._on_mesh():
-      return function(*parts, size=tuple(size), images=images)
+      return function(logits, ways, size=batch["label"].shape[1:], images=images)
+
+  def _sum(self, variables, batch):
+    """(the views' softmaxes at the result's size, added up, how many views there are)."""
+    total, views = None, 0
+    for logits, way in self._views(variables, batch):
+      with self._on_mesh():
+        total = self._add(total, logits, way, size=batch["label"].shape[1:], images=self._images(logits))
+      views += 1
+      del logits, way  # or they would stay while the next view is made
+    return total, views
 
   def _prepared(self, batch: Batch) -> Batch:
     return batch if "view0" in batch else views.collate_batch(self._rule, batch)
 
   def _parts(self, variables, batch):
-    """(logits of each view, their ways back), and the images a device holds with the result's size."""
-    logits, ways = [], []
+    """The logits of each view, their ways back, and the images that a device holds."""
+    logits, ways = zip(*self._views(variables, batch), strict=True)
+    return logits, ways, self._images(logits[0])
+
+  def _images(self, logits) -> int:
+    return -(-logits.shape[0] // self._shards)
+
+  def _views(self, variables, batch):
+    """(logits, way back) of one view after the other."""
     for i in range(len(self._rule.scales)):
       view = self._place({"image": batch[f"view{i}"], "size": batch[f"view{i}_size"]})
       for flipped in (False, True)[: 1 + self._rule.flip]:
         flags = self._place({"flipped": np.full(len(batch["size"]), flipped)})
         with self._on_mesh():
-          logits.append(self._view(variables, view | flags))
+          logits = self._view(variables, view | flags)
         # Made while the device computes.
         way = views.ways_back(
           self._rule,
           batch,
           i,
-          tuple(logits[-1].shape[1:3]),
+          tuple(logits.shape[1:3]),
           flipped=flipped,
           align_corners=self._align_corners,
         )
-        ways.append(None if way is None else self._place(way))
-    images = -(-logits[0].shape[0] // self._shards)
-    return (tuple(logits), tuple(ways)), (images, *batch["label"].shape[1:])
+        way = None if way is None else self._place(way)
+        yield logits, way
+        del logits, way
 
   def _view_logits(self, variables, view):
     """Logits of one view: the decoder's map of the whole canvas, or every pixel's by sliding windows."""
@@ -163,12 +201,19 @@ class Predictor:
     pred = merge.merge_labels(logits, ways, labels.shape[1:], images=images)
     return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
 
-  def _jit(self, function, *, static: tuple[str, ...] = (), whole: bool = False):
+  def _counts_of_sum(self, total, labels, *, num_classes, ignore_label):
+    pred = merge.labels_of_sum(total)
+    return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
+
+  def _jit(
+    self, function, *, static: tuple[str, ...] = (), donate: tuple[str, ...] = (), whole: bool = False
+  ):
+    names = dict(static_argnames=static, donate_argnames=donate)
     if self._mesh is None:
-      return jax.jit(function, static_argnames=static)
+      return jax.jit(function, **names)
     # Everything comes as it is laid out already.
     out = replicated(self._mesh) if whole or not self._spread else batch_sharding(self._mesh)
-    return jax.jit(function, static_argnames=static, out_shardings=out)
+    return jax.jit(function, **names, out_shardings=out)
 
   def _place(self, arrays: dict[str, AnyArray]) -> dict[str, AnyArray]:
     return to_global(arrays, self._mesh) if self._spread else arrays

@@ -1,7 +1,7 @@
 """A 1×1 convolution over the concat of several resized maps, without resizing or concatenating them.
 
 A 1×1 convolution mixes channels and a bilinear resize mixes pixels, so the two commute,
-and a concat followed by a 1×1 is a sum of 1×1s. Doing each level's share at that
+and a concat followed by a 1×1 is a sum of 1×1s. Doing each level's part at that
 level's own resolution gives the same result for a fraction of the multiplications:
 a level at 1/32 joined at 1/4 costs a sixty-fourth.
 """
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.kernels.definition import defined_by
 from jaxseg.layers.conv import Initializer, fan_out_normal
-from jaxseg.layers.resize import resize
+from jaxseg.layers.resize import resize, resize_sum
 
 # A linear map in front of one level: kernel (c, width) and bias (width,).
 Projection = tuple[Float[Array, "_ _"], Float[Array, " _"]]
@@ -54,28 +54,31 @@ def concat_conv(
     projections: a linear map for each level, applied before the resize.
     align_corners: corner rule of the resize.
   """
-  total, first = None, 0
+  coarse, total, first = [], None, 0
   for i, x in enumerate(levels):
     width = x.shape[-1] if projections is None else projections[i][0].shape[-1]
-    share = kernel[0, 0, first : first + width]
+    part = kernel[0, 0, first : first + width]
     first += width
-    finer = x.shape[1] * x.shape[2] > size[0] * size[1]
-    if finer:
+    if x.shape[1] * x.shape[2] > size[0] * size[1]:
       x = resize(x, size, align_corners=align_corners)
-    x = x @ share if projections is None else _project(x, projections[i], share)
-    if not finer:
-      x = resize(x, size, align_corners=align_corners)
-    total = x if total is None else total + x
+    x = x @ part if projections is None else _project(x, projections[i], part)
+    if x.shape[1:3] != tuple(size):
+      coarse.append(x)
+    else:
+      total = x if total is None else total + x
+  if coarse:
+    resized = resize_sum(coarse, size, align_corners=align_corners)
+    total = resized if total is None else total + resized
   return total
 
 
-def _project(x, projection: Projection, share):
-  """(x · w + b) · share; the two matrices are multiplied first where that is less work."""
+def _project(x, projection: Projection, part):
+  """(x · w + b) · part; the two matrices are multiplied first where that is less work."""
   w, b = projection
   pixels = x.size // x.shape[-1]
   if pixels > x.shape[-1]:
-    return x @ (w @ share) + b @ share
-  return (x @ w + b) @ share
+    return x @ (w @ part) + b @ part
+  return (x @ w + b) @ part
 
 
 class ConcatConv(nn.Module):

@@ -143,9 +143,10 @@ class NMF(nn.Module):
   def _bases(self, batch: int, d: int, train: bool) -> Float[Array, "_ s d r"]:
     """The dictionary to start from, one for each image where it is redrawn."""
     shape = (self.heads, d, self.rank)
-    if train and self.has_rng("nmf"):
-      return draw_bases(self.make_rng("nmf"), (batch, *shape))
+    # Initialised in training, too, the buffer is made, or evaluation would find none.
     stored = self.over == "space" and (self.is_initializing() or self.has_variable("buffers", "bases"))
+    if train and self.has_rng("nmf") and not self.is_initializing():
+      return draw_bases(self.make_rng("nmf"), (batch, *shape))
     if not stored:
       path = "/".join(self.path)
       return draw_bases(jax.random.fold_in(jax.random.key(0), zlib.crc32(path.encode())), shape)[None]

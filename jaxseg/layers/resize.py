@@ -3,6 +3,10 @@
 The arithmetic and its forms are in `jaxseg.ops.resize`.
 """
 
+import functools
+import operator
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -21,6 +25,7 @@ __all__ = [
   "resize_labels",
   "resize_logits",
   "resize_reference",
+  "resize_sum",
 ]
 
 
@@ -41,6 +46,15 @@ def resize(
   if x.ndim == 4 and spatial.axis_size() > 1:
     return _resize_split(x, size, align_corners)
   return ops.resize(x, size, align_corners=align_corners)
+
+
+def resize_sum(
+  maps: Sequence[Float[Array, "b _ _ c"]], size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Array, "b ho wo c"]:
+  """The sum of several maps, each brought to `size` as by `resize`."""
+  if spatial.axis_size() > 1:
+    return functools.reduce(operator.add, (resize(x, size, align_corners=align_corners) for x in maps))
+  return ops.resize_sum(maps, size, align_corners=align_corners)
 
 
 def resize_logits(

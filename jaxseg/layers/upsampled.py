@@ -1,12 +1,13 @@
 """`ops.upsampled` under a mesh: each device makes the strips of its own rows."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Float
 
 from jaxseg.layers import spatial
@@ -32,7 +33,7 @@ def map_upsampled(
   logits, pixels = jnp.asarray(logits), tuple(map(jnp.asarray, pixels))
   b, in_rows, _, classes = logits.shape
   height, width = pixels[0].shape[1:3]
-  images = -(-b // _batch_shards())
+  images = -(-b // batch_shards())
   parts = spatial.shards(height)
   if parts == 1:
     return ops.map_rows(
@@ -69,9 +70,8 @@ def map_upsampled(
   )(pixels, ops.Strips(*map(jnp.asarray, strips)), spatial.whole(logits))
 
 
-def _batch_shards() -> int:
+def batch_shards() -> int:
   """Over how many devices the surrounding mesh spreads the images of a batch."""
-  mesh, shards = jax.sharding.get_abstract_mesh(), 1
-  for axis in BATCH_AXES:
-    shards *= mesh.shape.get(axis, 1) if mesh.axis_names else 1
-  return shards
+  mesh = jax.sharding.get_abstract_mesh()
+  types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES if types.get(axis) == AxisType.Auto)

@@ -11,6 +11,10 @@
 The forms are linear in `x` and built of JAX's own operations, so both derivatives are JAX's.
 """
 
+import functools
+import operator
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -63,6 +67,31 @@ def rescale(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b h
     n = x.shape[axis]
     x = apply_matrix(interpolation_matrix(int(n * factor), n, step=1 / factor), x, axis % x.ndim)
   return x
+
+
+def resize_sum(
+  maps: Sequence[Float[Array, "*b _ _ c"]], size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Array, "*b ho wo c"]:
+  """The sum of several maps, each resized to `size`."""
+  arguments = tuple(maps)
+  return lax.platform_dependent(
+    *arguments,
+    cpu=lambda *maps: resize_sum_reference(maps, size, align_corners=align_corners),
+    default=lambda *maps: resize_sum_by_matrices(maps, size, align_corners=align_corners),
+  )
+
+
+def resize_sum_reference(maps, size: tuple[int, int], *, align_corners: bool = False):
+  """The definition, and the form for CPUs: one resize after the other."""
+  return functools.reduce(operator.add, (resize(x, size, align_corners=align_corners) for x in maps))
+
+
+def resize_sum_by_matrices(maps, size: tuple[int, int], *, align_corners: bool = False):
+  """The form for accelerators: the rows of each, then the columns of all by one product, which is the sum."""
+  axis = maps[0].ndim - 3
+  rows = [resize_axis(x, axis, size[0], align_corners=align_corners) for x in maps]
+  columns = [interpolation_matrix(size[1], x.shape[-2], align_corners=align_corners) for x in maps]
+  return apply_matrix(np.concatenate(columns, 1), jnp.concatenate(rows, -2), axis + 1)
 
 
 def resize_axis(
@@ -131,10 +160,19 @@ def neighbours(
   return low, np.minimum(low + 1, in_size - 1), source - low
 
 
-def apply_matrix(matrix: Float[AnyArray, "o i"], x: Float[Array, "*b"], axis: int) -> Float[Array, "*_"]:
-  """`matrix` times an axis of `x`, in `x`'s dtype; accumulated in float32 and rounded once."""
-  # Of bfloat16 one pass of the matrix unit is exact but for the weights' own rounding.
-  precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+def apply_matrix(
+  matrix: Float[AnyArray, "o i"],
+  x: Float[Array, "*b"],
+  axis: int,
+  *,
+  precision: lax.Precision = lax.Precision.HIGHEST,
+) -> Float[Array, "*_"]:
+  """`matrix` times an axis of `x`, in `x`'s dtype; accumulated in float32 and rounded once.
+
+  `precision` is that of float32; of bfloat16 one pass is exact but for the weights' own rounding.
+  """
+  if x.dtype != jnp.float32:
+    precision = lax.Precision.DEFAULT
   y = lax.dot_general(
     jnp.asarray(matrix, jnp.float32), x.astype(jnp.float32), (((1,), (axis,)), ((), ())), precision=precision
   )  # the new axis comes first

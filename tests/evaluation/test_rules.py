@@ -12,7 +12,7 @@ import jaxseg
 from jaxseg import sharding
 from jaxseg.config.rule import make_inference_rule
 from jaxseg.errors import UserError
-from jaxseg.evaluation import Grouping, InferenceRule, Predictor, evaluate, make_predict
+from jaxseg.evaluation import Grouping, InferenceRule, Predictor, evaluate, make_predict, views
 from jaxseg.evaluation.rule import keep_ratio
 from jaxseg.types import Preprocess
 
@@ -186,6 +186,24 @@ def test_few_rows_at_a_time_are_the_same(variables, monkeypatch):
   monkeypatch.setattr("jaxseg.evaluation.merge._HELD", 1)
   rows = Predictor(network, rule=rule, preprocess=PREPROCESS).labels(variables, batch)
   np.testing.assert_array_equal(whole, rows)
+
+
+def test_of_sliding_views_only_their_sum_is_kept(variables, monkeypatch):
+  rule = InferenceRule(mode="slide", crop_size=(24, 32), stride=(16, 21), scales=(0.75, 1.0, 1.25), flip=True)
+  (image, *_), _ = pictures()
+  held, ways_back = [], views.ways_back
+
+  def counted(*args, **kwargs):
+    held.append(sum(x.ndim == 4 and x.shape[-1] == CLASSES for x in jax.live_arrays()))
+    return ways_back(*args, **kwargs)
+
+  monkeypatch.setattr(views, "ways_back", counted)
+  before = sum(x.ndim == 4 and x.shape[-1] == CLASSES for x in jax.live_arrays())
+  predictor = Predictor(network, rule=rule, preprocess=PREPROCESS)
+  labels = predictor.labels(variables, {"image": image[None]})
+  assert len(held) == 6 and max(held) - before <= 2, held
+  expected = expected_scores(variables, image, rule).argmax(-1)
+  assert (np.asarray(labels)[0, : image.shape[0], : image.shape[1]] == expected).mean() > 0.999
 
 
 def test_sizes_by_mmcvs_rounding():

@@ -115,6 +115,14 @@ def test_evaluation_repeats_to_the_bit_and_training_redraws():
   np.testing.assert_array_equal(run(variables, {}, True), stored)
 
 
+def test_initialised_in_training_it_has_its_buffer_too():
+  x, keys = _features(), {"params": jax.random.key(0), "nmf": jax.random.key(1)}
+  in_training, in_evaluation = (
+    jax.jit(lambda keys, train=train: NMF(rank=3).init(keys, x, train=train))(keys) for train in (True, False)
+  )
+  np.testing.assert_array_equal(in_training["buffers"]["bases"], in_evaluation["buffers"]["bases"])
+
+
 def test_without_a_buffer_evaluation_draws_the_same_every_time():
   x = _features()
   first = _apply(NMF(rank=3), {}, x)

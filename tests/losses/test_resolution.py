@@ -103,7 +103,7 @@ for data, spatial in ((1, 2), (2, 1)):
   mesh = sharding.make_mesh(data=data, spatial=spatial)
   for small, large in SIZES:
     logits, labels = example(small, large)
-    for name, settings in CASES[1:2] + CASES[3:4] + CASES[5:6] + CASES[7:8] if large == (24, 26) else CASES[1:2]:
+    for name, settings in CASES[1::2][:4] if large == (24, 26) else CASES[1:2]:
       step = lambda x, y: jax.value_and_grad(lambda x: LOSSES[name](x, y, **settings))(x)
       upsampled.STRIP_VALUES = 1 << 23
       expected = jax.jit(step)(logits, labels)
@@ -113,7 +113,8 @@ for data, spatial in ((1, 2), (2, 1)):
         x = jax.device_put(logits, sharding.batch_sharding(mesh))
         ours = jax.block_until_ready(jax.jit(lambda x, y: step(x, y))(x, batch["label"]))
       np.testing.assert_allclose(ours[0], expected[0], rtol=1e-6)
-      np.testing.assert_allclose(ours[1], expected[1], rtol=1e-5, atol=1e-6 * float(np.abs(expected[1]).max()))
+      scale = float(np.abs(expected[1]).max())
+      np.testing.assert_allclose(ours[1], expected[1], rtol=1e-5, atol=1e-6 * scale)
       print(data, spatial, small, large, name, flush=True)
 """
 

@@ -50,3 +50,21 @@ def test_forward_mode_works():
   for function in (*FORMS.values(), lambda x, size: ops.resize_by_phases(x, size)):
     _, tangent = jax.jvp(lambda x, f=function: f(x, (6, 8)), (x,), (x,))
     np.testing.assert_allclose(tangent, ops.resize_reference(x, (6, 8)), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_sum_of_resized_maps_is_one_product(align_corners, dtype):
+  rng = np.random.default_rng(0)
+  maps = [jnp.asarray(rng.standard_normal((2, *size, 3)), dtype) for size in ((4, 5), (3, 2), (1, 7))]
+  weights = jnp.asarray(rng.standard_normal((2, 8, 10, 3)), dtype)
+
+  def run(function, maps):
+    y, pull = jax.vjp(lambda *x: function(x, (8, 10), align_corners=align_corners), *maps)
+    return y, *pull(weights.astype(y.dtype))
+
+  ours = jax.jit(lambda x: run(ops.resize_sum_by_matrices, x))(maps)
+  theirs = jax.jit(lambda x: run(ops.resize_sum_reference, x))([x.astype(jnp.float32) for x in maps])
+  for a, b in zip(ours, theirs, strict=True):
+    assert a.dtype == dtype
+    np.testing.assert_allclose(np.float32(a), b, atol=TOLERANCE[dtype] * float(np.abs(b).max()))

@@ -1,0 +1,141 @@
+"""Attention: softmax(query · keyᵀ / √d) · value, the softmax in float32.
+
+- Definition: `attention_reference`.
+- `attention_by_parts`, where the scores are many: queries a part at a time, in a loop. The derivative keeps
+  one number a query (the logarithm of the softmax's normaliser) and makes the scores again.
+- CUDA, 16 bits, even lengths: cuDNN's own, through `jax.nn.dot_product_attention`. It has not been run yet.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# Scores made at once, 16 MiB of float32: with their gradients they fit in a TPU's vector memory.
+PART_SCORES = 1 << 22
+# Below, one part is as good; the published crops on one CPU or GPU stay there.
+MANY_SCORES = 1 << 24
+
+
+def attention_reference(
+  query: Float[Array, "b n heads d"],
+  key: Float[Array, "b m heads d"],
+  value: Float[Array, "b m heads d"],
+) -> Float[Array, "b n heads d"]:
+  """The definition; the result has the inputs' dtype."""
+  return jax.nn.dot_product_attention(query, key, value, implementation="xla")
+
+
+def attention(
+  query: Float[Array, "b n heads d"],
+  key: Float[Array, "b m heads d"],
+  value: Float[Array, "b m heads d"],
+  *,
+  images: int | None = None,
+) -> Float[Array, "b n heads d"]:
+  """Equal to `attention_reference`, in the form that suits the device and the number of scores.
+
+  Args:
+    query: one row for each position of the result.
+    key: one row for each position that is looked at.
+    value: like `key`.
+    images: that one device holds; None is all of them.
+  """
+  b, n, heads, _ = query.shape
+  scores = (images or b) * heads * n * key.shape[1]
+  parts = 1 if scores < MANY_SCORES else min(math.ceil(scores / PART_SCORES), n)
+
+  def plain(query, key, value):
+    if parts == 1:
+      return attention_reference(query, key, value)
+    return attention_by_parts(query, key, value, parts=parts)
+
+  # JAX looks for cuDNN as soon as its form is traced: never on another machine.
+  if not _cudnn_takes(query, key) or jax.default_backend() != "gpu":
+    return plain(query, key, value)
+  return lax.platform_dependent(query, key, value, cuda=_cudnn, default=plain)
+
+
+def _cudnn_takes(query, key) -> bool:
+  n, m, d = query.shape[1], key.shape[1], query.shape[-1]
+  return query.dtype.itemsize == 2 and d <= 128 and d % 8 == 0 and n % 2 == 0 and m % 2 == 0
+
+
+def _cudnn(query, key, value):
+  return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def attention_by_parts(
+  query: Float[Array, "b n heads d"],
+  key: Float[Array, "b m heads d"],
+  value: Float[Array, "b m heads d"],
+  *,
+  parts: int,
+) -> Float[Array, "b n heads d"]:
+  """`parts` times a part of the queries; the last is filled up where they do not divide."""
+  n = query.shape[1]
+  size = -(-n // parts)
+  count = -(-n // size)
+  query = jnp.pad(query, [(0, 0), (0, count * size - n), (0, 0), (0, 0)])
+  # b n heads d → parts b heads n d
+  query = query.reshape(query.shape[0], count, size, *query.shape[2:]).transpose(1, 0, 3, 2, 4)
+  key, value = (x.transpose(0, 2, 1, 3) for x in (key, value))
+  out = _by_parts(query, key, value)
+  out = out.transpose(1, 0, 3, 2, 4)
+  return out.reshape(out.shape[0], count * size, *out.shape[3:])[:, :n]
+
+
+@jax.custom_vjp
+def _by_parts(query, key, value):
+  return _forward(query, key, value)[0]
+
+
+def _forward(query, key, value):
+  """(results, log normalisers) of parts b heads n d."""
+
+  def part(query):
+    scores = _scores(query, key)
+    log_normaliser = jax.nn.logsumexp(scores, axis=-1)
+    weights = jnp.exp(scores - log_normaliser[..., None]).astype(value.dtype)
+    return _product("bhnm,bhmd->bhnd", weights, value).astype(query.dtype), log_normaliser
+
+  return lax.map(part, query)
+
+
+def _by_parts_fwd(query, key, value):
+  out, log_normalisers = _forward(query, key, value)
+  return out, (query, key, value, out, log_normalisers)
+
+
+def _by_parts_bwd(residuals, cotangents):
+  query, key, value, out, log_normalisers = residuals
+  scale = key.shape[-1] ** -0.5
+
+  def part(totals, members):
+    query, out, log_normaliser, cotangent = members
+    weights = jnp.exp(_scores(query, key) - log_normaliser[..., None])
+    of_weights = _product("bhnd,bhmd->bhnm", cotangent, value)
+    mean = jnp.sum(cotangent.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    of_scores = (weights * (of_weights - mean) * scale).astype(query.dtype)
+    # Keys and values get a share of every part: the sums stay in float32.
+    of_key = totals[0] + _product("bhnm,bhnd->bhmd", of_scores, query)
+    of_value = totals[1] + _product("bhnm,bhnd->bhmd", weights.astype(query.dtype), cotangent)
+    return (of_key, of_value), _product("bhnm,bhmd->bhnd", of_scores, key).astype(query.dtype)
+
+  # Of what differs by device inside of a `shard_map`, so does its sum.
+  zeros = tuple((0 * x).astype(jnp.float32) for x in (key, value))
+  (of_key, of_value), of_query = lax.scan(part, zeros, (query, out, log_normalisers, cotangents))
+  return of_query, of_key.astype(key.dtype), of_value.astype(value.dtype)
+
+
+_by_parts.defvjp(_by_parts_fwd, _by_parts_bwd)
+
+
+def _scores(query, key):
+  return _product("bhnd,bhmd->bhnm", query, key) * key.shape[-1] ** -0.5
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
