@@ -33,6 +33,7 @@ DATASETS = {
 _LAZY = {
   "batches": "jaxseg.data.pipeline",
   "check_dataset": "jaxseg.data.check",
+  "check_labels": "jaxseg.data.check",
   "class_weights": "jaxseg.data.statistics",
   "classifier_eval_batches": "jaxseg.data.classification_batches",
   "classifier_train_batches": "jaxseg.data.classification_batches",
