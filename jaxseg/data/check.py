@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 from etils import epath
 
-from jaxseg import lazy
-from jaxseg.data import DATASETS, dataset_info, images, open_split, overlay, preparing
+from jaxseg.data import dataset_info, dataset_module, images, open_split, overlay, preparing
 from jaxseg.data.progress import Progress
 from jaxseg.data.source import DataError, DatasetInfo, Source
 from jaxseg.types import IGNORE_LABEL
@@ -176,7 +175,7 @@ class _Prepared:
 
 def _originals(config_data: Any, split: str) -> _Originals | None:
   """None where there are no original files to read."""
-  module = lazy.load(DATASETS[config_data.name])
+  module = dataset_module(config_data.name)
   original = module.original(config_data) if hasattr(module, "original") else None
   if original is None or not original.root:
     return None

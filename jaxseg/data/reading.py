@@ -177,8 +177,8 @@ def _scaled(
   if values.dtype != np.uint8:
     if len(value_range) != 2:
       raise DataError(
-        f"image {path} holds {values.dtype} values from {values.min():g} to {values.max():g}; say which become"
-        " 0 and 255 with data.value_range, such as (0,65535), or (0,4095) for 12 bits"
+        f"image {path} holds {values.dtype} values from {values.min():g} to {values.max():g}; say which"
+        " become 0 and 255 with data.value_range, such as (0,65535), or (0,4095) for 12 bits"
       )
     low, high = value_range
     if not np.isfinite(values).all():

@@ -19,8 +19,8 @@ _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 # Tuples that hold as many values as the experiment has classes, groups, ...; every other tuple keeps
 # the length that it has in the config, so that a forgotten second value is noticed.
 FREE_LENGTH = (
-  "classes", "label_map", "value_range", "class_weights", "groups", "boundaries", "init_keep", "palette",
-  "resize", "frozen", "factors", "multi_grid", "rates", "scales", "profile_steps",
+  "classes", "label_map", "value_range", "columns", "class_weights", "groups", "boundaries", "init_keep",
+  "palette",  "resize", "frozen", "factors", "multi_grid", "rates", "scales", "profile_steps",
   "branches", "stages", "side_stages",
 )  # fmt: skip
 
