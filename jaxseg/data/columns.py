@@ -33,6 +33,6 @@ def choose_columns(name: str, pictures: Sequence[str], given: Sequence[str] = ()
   mask = next((key for key in _MASKS if key in pictures and key != image), None)
   if image is None or mask is None:
     raise DataError(
-      f"{name} has the pictures {listed}; say which are image and mask with data.columns, such as (image,mask)"
+      f"{name} has the pictures {listed}; say which two are meant with data.columns, such as (image,mask)"
     )
   return image, mask

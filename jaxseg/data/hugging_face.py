@@ -46,7 +46,7 @@ def open_split(config_data: Any, split: str) -> "HuggingFaceSource":
 
 
 class HuggingFaceSource:
-  """One split; see `jaxseg.data.source.Source`. Opened again, from the library's cache, where it is unpickled."""
+  """One split; see `jaxseg.data.source.Source`. Opened again, from the library's cache, in each process."""
 
   def __init__(self, name: str, split: str, given: tuple[str, ...], table: np.ndarray, rule: reading.Rule):
     self._name, self._split, self._given = name, split, given

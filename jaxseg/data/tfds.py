@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import UInt8
+from jaxtyping import Int
 
 from jaxseg.data import columns, folder, images, preparing
 from jaxseg.data.source import DataError, DatasetInfo, color_map, make_info
@@ -46,7 +46,7 @@ def open_split(config_data: Any, split: str) -> preparing.RecordSource:
     raise DataError(f"{builder.data_path} does not exist; {remedy}")
   if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise DataError(
-      f"{builder.data_path} is stored as {builder.info.file_format.value}, which has no random access; {remedy}"
+      f"{builder.data_path} is stored as {builder.info.file_format.value}, without random access; {remedy}"
     )
   if split not in builder.info.splits:
     raise DataError(f"{config_data.name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
@@ -54,17 +54,31 @@ def open_split(config_data: Any, split: str) -> preparing.RecordSource:
   pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
   image, mask = columns.choose_columns(config_data.name, pictures, getattr(config_data, "columns", ()))
   names = [key for key in ("file_name", "image/filename", "id") if key in features]
-  # As a table without gaps: an id outside of it is 255 here, since nobody has looked at all masks.
-  table = folder.mapping(config_data)
-  decode = functools.partial(_decode, image, mask, names[0] if names else "", table.astype(np.uint8))
+  where = f"{mask} of {config_data.name}"
+  decode = functools.partial(
+    _decode, image, mask, names[0] if names else "", where, folder.mapping(config_data)
+  )
   return preparing.RecordSource(os.fspath(builder.data_path), split, decode)
 
 
 def _decode(
-  image: str, mask: str, name: str, table: UInt8[np.ndarray, "65536"], record: Mapping[str, Any]
+  image: str,
+  mask: str,
+  name: str,
+  where: str,
+  table: Int[np.ndarray, "65536"],
+  record: Mapping[str, Any],
 ) -> dict[str, Any]:
+  ids = images.decode_mask(record[mask])
+  # Nobody has looked at the masks before.
+  counts = np.bincount(ids.reshape(-1), minlength=len(table))
+  unknown = np.flatnonzero(counts[: len(table)] * (table < 0))
+  if len(unknown):
+    raise DataError(
+      f"{where} has id {', '.join(map(str, unknown[:8].tolist()))}, which is no class; map it with data.label_map"
+    )
   example = {
     "image": images.decode_image(record[image]),
-    "label": images.train_ids(images.decode_mask(record[mask]), table),
+    "label": images.train_ids(ids, table.astype(np.uint8)),
   }
   return example | ({"id": record[name].decode()} if name else {})

@@ -26,7 +26,7 @@ PADS = ("after_flip", "before_flip")
 # Up to here the whole picture is resized and then cut, which is the reference itself.
 _WHOLE_PIXELS = 1 << 24
 # cv2.resize makes a pixel in a sixth of the time that resampling just the crop takes, so that the whole
-# picture is resized, too, up to so many crops (2048x1024 at scale 2, crop 512: 16.7 ms whole, 2.8 ms cropped).
+# picture is resized, too, up to so many crops (2048x1024 at scale 2, crop 512: 16.7 and 2.8 ms).
 _WHOLE_CROPS = 6
 MAX_RETRIES = 10  # crops tried after the first one until one is mixed enough (mmsegmentation's bound)
 
@@ -225,7 +225,7 @@ def apply_geometry(
 ) -> tuple[
   UInt8[np.ndarray, "{crop_size[0]} {crop_size[1]} 3"], UInt8[np.ndarray, "{crop_size[0]} {crop_size[1]}"]
 ]:
-  """The crop; where the resized image is smaller, the rest is `fill` and label 255; `exact` as in `crop_image`."""
+  """The crop; where the resized image is smaller, the rest is `fill` and label 255; `exact`: `crop_image`."""
   picture = crop_image(image, geometry, crop_size=crop_size, exact=exact)
   rows, columns = _places(label.shape, geometry.size, (geometry.top, geometry.left), crop_size)
   if geometry.flip:

@@ -16,10 +16,12 @@ from jaxseg.models import align_corners_of
 from jaxseg.sharding import rows_to_read
 from jaxseg.train import loss as loss_lib
 from jaxseg.train.evaluating import Evaluator
+from jaxseg.train.logging import say
 from jaxseg.train.loss import LossFn, loss_settings
 from jaxseg.train.rule import make_inference_rule
 from jaxseg.types import Batch, Preprocess
 
+_LOOKED_AT = 100  # examples of somebody's own data, before training
 # Settings of losses that have words of their own on the card, or a row.
 _SHARED_SETTINGS = ("normalize_by", "class_weights", "ignore_label", "label_smoothing")
 
@@ -83,9 +85,14 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
 def train_batches(
   config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
 ) -> Iterator[Batch]:
-  """Rows of this process of `jaxseg.data.train_batches`."""
+  """Rows of this process of `jaxseg.data.train_batches`; says what is odd about the labels of own data."""
+  source = data.open_split(config.data, config.data.train_split)
+  if config.data.name == "folder" or ":" in config.data.name:
+    for sentence in data.check_labels(source, data.dataset_info(config.data), samples=_LOOKED_AT):
+      say(f"warning: {config.data.train_split}: {sentence}")
   return data.train_batches(
     config.data,
+    source=source,
     batch_size=config.batch_size,
     seed=config.seed,
     start_step=start_step,

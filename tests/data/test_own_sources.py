@@ -72,7 +72,7 @@ def _pets(root, **changes):
   settings = dict(
     data_dir=root, classes=("pet", "ground", "border"), label_map=((1, 0), (2, 1), (3, 2)), eval_split="test"
   )
-  return miniature.settings("tfds:pets", **(settings | changes))
+  return miniature.settings(**(dict(name="tfds:pets") | settings | changes))
 
 
 def test_tfds_by_name(pets):
@@ -100,20 +100,19 @@ def test_tfds_by_name(pets):
       "train",
       r"data.columns is \('image', 'label'\); expected \(image, mask\) among",
     ),
+    ({"label_map": ((1, 0), (2, 1))}, "train", "segmentation_mask of tfds:pets has id 3, which is no class"),
     ({"name": "tfds:dogs"}, "train", "TFDS has no data set 'dogs' .*; prepare it with: tfds build dogs"),
   ],
 )
 def test_tfds_sentences(pets, changes, split, sentence):
   with pytest.raises(DataError, match=sentence):
-    open_split(_pets(pets, **changes), split)
+    open_split(_pets(pets, **changes), split)[0]
 
 
 def test_columns():
   assert choose_columns("x", ["mask", "image"]) == ("image", "mask")
   assert choose_columns("x", ["a", "b"], ("b", "a")) == ("b", "a")
-  with pytest.raises(
-    DataError, match=r"x has the pictures a, b; say which are image and mask with data.columns"
-  ):
+  with pytest.raises(DataError, match=r"x has the pictures a, b; say which two are meant with data.columns"):
     choose_columns("x", ["a", "b"])
 
 
