@@ -197,6 +197,9 @@ def data() -> ml_collections.ConfigDict:
       workers=-1,  # worker processes that make batches: -1 is one a core, 0 none
       classes=(),  # folder, synthetic: names of the classes, in the order of their ids
       label_map=(),  # folder: (id in the mask, class id) pairs; 255 ignores
+      columns=(),  # tfds:, hf: (image, mask), where they have unusual names
+      mask_suffix="",  # folder: of a mask's name after its image's, such as _mask
+      value_range=(),  # folder: (low, high) that become 0 and 255 in images of more than 8 bits
       image_size=(96, 96),  # synthetic, like the next two
       num_train=2000,
       num_val=100,

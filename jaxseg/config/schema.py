@@ -121,6 +121,13 @@ _SEGMENTATION: dict[str, Key] = {
   "data.cat_max_ratio": Key(float, "largest share of one class in a crop", Range(0.0, 1.0, above=True)),
   "data.pad": Key(Literal["after_flip", "before_flip"], "when a small image is padded"),
   "data.color": Key(Literal["none", "photometric"], "distortion of colours"),
+  "data.columns": Key(tuple[str, str] | tuple[()], "(image, mask) of tfds: and hf: data with unusual names"),
+  "data.mask_suffix": Key(str, "of a mask's name after its image's, such as _mask (folder)"),
+  "data.value_range": Key(
+    tuple[float, float] | tuple[()],
+    "(low, high) that become 0 and 255 in images of more than 8 bits (folder)",
+    Range(0.0, 2.0**32),
+  ),
   "data.label_map": Key(
     tuple[tuple[int, int], ...], "(id in the mask, class id) pairs; 255 ignores", Range(0, 65_535)
   ),

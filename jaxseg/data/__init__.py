@@ -29,10 +29,14 @@ DATASETS = {
   "voc": "jaxseg.data.voc",
 }
 
+# Data sets of other libraries, by the beginning of their names.
+PREFIXES = {"tfds:": "jaxseg.data.tfds", "hf:": "jaxseg.data.hugging_face"}
+
 # Public name → the module that defines it (PEP 562).
 _LAZY = {
   "batches": "jaxseg.data.pipeline",
   "check_dataset": "jaxseg.data.check",
+  "check_labels": "jaxseg.data.check",
   "class_weights": "jaxseg.data.statistics",
   "classifier_eval_batches": "jaxseg.data.classification_batches",
   "classifier_train_batches": "jaxseg.data.classification_batches",
@@ -46,7 +50,10 @@ _LAZY = {
   "zero_padding": "jaxseg.data.color",
 }
 
-__all__ = ["DATASETS", "DataError", "DatasetInfo", "Source", "dataset_info", "open_split", "prepare", *_LAZY]
+__all__ = [
+  "DATASETS", "PREFIXES", "DataError", "DatasetInfo", "Source", "dataset_info", "dataset_module",
+  "open_split", "prepare", *_LAZY,
+]  # fmt: skip
 
 # What to do about a folder on a bucket.
 _BRING = (
@@ -61,7 +68,7 @@ def dataset_info(config_data: Any) -> DatasetInfo:
   Raises:
     DataError: unknown name, or settings that do not fit the dataset.
   """
-  module = _module(config_data.name)
+  module = dataset_module(config_data.name)
   _reach(config_data)
   return module.info(config_data)
 
@@ -72,7 +79,7 @@ def open_split(config_data: Any, split: str) -> Source:
   Raises:
     DataError: unknown dataset or split, or files that are missing or wrong.
   """
-  module = _module(config_data.name)
+  module = dataset_module(config_data.name)
   _check_on_disk(config_data, module)
   _reach(config_data)
   sources = tuple(module.open_split(config_data, name) for name in split.split("+"))
@@ -91,7 +98,7 @@ def prepare(config_data: Any, *, beam_runner: str = "", beam_options: Sequence[s
   Raises:
     DataError: unknown dataset, or files that are missing or wrong.
   """
-  module = _module(config_data.name)
+  module = dataset_module(config_data.name)
   if not hasattr(module, "original"):
     return  # drawn on the fly
   if not beam_runner:
@@ -125,9 +132,19 @@ def _check_on_disk(config_data: Any, module: Any) -> None:
     )
 
 
-def _module(name: str):
+def dataset_module(name: str) -> Any:
+  """The module of a dataset: one of `DATASETS`, or of `PREFIXES`.
+
+  Raises:
+    DataError: there is no dataset of this name.
+  """
+  for prefix, module in PREFIXES.items():
+    if name.startswith(prefix):
+      return lazy.load(module)
   if name not in DATASETS:
-    raise DataError(f"there is no dataset called {name!r}; {suggestion(name, DATASETS)}")
+    raise DataError(
+      f"there is no dataset called {name!r}; {suggestion(name, DATASETS)}, or tfds:NAME, or hf:ORG/NAME"
+    )
   return lazy.load(DATASETS[name])
 
 

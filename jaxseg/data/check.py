@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 from etils import epath
 
-from jaxseg import lazy
-from jaxseg.data import DATASETS, dataset_info, open_split, overlay, preparing
+from jaxseg.data import dataset_info, dataset_module, images, open_split, overlay, preparing
 from jaxseg.data.progress import Progress
 from jaxseg.data.source import DataError, DatasetInfo, Source
 from jaxseg.types import IGNORE_LABEL
@@ -42,6 +41,13 @@ class Findings:
   problems: list[str] = dataclasses.field(default_factory=list)
   shown: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   unit: str = "pixels"
+  skipped: list[str] = dataclasses.field(default_factory=list)
+
+  def warnings(self) -> list[str]:
+    """Sentences about labels with which training would go wrong without a word."""
+    return label_warnings(
+      self.info, self.pixels, self.images, self.ignored, is_all=self.read == self.total, unit=self.unit
+    )
 
   def lines(self) -> list[str]:
     """The report."""
@@ -61,6 +67,9 @@ class Findings:
     missing = [name for name, count in zip(self.info.classes, self.images, strict=True) if not count]
     if missing:
       lines.append(f"in none of them, {len(missing)}: {', '.join(missing)}")
+    lines += [f"warning: {sentence}" for sentence in self.warnings()]
+    lines.append(f"skipped: {len(self.skipped)}")
+    lines += [f"  {name}" for name in self.skipped]
     lines.append(f"bad examples: {len(self.problems)}")
     return lines + [f"  {problem}" for problem in self.problems]
 
@@ -80,6 +89,8 @@ def check_dataset(config_data: Any, split: str, *, samples: int = 200) -> Findin
   zeros = np.zeros(info.num_classes, np.int64)
   source = _originals(config_data, split) or _Prepared(open_split(config_data, split))
   findings = Findings(info, split, len(source), zeros, zeros.copy())
+  findings.problems += source.problems
+  findings.skipped += source.skipped
   count = min(samples or len(source), len(source))
   with Progress(count) as progress:
     for i in range(count):
@@ -92,6 +103,10 @@ def check_dataset(config_data: Any, split: str, *, samples: int = 200) -> Findin
             findings.shown.append(example)
       except DataError as error:
         findings.problems.append(str(error))
+      # One file must not hide the next, whatever is wrong with it.
+      except Exception as error:
+        where = source.where(i * len(source) // count)
+        findings.problems.append(f"{where} cannot be read ({type(error).__name__}: {images.one_line(error)})")
       progress.advance()
   return findings
 
@@ -121,8 +136,13 @@ def report(config_data: Any, split: str, *, samples: int, output: str) -> list[s
 class _Originals:
   """Items of the original files, read and checked when asked for."""
 
-  def __init__(self, original: Any, items: Sequence[Any]):
+  def __init__(self, original: Any, items: Sequence[Any], problems: Sequence[str], skipped: Sequence[str]):
     self._original, self._items = original, items
+    self.problems, self.skipped = list(problems), list(skipped)
+
+  def where(self, index: int) -> str:
+    """The files of an item."""
+    return " and ".join(map(str, self._items[index].paths))
 
   def __len__(self) -> int:
     return len(self._items)
@@ -136,8 +156,14 @@ class _Originals:
 class _Prepared:
   """A source, whose files were checked when they were stored."""
 
+  problems, skipped = (), ()
+
   def __init__(self, source: Source):
     self._source = source
+
+  def where(self, index: int) -> str:
+    """The number of an example."""
+    return f"example {index}"
 
   def __len__(self) -> int:
     return len(self._source)
@@ -149,12 +175,81 @@ class _Prepared:
 
 def _originals(config_data: Any, split: str) -> _Originals | None:
   """None where there are no original files to read."""
-  module = lazy.load(DATASETS[config_data.name])
+  module = dataset_module(config_data.name)
   original = module.original(config_data) if hasattr(module, "original") else None
   if original is None or not original.root:
     return None
-  found = preparing.find(original, split.split("+"))
-  return _Originals(original, [item for part in split.split("+") for item in found[part]])
+  wanted = split.split("+")
+  if original.survey is None:
+    found, problems, skipped = preparing.find(original, wanted), (), ()
+  else:
+    found, survey, _ = original.survey()
+    problems, skipped = survey.problems, survey.skipped
+    preparing.check_splits(original, wanted, found)
+  return _Originals(original, [item for part in wanted for item in found[part]], problems, skipped)
+
+
+def label_warnings(
+  info: DatasetInfo,
+  pixels: np.ndarray,
+  images: np.ndarray,
+  ignored: int,
+  *,
+  is_all: bool = True,
+  unit: str = "pixels",
+) -> list[str]:
+  """Sentences about classes that never occur, one that is nearly everything, and labels that are ignored.
+
+  Args:
+    info: names the classes.
+    pixels: of each class.
+    images: that show each class.
+    ignored: pixels without a label.
+    is_all: whether the whole split was counted; else nothing is said about classes that did not occur.
+    unit: what was counted.
+  """
+  labelled = int(pixels.sum())
+  if not labelled:
+    return (
+      [f"no {unit.rstrip('s')} has a label: all are {IGNORE_LABEL}, which is ignored; {_MAP}"]
+      if ignored
+      else []
+    )
+  sentences = []
+  if ignored > labelled:
+    sentences.append(
+      f"{ignored / (ignored + labelled):.1%} of the {unit} have no label (the mask's value, or what it is"
+      f" mapped to, is {IGNORE_LABEL}); {_MAP}"
+    )
+  missing = [name for name, count in zip(info.classes, images, strict=True) if not count]
+  if missing and is_all:
+    sentences.append(f"{len(missing)} of {len(info.classes)} classes never occur: {', '.join(missing[:8])}")
+  largest = int(np.argmax(pixels))
+  if pixels[largest] > 0.99 * labelled and len(info.classes) > 1:
+    sentences.append(
+      f"class {info.classes[largest]!r} has {pixels[largest] / labelled:.2%} of the labelled {unit}"
+    )
+  return sentences
+
+
+_MAP = f"where {IGNORE_LABEL} is an object, set data.label_map, such as ((0,0),({IGNORE_LABEL},1))"
+
+
+def check_labels(source: Source, info: DatasetInfo, *, samples: int = 200) -> list[str]:
+  """`label_warnings` of examples evenly spread over an opened split: cheap enough for the start of a run.
+
+  Raises:
+    DataError: none of them has a labelled pixel.
+  """
+  zeros = np.zeros(info.num_classes, np.int64)
+  findings = Findings(info, "", len(source), zeros, zeros.copy())
+  count = min(samples, len(source))
+  for i in range(count):
+    _count(findings, source[i * len(source) // count])
+  sentences = findings.warnings()
+  if findings.ignored and not findings.pixels.sum():
+    raise DataError(f"{info.name}: {sentences[0]}")
+  return sentences
 
 
 def _count(findings: Findings, example: dict[str, Any]) -> None:

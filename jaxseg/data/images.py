@@ -106,8 +106,19 @@ def index_mask(data: bytes, colors: Mapping[tuple[int, int, int], int], *, path:
   picture = load(data, path, "mask")
   if picture.mode not in ("RGB", "RGBA"):
     return data
-  rgb = np.asarray(picture.convert("RGB")).astype(np.int32)
-  packed = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+  return encode_mask(color_ids(np.asarray(picture.convert("RGB")), colors, path=path))
+
+
+def color_ids(
+  rgb: UInt8[np.ndarray, "h w 3"], colors: Mapping[tuple[int, int, int], int], *, path: str
+) -> Integer[np.ndarray, "h w"]:
+  """A drawing's colours as ids.
+
+  Raises:
+    DataError: a colour that is no class; the message says where.
+  """
+  wide = rgb.astype(np.int32)
+  packed = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
   # Sorted, so that a pixel's colour is found by bisection and not by a pass for each class.
   known = np.array(sorted((r << 16) | (g << 8) | b for r, g, b in colors), np.int32)
   ids = np.array([colors[(c >> 16, (c >> 8) & 255, c & 255)] for c in known.tolist()])
@@ -119,7 +130,13 @@ def index_mask(data: bytes, colors: Mapping[tuple[int, int, int], int], *, path:
       f"mask {path} has the colour {tuple(rgb[y, x].tolist())} at row {y}, column {x}, which is no class"
       f" ({int(wrong.sum())} pixels have such colours); correct the mask"
     )
-  return encode_mask(ids[place])
+  return ids[place]
+
+
+def one_line(error: BaseException) -> str:
+  """An error's words, short enough for a sentence."""
+  words = " ".join(str(error).split()) or type(error).__name__
+  return words if len(words) <= 120 else words[:117] + "..."
 
 
 def mat_mask(path: str, fields: Sequence[str]) -> bytes:
@@ -165,8 +182,14 @@ def load(data: bytes, path: str, kind: str, *, reduced: bool = False) -> PillowI
     if reduced:
       picture.draft(None, (max(picture.width // 8, 1), max(picture.height // 8, 1)))
     picture.load()
-  except (OSError, SyntaxError, ValueError, EOFError) as error:
-    raise DataError(f"{kind} {path} is truncated or not a picture ({error}); replace the file") from error
+  except PillowImage.DecompressionBombError:
+    raise DataError(
+      f"{kind} {path} has more than {2 * PillowImage.MAX_IMAGE_PIXELS // 10**6} megapixels; cut it into tiles"
+    ) from None
+  except Exception as error:
+    raise DataError(
+      f"{kind} {path} is truncated or not a picture ({one_line(error)}); replace the file"
+    ) from error
   return picture
 
 

@@ -267,7 +267,7 @@ class _Augment(grain.transforms.MapWithIndex):
     image, label = element["image"], element["label"]
     geometry = draw_geometry(rng, label.shape, self.rule, label=label)
     place = dict(crop_size=self.rule.crop_size, pad=self.rule.pad)
-    image, label = apply_geometry(image, label, geometry, fill=self.fill, **place)
+    image, label = apply_geometry(image, label, geometry, fill=self.fill, exact=False, **place)
     box = np.array(filled_box(geometry, **place), np.int32)
     return {"image": image, "label": label, "id": element["id"], "box": box}
 
@@ -284,9 +284,13 @@ class _Epochs:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     epoch, place = divmod(index, len(self.source))
-    number = int(_epoch_order(self.seed, epoch, len(self.source))[place])
-    example = self.source[number]
-    return example if "id" in example else {**example, "id": str(number)}
+    return _named(self.source, int(_epoch_order(self.seed, epoch, len(self.source))[place]))
+
+
+def _named(source: Examples, index: int) -> dict[str, Any]:
+  """An example; where it has no name, its index stands for it."""
+  example = source[index]
+  return example if "id" in example else {**example, "id": str(index)}
 
 
 # Two, for the batch that holds the end of an epoch. Grain's own shuffle needs no list, but with a few hundred
@@ -367,5 +371,5 @@ class _LoadRows(grain.transforms.Map):
   def map(self, element: int) -> Batch:
     members = self.plan[element]
     mine = [members[row] for row in self.rows if row < len(members)]
-    examples = [self.source[index] for index, _ in mine]
+    examples = [_named(self.source, index) for index, _ in mine]
     return self.grouping.collate(examples, sizes=[size for _, size in members], count=len(self.rows))

@@ -56,6 +56,9 @@ class Original:
   salt: bytes = b""  # settings that decide what is prepared, too
   edits: bool = True
   absent: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split → why nobody can have it
+  # Split → items, an object with `problems` and `skipped` (lists of sentences), and a notice: a `find` for
+  # `check_dataset`, which does not stop at the first problem.
+  survey: Callable[[], tuple[dict[str, list[Any]], Any, str]] | None = None
 
 
 class FileBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -192,8 +195,8 @@ class RecordSource:
     # Which error a damaged file gives depends on where it is damaged: RuntimeError, ValueError, DecodeError.
     except Exception as error:
       raise DataError(
-        f"record {index} of {self._shard(index)} cannot be read ({_one_line(error)}); delete {self._folder}"
-        " and it is prepared again"
+        f"record {index} of {self._shard(index)} cannot be read ({images.one_line(error)}); delete"
+        f" {self._folder} and it is prepared again"
       ) from error
 
   def _shard(self, index: int) -> str:
@@ -204,11 +207,6 @@ class RecordSource:
         return os.fspath(path)
       index -= length
     return self._folder
-
-
-def _one_line(error: Exception) -> str:
-  words = " ".join(str(error).split()) or type(error).__name__
-  return words if len(words) <= 120 else words[:117] + "..."
 
 
 def open_split(original: Original, split: str, *, data_dir: str) -> RecordSource:
@@ -309,15 +307,21 @@ def find(original: Original, wanted: Sequence[str]) -> dict[str, list[Any]]:
   Raises:
     DataError: another layout, an empty split, a wanted one that is not there.
   """
+  items = original.find()
+  check_splits(original, wanted, items)
+  return items
+
+
+def check_splits(original: Original, wanted: Sequence[str], items: Mapping[str, Sequence[Any]]) -> None:
+  """Raises DataError where a split is empty, or a wanted one is not there."""
   for split in wanted:
     _check_published(original, split)
-  items, name = original.find(), original.builder.name
+  name = original.builder.name
   for known, members in items.items():
     if not members:
       raise DataError(f"{name}: split {known!r} is empty; put at least one picture and its label there")
   for split in wanted:
     _check_split(split, items, name, original.root)
-  return items
 
 
 def _check_published(original: Original, split: str) -> None:

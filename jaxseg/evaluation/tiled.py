@@ -52,12 +52,12 @@ def predict_tiled(
   window = (min(crop_size[0], rows), min(crop_size[1], columns))
   tops, lefts = (_starts(side, w, s) for side, w, s in zip((rows, columns), window, stride, strict=True))
   panels = _panels(lefts, window[1], columns, max(held // (window[0] * num_classes), 2 * window[1]))
-  width = max(end - start for start, end, _, _ in panels)
+  width = max(own[-1] + window[1] - start for start, _, own in panels)
   run = jax.jit(lambda v, x: apply(v, preprocess(x)[None])[0].astype(jnp.float32))
   labels = np.empty((rows, columns), np.uint8 if num_classes <= 256 else np.int32)
   total, done = len(tops) * len(lefts), 0
   shared: dict[tuple[int, int], np.ndarray] = {}  # of windows that reach into the next panel
-  for start, end, finished, own in panels:
+  for start, finished, own in panels:
     sums = jnp.zeros((window[0], width, num_classes), jnp.float32)
     carried, shared = shared, {}
     before = sorted({left for _, left in carried})
@@ -84,15 +84,15 @@ def _starts(side: int, window: int, stride: int) -> list[int]:
   return [min(i * stride, side - window) for i in range(count)]
 
 
-def _panels(lefts: list[int], window: int, columns: int, width: int) -> list[tuple[int, int, int, list[int]]]:
-  """(first column, column after the last that its windows reach, column after the last finished, windows)."""
+def _panels(lefts: list[int], window: int, columns: int, width: int) -> list[tuple[int, int, list[int]]]:
+  """(first column, column after the last that is finished, left sides of the windows that begin there)."""
   panels, i, start = [], 0, 0
   while i < len(lefts):
     j = i + 1
     while j < len(lefts) and lefts[j] + window - start <= width:
       j += 1
     finished = lefts[j] if j < len(lefts) else columns
-    panels.append((start, lefts[j - 1] + window, finished, lefts[i:j]))
+    panels.append((start, finished, lefts[i:j]))
     i, start = j, finished
   return panels
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg import data
+from jaxseg.console import print_line
 from jaxseg.data.source import DatasetInfo
 from jaxseg.models import align_corners_of
 from jaxseg.sharding import rows_to_read
@@ -16,6 +17,8 @@ from jaxseg.train import loss as loss_lib
 from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.loss import LossFn
 from jaxseg.types import Batch, Preprocess
+
+_LOOKED_AT = 100  # examples of somebody's own data, before training
 
 
 def make_loss(config: ml_collections.ConfigDict, model: Any) -> LossFn:
@@ -53,9 +56,14 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
 def train_batches(
   config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
 ) -> Iterator[Batch]:
-  """Rows of this process of `jaxseg.data.train_batches`."""
+  """Rows of this process of `jaxseg.data.train_batches`; says what is odd about the labels of own data."""
+  source = data.open_split(config.data, config.data.train_split)
+  if config.data.name == "folder" or ":" in config.data.name:
+    for sentence in data.check_labels(source, data.dataset_info(config.data), samples=_LOOKED_AT):
+      print_line(f"warning: {config.data.train_split}: {sentence}")
   return data.train_batches(
     config.data,
+    source=source,
     batch_size=config.batch_size,
     seed=config.seed,
     start_step=start_step,

@@ -201,3 +201,22 @@ def test_rules_that_do_not_fit(change, sentence):
   good = dict(crop_size=(8, 8), scale_range=(0.5, 2.0), scale_step=0.0, flip=0.5)
   with pytest.raises(DataError, match=sentence):
     make_rule(**(good | change))
+
+
+def test_training_may_resample_only_what_the_crop_shows():
+  rng = np.random.default_rng(3)
+  image = cv2.resize(rng.integers(0, 256, (40, 60, 3)).astype(np.uint8), (300, 200))
+  label = rng.integers(0, 5, (200, 300)).astype(np.uint8)
+  differs = 0
+  for _ in range(40):
+    size = tuple(int(side) for side in rng.integers(60, 600, 2))
+    top, left = (int(rng.integers(max(side - 64, 0) + 1)) for side in size)
+    geometry = Geometry(size, top=top, left=left, flip=bool(rng.integers(2)))
+    expected, ids = apply_geometry(image, label, geometry, crop_size=(64, 64))
+    fast, fast_ids = apply_geometry(image, label, geometry, crop_size=(64, 64), exact=False)
+    np.testing.assert_array_equal(fast_ids, ids)
+    assert np.abs(fast.astype(int) - expected).max() <= 1
+    differs += not np.array_equal(fast, expected)
+    if size[0] * size[1] <= 64 * 64:
+      np.testing.assert_array_equal(fast, expected)
+  assert differs > 5, "the other way is taken"
