@@ -14,6 +14,7 @@ import pytest
 from jaxseg import cli, plan, sharding
 from jaxseg import config as config_lib
 from jaxseg.chips import TPUS
+from jaxseg.commands.plan import training_plan
 from jaxseg.plan.exchange import Collective
 from jaxseg.plan.fit import Attempt, Largest, Memory, exhausted, largest_batch
 from jaxseg.plan.meshes import working_meshes
@@ -178,21 +179,10 @@ def test_mesh_and_batch_that_do_not_divide():
   assert "2 devices as data=2; a batch of 8" in done.stderr
 
 
-def test_an_evaluation_that_cannot_be_spread():
-  config = config_lib.load(str(ROOT / SMOKE))
-  mesh = jax.sharding.AbstractMesh((4, 1, 1), sharding.AXES)
-  assert cli._evaluation(config, mesh) == {
-    "evaluation": "train.py will refuse config.eval.batch_size: a batch of 2 cannot be spread evenly over 4"
-    " device groups (data x fsdp); use 4"
-  }
-  config.eval.batch_size = 8
-  assert not cli._evaluation(config, mesh)
-
-
 def test_fewer_devices_than_none():
   config = config_lib.load(str(ROOT / SMOKE), overrides=[("mesh.devices", "-1")])
   with pytest.raises(ValueError, match=r"config.mesh.devices is -1; expected at least 0"):
-    cli.training_plan(config, "cpu")
+    training_plan(config, "cpu")
 
 
 def test_micro_batches_that_do_not_divide():
@@ -201,7 +191,7 @@ def test_micro_batches_that_do_not_divide():
   with pytest.raises(
     ValueError, match=r"accumulate is 2, which does not cut config.batch_size 3 .*; for a batch"
   ):
-    cli.training_plan(config, "cpu")
+    training_plan(config, "cpu")
 
 
 def test_the_command_plans_the_step_that_trains(tmp_path, capsys):
