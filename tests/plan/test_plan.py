@@ -15,6 +15,7 @@ import pytest
 from jaxseg import cli, plan, sharding
 from jaxseg import config as config_lib
 from jaxseg.chips import TPUS
+from jaxseg.commands.plan import training_plan
 from jaxseg.plan.exchange import Collective
 from jaxseg.plan.fit import Attempt, Largest, Memory, exhausted, largest_batch
 from jaxseg.plan.meshes import working_meshes
@@ -182,7 +183,7 @@ def test_mesh_and_batch_that_do_not_divide():
 def test_fewer_devices_than_none():
   config = config_lib.load(str(ROOT / SMOKE), overrides=[("mesh.devices", "-1")])
   with pytest.raises(ValueError, match=r"config.mesh.devices is -1; expected at least 0"):
-    cli.training_plan(config, "cpu")
+    training_plan(config, "cpu")
 
 
 def test_micro_batches_that_do_not_divide():
@@ -191,7 +192,7 @@ def test_micro_batches_that_do_not_divide():
   with pytest.raises(
     ValueError, match=r"accumulate is 2, which does not cut config.batch_size 3 .*; for a batch"
   ):
-    cli.training_plan(config, "cpu")
+    training_plan(config, "cpu")
 
 
 def test_the_command_plans_the_step_that_trains(tmp_path, capsys):
