@@ -152,7 +152,9 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(own, monkeypatch):
     seen.update(name=repo_id, revision=revision, net=jaxseg.from_pretrained(folder_path))
     return f"https://hub.example/{repo_id}/commit/1"
 
-  double = types.SimpleNamespace(create_repo=lambda name, **k: seen.update(k), upload_folder=upload_folder)
+  double = types.ModuleType("huggingface_hub")
+  double.create_repo = lambda name, **k: seen.update(k)
+  double.upload_folder = upload_folder
   monkeypatch.setitem(sys.modules, "huggingface_hub", double)
   assert own.push_to_hub("me/mine", private=True, revision="v2").endswith("me/mine/commit/1")
   assert (seen["name"], seen["revision"], seen["private"], seen["exist_ok"]) == ("me/mine", "v2", True, True)

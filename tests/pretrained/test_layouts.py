@@ -44,10 +44,10 @@ PUBLISHED = {
   "segformer/hf": (dict(epsilons="hf"), dict(dropout="elements")),
   "segformer/hf4": (dict(epsilons="hf"), dict(dropout="elements")),
   "cgnet/mmseg": ({}, dict(use_bias=True)),
-  "deeplab/mmseg": (dict(stem="v1c", output_stride=8), {}),
+  "deeplab/mmseg": (dict(stem="v1c", output_stride=8), dict(fuse_kernel=3)),
   "deeplab/torchvision": (dict(output_stride=8), dict(extra_conv=True)),
   "resnet/mmseg_backbone": (dict(stem="v1c"), {}),
-  "mobilenet/mmseg": (dict(output_stride=8), {}),
+  "mobilenet/mmseg": (dict(output_stride=8), dict(fuse_kernel=3, rates=(12, 24, 36))),
   "mobilenet/tflite": (dict(folded=True, padding="same", output_stride=8), dict(folded=True)),
 }
 # Each layout with a model that it has to hold completely.
