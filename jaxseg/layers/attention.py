@@ -75,8 +75,9 @@ class SpatialReductionAttention(nn.Module):
       return attention(query.reshape(b, -1, *heads), key, value).reshape(query.shape)
 
     query = query.reshape(b, h, w, *heads)
-    if spatial.shards(h) > 1:
-      # Each device for the rows of its own: queries are taken in parts, which must not cross the seams.
+    scores = b // batch_shards() * self.num_heads * h * w * key.shape[1] // spatial.shards(h)
+    if spatial.shards(h) > 1 and ops.has_many_scores(scores):
+      # Each device for the rows of its own: the queries' parts must not cross the seams.
       found = spatial.on_rows(attend, query, (key, value))
     else:
       found = attend(query, key, value)

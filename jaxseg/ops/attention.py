@@ -46,7 +46,7 @@ def attention(
   """
   b, n, heads, _ = query.shape
   scores = (images or b) * heads * n * key.shape[1]
-  parts = 1 if scores < MANY_SCORES else min(math.ceil(scores / PART_SCORES), n)
+  parts = min(math.ceil(scores / PART_SCORES), n) if has_many_scores(scores) else 1
 
   def plain(query, key, value):
     if parts == 1:
@@ -66,6 +66,11 @@ def _cudnn_takes(query, key) -> bool:
 
 def _cudnn(query, key, value):
   return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def has_many_scores(scores: int) -> bool:
+  """Whether `attention` takes the queries in parts, for so many scores on one device."""
+  return scores >= MANY_SCORES
 
 
 def attention_by_parts(
