@@ -75,7 +75,7 @@ def _decode(
   unknown = np.flatnonzero(counts[: len(table)] * (table < 0))
   if len(unknown):
     raise DataError(
-      f"{where} has id {', '.join(map(str, unknown[:8].tolist()))}, which is no class; map it with data.label_map"
+      f"{where} has id {', '.join(map(str, unknown[:8].tolist()))}, which is no class; see data.label_map"
     )
   example = {
     "image": images.decode_image(record[image]),
