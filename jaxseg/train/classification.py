@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from jaxseg import data
 from jaxseg.data import DataError
-from jaxseg.data.source import DatasetInfo
+from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
 from jaxseg.evaluation.canvases import spread_batch
@@ -101,7 +101,12 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
 
 
 def train_batches(
-  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
+  config: ml_collections.ConfigDict,
+  *,
+  preprocess: Preprocess,
+  start_step: int,
+  mesh: Mesh,
+  source: Source | None = None,
 ) -> Iterator[Batch]:
   """Rows of this process of `jaxseg.data.classifier_train_batches`."""
   del preprocess
@@ -111,16 +116,23 @@ def train_batches(
     seed=config.seed,
     start_step=start_step,
     rows=rows_to_read(config.batch_size, mesh),
+    source=source,
   )
 
 
 def make_evaluator(
-  model: Any, config: ml_collections.ConfigDict, *, info: DatasetInfo, preprocess: Preprocess, mesh: Mesh
+  model: Any,
+  config: ml_collections.ConfigDict,
+  *,
+  info: DatasetInfo,
+  preprocess: Preprocess,
+  mesh: Mesh,
+  source: Source | None = None,
 ) -> Callable[..., ClassificationReport]:
   """(variables, *, exact=True, progress=None) → top-1 and top-5 on `config.data.eval_split`, always exact."""
   del info
   batch_size = spread_batch(config.eval.batch_size, mesh)
-  opened = []
+  opened = [] if source is None else [source]
 
   def evaluate(
     variables: Mapping[str, Any], *, exact: bool = True, progress: Callable[[int], None] | None = None

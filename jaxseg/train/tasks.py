@@ -12,7 +12,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from jaxseg import lazy
-from jaxseg.data.source import DatasetInfo
+from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.errors import UserError
 from jaxseg.train.overrides import nearest
 from jaxseg.types import Batch, Preprocess
@@ -41,8 +41,8 @@ class Task(Protocol):
   - `make_prepare(config, ...)`: (batch, key) → batch, on the device, see `make_step`;
   - `batch_shapes(config, batch_size)`: what a step is given, as shapes;
   - `train_batches(config, ...)`: this process's rows of the batches from `start_step` on;
-  - `make_evaluator(model, config, ...)`: a function (variables, progress=) → Report, which calls `progress`
-    after each batch, in every process of a job;
+  - `make_evaluator(model, config, ...)`: a function (variables, exact=, progress=) → Report, which calls
+    `progress` after each batch, in every process of a job; both take `source`, the split opened already;
   - `card_rows(config, model)`: name → text of the recipe card, with a row "augmentation".
   """
 
@@ -56,7 +56,13 @@ class Task(Protocol):
     self, config: ml_collections.ConfigDict, batch_size: int
   ) -> dict[str, jax.ShapeDtypeStruct]: ...
   def train_batches(
-    self, config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
+    self,
+    config: ml_collections.ConfigDict,
+    *,
+    preprocess: Preprocess,
+    start_step: int,
+    mesh: Mesh,
+    source: Source | None = None,
   ) -> Iterator[Batch]: ...
   def make_evaluator(
     self,
@@ -66,6 +72,7 @@ class Task(Protocol):
     info: DatasetInfo,
     preprocess: Preprocess,
     mesh: Mesh,
+    source: Source | None = None,
   ) -> Callable[..., Report]: ...
   def card_rows(self, config: ml_collections.ConfigDict, model: Any) -> dict[str, str]: ...
 
