@@ -125,7 +125,7 @@ def measure(settings: types.SimpleNamespace, flags: argparse.Namespace) -> None:
 
 
 def chunk(feed: Iterator, count: int, step: float) -> tuple[float, float]:
-  """(crops a second, milliseconds waited a step) of `count` batches, each followed by `step` seconds."""
+  """(crops a second, milliseconds waited a step) of `count` batches, `step` seconds of work after each."""
   waited, start = 0.0, time.perf_counter()
   for _ in range(count):
     before = time.perf_counter()

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg import data
-from jaxseg.data.source import DatasetInfo
+from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.evaluation.canvases import spread_batch
 from jaxseg.evaluation.classify import ClassificationReport, evaluate_classifier
 from jaxseg.losses import soft_cross_entropy
@@ -68,7 +68,12 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
 
 
 def train_batches(
-  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
+  config: ml_collections.ConfigDict,
+  *,
+  preprocess: Preprocess,
+  start_step: int,
+  mesh: Mesh,
+  source: Source | None = None,
 ) -> Iterator[Batch]:
   """Rows of this process of `jaxseg.data.classifier_train_batches`."""
   del preprocess
@@ -78,16 +83,23 @@ def train_batches(
     seed=config.seed,
     start_step=start_step,
     rows=rows_to_read(config.batch_size, mesh),
+    source=source,
   )
 
 
 def make_evaluator(
-  model: Any, config: ml_collections.ConfigDict, *, info: DatasetInfo, preprocess: Preprocess, mesh: Mesh
+  model: Any,
+  config: ml_collections.ConfigDict,
+  *,
+  info: DatasetInfo,
+  preprocess: Preprocess,
+  mesh: Mesh,
+  source: Source | None = None,
 ) -> Callable[..., ClassificationReport]:
   """(variables, *, exact=True, progress=None) → top-1 and top-5 on `config.data.eval_split`, always exact."""
   del info
   batch_size = spread_batch(config.eval.batch_size, mesh)
-  opened = []
+  opened = [] if source is None else [source]
 
   def evaluate(
     variables: Mapping[str, Any], *, exact: bool = True, progress: Callable[[int], None] | None = None

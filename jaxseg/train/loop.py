@@ -8,7 +8,7 @@ the very steps that the stopped one would have.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from jaxseg import data, sharding
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.config import record, validate
 from jaxseg.config.card import recipe_card
-from jaxseg.data.source import DatasetInfo
+from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.errors import UserError
 from jaxseg.train import hosts, job, workdir
 from jaxseg.train.best import BestWeights
@@ -58,6 +58,7 @@ class Run:
   loss_fn: Callable
   tx: Any
   shapes: TrainState
+  sources: Mapping[str, Source] = dataclasses.field(default_factory=dict)  # of each split, opened once
 
 
 def plan(config: ml_collections.ConfigDict) -> Run:
@@ -71,8 +72,8 @@ def plan(config: ml_collections.ConfigDict) -> Run:
   validate.validate_batches(config, mesh)
   run = assemble(config, mesh)
   splits = dict.fromkeys((config.data.train_split, config.data.eval_split))
-  lengths = {split: len(data.open_split(config.data, split)) for split in splits}
-  return dataclasses.replace(run, lengths=lengths)
+  sources = {split: data.open_split(config.data, split) for split in splits}
+  return dataclasses.replace(run, lengths={split: len(s) for split, s in sources.items()}, sources=sources)
 
 
 def assemble(config: ml_collections.ConfigDict, mesh: Mesh) -> Run:
@@ -205,7 +206,12 @@ def _sequence(
   key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(run.mesh))()
   rates = _learning_rates(config)
   evaluator = task_of(config).make_evaluator(
-    run.model, config, info=run.info, preprocess=run.preprocess, mesh=run.mesh
+    run.model,
+    config,
+    info=run.info,
+    preprocess=run.preprocess,
+    mesh=run.mesh,
+    source=run.sources.get(config.data.eval_split),
   )
   fetch = _fetcher(run, start)
   guard, report = Guard(), None
@@ -349,7 +355,8 @@ def _create(run: Run, variables: Any) -> TrainState:
 def _fetcher(run: Run, start: int) -> Callable[[], tuple[list[str], dict[str, jax.Array]]]:
   """A function that gives the next batch: this process's example ids, and the global arrays."""
   make = task_of(run.config).train_batches
-  batches = iter(make(run.config, preprocess=run.preprocess, start_step=start, mesh=run.mesh))
+  source = run.sources.get(run.config.data.train_split)
+  batches = iter(make(run.config, preprocess=run.preprocess, start_step=start, mesh=run.mesh, source=source))
 
   def fetch():
     batch = next(batches)

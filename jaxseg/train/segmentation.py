@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxseg import data
 from jaxseg.console import print_line
-from jaxseg.data.source import DatasetInfo
+from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.models import align_corners_of
 from jaxseg.sharding import rows_to_read
 from jaxseg.train import loss as loss_lib
@@ -54,10 +54,15 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
 
 
 def train_batches(
-  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
+  config: ml_collections.ConfigDict,
+  *,
+  preprocess: Preprocess,
+  start_step: int,
+  mesh: Mesh,
+  source: Source | None = None,
 ) -> Iterator[Batch]:
   """Rows of this process of `jaxseg.data.train_batches`; says what is odd about the labels of own data."""
-  source = data.open_split(config.data, config.data.train_split)
+  source = data.open_split(config.data, config.data.train_split) if source is None else source
   if config.data.name == "folder" or ":" in config.data.name:
     for sentence in data.check_labels(source, data.dataset_info(config.data), samples=_LOOKED_AT):
       print_line(f"warning: {config.data.train_split}: {sentence}")
@@ -74,9 +79,15 @@ def train_batches(
 
 
 def make_evaluator(
-  model: Any, config: ml_collections.ConfigDict, *, info: DatasetInfo, preprocess: Preprocess, mesh: Mesh
+  model: Any,
+  config: ml_collections.ConfigDict,
+  *,
+  info: DatasetInfo,
+  preprocess: Preprocess,
+  mesh: Mesh,
+  source: Source | None = None,
 ) -> Evaluator:
   """Scores on `config.data.eval_split`, and a picture of its first images."""
-  evaluator = Evaluator(model, config, info=info, preprocess=preprocess, mesh=mesh)
+  evaluator = Evaluator(model, config, info=info, preprocess=preprocess, mesh=mesh, source=source)
   _ = evaluator.split  # what cannot be evaluated is found before training, not at the first evaluation
   return evaluator

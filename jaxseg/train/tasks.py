@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxseg import lazy
 from jaxseg.config.keys import name_of
 from jaxseg.config.values import nearest
-from jaxseg.data.source import DatasetInfo
+from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.errors import UserError
 from jaxseg.types import Batch, Preprocess
 
@@ -40,8 +40,8 @@ class Task(Protocol):
   - `make_prepare(config, ...)`: (batch, key) → batch, on the device, see `make_step`;
   - `batch_shapes(config, batch_size)`: what a step is given, as shapes;
   - `train_batches(config, ...)`: this process's rows of the batches from `start_step` on;
-  - `make_evaluator(model, config, ...)`: a function (variables, progress=) → Report, which calls `progress`
-    after each batch, in every process of a job.
+  - `make_evaluator(model, config, ...)`: a function (variables, exact=, progress=) → Report, which calls
+    `progress` after each batch, in every process of a job; both take `source`, the split opened already.
 
   What a task's config may hold and what the recipe card says of it is in `jaxseg.config.tasks`.
   """
@@ -54,7 +54,13 @@ class Task(Protocol):
     self, config: ml_collections.ConfigDict, batch_size: int
   ) -> dict[str, jax.ShapeDtypeStruct]: ...
   def train_batches(
-    self, config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
+    self,
+    config: ml_collections.ConfigDict,
+    *,
+    preprocess: Preprocess,
+    start_step: int,
+    mesh: Mesh,
+    source: Source | None = None,
   ) -> Iterator[Batch]: ...
   def make_evaluator(
     self,
@@ -64,6 +70,7 @@ class Task(Protocol):
     info: DatasetInfo,
     preprocess: Preprocess,
     mesh: Mesh,
+    source: Source | None = None,
   ) -> Callable[..., Report]: ...
 
 
