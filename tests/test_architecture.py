@@ -14,7 +14,7 @@ PACKAGE = ROOT / "jaxseg"
 LAYERS = [
   ["types", "errors", "lazy", "chips"],
   ["catalog", "bucket"],
-  ["kernels", "sharding"],
+  ["ops", "sharding"],
   ["layers"],
   ["losses", "metrics"],
   ["encoders", "decoders", "data", "pretrained", "crf", "checkpoint"],

@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.kernels.sums import image_mean, scale_images
 from jaxseg.layers import spatial
 from jaxseg.layers.activation import PReLUSlope
 from jaxseg.layers.conv import Conv, DepthwiseConv
@@ -69,10 +68,10 @@ class GlobalContext(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     c = x.shape[-1]
-    weight = image_mean(x)
+    weight = x.mean((1, 2), dtype=jnp.float32)
     weight = nn.relu(nn.Dense(c // self.reduction, name="squeeze")(weight))
     weight = nn.sigmoid(nn.Dense(c, name="excite")(weight))
-    return scale_images(x, weight)
+    return x * weight[:, None, None].astype(x.dtype)
 
 
 class CGBlock(nn.Module):

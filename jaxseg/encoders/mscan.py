@@ -18,7 +18,8 @@ from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, DepthwiseConv, DepthwiseWeights, Size, fan_out_normal
 from jaxseg.layers.drop_path import DropPath, drop_path_rates
 from jaxseg.layers.norm import BatchNorm, LayerNorm
-from jaxseg.layers.strips import multi_scale_strips, strips_reach
+from jaxseg.layers.strips import multi_scale_strips
+from jaxseg.ops.msca import msca_halo
 from jaxseg.types import AnyArray, Features, Image
 
 _conv = partial(Conv, kernel_init=fan_out_normal())
@@ -55,8 +56,8 @@ class MultiScaleConvAttention(nn.Module):
     (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
 
     def weights(name: str, size: tuple[int, int]):
-      pair = DepthwiseWeights(size, kernel_init=fan_out_normal(groups=c), name=name)(c)
-      return tuple(p.astype(x.dtype) for p in pair)
+      kernel, bias = DepthwiseWeights(size, kernel_init=fan_out_normal(groups=c), name=name)(c)
+      return kernel.astype(x.dtype), bias
 
     square = weights("local", (5, 5))
     strips = [(weights(f"row{k}", (1, k)), weights(f"column{k}", (k, 1))) for k in self.branches]
@@ -211,7 +212,7 @@ class MSCAN(nn.Module):
   def _reach(self) -> int:
     match self.attention:
       case "msca":
-        return strips_reach(5, self.branches)
+        return msca_halo(5, self.branches)
       case "large_kernel":
         return 9  # 7×7 at rate 3
       case _:

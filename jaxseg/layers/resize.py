@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxseg.kernels.definition import defined_by
 from jaxseg.layers import spatial
+from jaxseg.ops.definition import defined_by
 from jaxseg.types import AnyArray
 
 
