@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.layers import spatial
 from jaxseg.layers.activation import PReLUSlope
 from jaxseg.layers.conv import Conv, DepthwiseConv
@@ -139,7 +140,7 @@ class Stage(nn.Module):
       return spatial.split(first), spatial.split(x)
 
 
-class CGNet(nn.Module):
+class CGNet(CheckedModule):
   """Three stages at strides 2, 4 and 8.
 
   `stage1` (35 channels), `stage2` (131) and `stage3` (256 by default) are what the
@@ -170,6 +171,11 @@ class CGNet(nn.Module):
   pointwise: bool = False
   residual: Residual = "global"
   dtype: Any = None
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, fine to coarse."""
+    return ("stage1", "stage2", "stage3")
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:

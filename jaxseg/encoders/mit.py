@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.attention import SpatialReductionAttention
@@ -147,7 +148,7 @@ class Stage(nn.Module):
     return _norm(self.epsilons.stage, dtype=self.dtype, name="norm")(x)
 
 
-class MiT(nn.Module):
+class MiT(CheckedModule):
   """Four stages at strides 4, 8, 16 and 32; each feature is the stage's LayerNorm output.
 
   Attributes:
@@ -176,10 +177,13 @@ class MiT(nn.Module):
   position_size: tuple[int, int] = (224, 224)
   dtype: Any = None
 
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, fine to coarse."""
+    return ("stage1", "stage2", "stage3", "stage4")
+
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:
-    if self.epsilons not in EPSILONS:
-      raise UserError(f"epsilons={self.epsilons!r} is not one of {', '.join(EPSILONS)}")
     epsilons = EPSILONS[self.epsilons]
     rates = drop_path_rates(self.drop_path_rate, self.depths)
     features = {}

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, DepthwiseConv, DepthwiseWeights, Size, fan_out_normal
@@ -32,7 +33,7 @@ def _depthwise(channels: int, kernel_size: Size, **fields) -> DepthwiseConv:
   return DepthwiseConv(kernel_size, kernel_init=fan_out_normal(groups=channels), **fields)
 
 
-class MultiScaleConvAttention(nn.Module):
+class MultiScaleConvAttention(CheckedModule):
   """MSCA: a 5×5 and pairs of strips, summed, mixed by a 1×1, as a gate on the input.
 
   Attributes:
@@ -80,7 +81,7 @@ class LargeKernelAttention(nn.Module):
     return x * _conv(c, dtype=self.dtype, name="mix")(y)
 
 
-class Block(nn.Module):
+class Block(CheckedModule):
   """Attention and feed-forward residual branches, each normalised first and scaled by a learned vector.
 
   The attention branch has a shortcut of its own, around its two 1×1 convolutions: the
@@ -160,7 +161,7 @@ class Stage(nn.Module):
     return LayerNorm(dtype=self.dtype, name="norm")(x)
 
 
-class MSCAN(nn.Module):
+class MSCAN(CheckedModule):
   """Four stages at strides 4, 8, 16 and 32; each feature is the stage's LayerNorm output.
 
   Attributes:
@@ -187,6 +188,11 @@ class MSCAN(nn.Module):
   mix: bool = True
   gate: bool = True
   dtype: Any = None
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, fine to coarse."""
+    return ("stage1", "stage2", "stage3", "stage4")
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:
