@@ -18,6 +18,7 @@ from jaxseg.layers import spatial
 from jaxseg.layers.activation import PReLUSlope
 from jaxseg.layers.conv import Conv, DepthwiseConv
 from jaxseg.layers.norm import BatchNorm
+from jaxseg.layers.stage import Scan, run_blocks
 from jaxseg.types import Features, Image
 
 # The reference's BatchNorm everywhere; He et al.'s normal by fan-in for every convolution.
@@ -130,13 +131,15 @@ class Stage(nn.Module):
   num_blocks: int
   block: Callable[..., CGBlock]
   reach: int  # rows of a neighbour that a block reads where rows are spread over devices
+  remat: bool = False
+  scan: Scan = "auto"
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Array, Array]:
     with spatial.stage(-(-x.shape[1] // 2), reach=self.reach):
       first = x = self.block(downsample=True, name="block0")(spatial.split(x), train=train)
-      for n in range(1, self.num_blocks):
-        x = self.block(name=f"block{n}")(x, train=train)
+      blocks = [self.block(name=f"block{n}") for n in range(1, self.num_blocks)]
+      x = run_blocks(blocks, x, train=train, remat=self.remat, scan=self.scan)
       return spatial.split(first), spatial.split(x)
 
 
@@ -158,6 +161,8 @@ class CGNet(CheckedModule):
     activation: PReLU a channel, or ReLU.
     pointwise: a 1×1 convolution after each channel-wise one.
     residual: add the block's input after the refinement ("global"), before it ("local"), or not at all.
+    remat: compute a block's intermediates again in the backward pass: memory for time.
+    scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
   """
 
   widths: tuple[int, int, int] = (32, 64, 128)
@@ -170,6 +175,8 @@ class CGNet(CheckedModule):
   activation: Activation = "prelu"
   pointwise: bool = False
   residual: Residual = "global"
+  remat: bool = False
+  scan: Scan = "auto"
   dtype: Any = None
 
   @property
@@ -210,7 +217,8 @@ class CGNet(CheckedModule):
       dtype=self.dtype,
     )
     reach = self.dilations[i] if self.surround else 1
-    return Stage(self.num_blocks[i], block, reach, name=f"stage{stage}")
+    loop = dict(remat=self.remat, scan=self.scan)
+    return Stage(self.num_blocks[i], block, reach, **loop, name=f"stage{stage}")
 
   def _join(self, name: str, parts: list[Array], injected: Array | None, train: bool) -> Array:
     if injected is not None and self.input_injection:

@@ -17,8 +17,9 @@ from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, DepthwiseConv, DepthwiseWeights, Size, fan_out_normal
-from jaxseg.layers.drop_path import DropPath, drop_path_rates
+from jaxseg.layers.drop_path import DropPath, Rate, drop_path_rates
 from jaxseg.layers.norm import BatchNorm, LayerNorm
+from jaxseg.layers.stage import Scan, run_blocks
 from jaxseg.layers.strips import multi_scale_strips
 from jaxseg.ops.msca import msca_halo
 from jaxseg.types import AnyArray, Features, Image
@@ -89,7 +90,7 @@ class Block(CheckedModule):
   """
 
   ffn_ratio: int
-  drop_path_rate: float = 0.0
+  drop_path_rate: Rate = 0.0
   dropout_rate: float = 0.0
   layer_scale: float = 1e-2
   attention: Attention = "msca"
@@ -134,6 +135,8 @@ class Stage(nn.Module):
     drop_path_rates: one for each block.
     stem: first a strided convolution to half the channels, BatchNorm and GELU.
     reach: rows of a neighbour that a block reads where the rows of an image are spread over devices.
+    remat: see `MSCAN`.
+    scan: see `MSCAN`.
   """
 
   dim: int
@@ -141,6 +144,8 @@ class Stage(nn.Module):
   drop_path_rates: tuple[float, ...]
   stem: bool = False
   reach: int = 0
+  remat: bool = False
+  scan: Scan = "auto"
   dtype: Any = None
 
   @nn.compact
@@ -156,8 +161,8 @@ class Stage(nn.Module):
       x = _gelu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
     x = strided(self.dim, name="embed_conv")(x)
     x = BatchNorm(dtype=self.dtype, name="embed_norm")(x, train=train)
-    for i, rate in enumerate(self.drop_path_rates):
-      x = self.block(drop_path_rate=rate, name=f"block{i}")(x, train=train)
+    blocks = [self.block(drop_path_rate=r, name=f"block{i}") for i, r in enumerate(self.drop_path_rates)]
+    x = run_blocks(blocks, x, train=train, remat=self.remat, scan=self.scan)
     return LayerNorm(dtype=self.dtype, name="norm")(x)
 
 
@@ -175,6 +180,8 @@ class MSCAN(CheckedModule):
     branches: strip lengths of MSCA, any subset of the paper's (7, 11, 21) or others, odd.
     mix: MSCA's 1×1 convolution.
     gate: MSCA's product with its input.
+    remat: compute a block's intermediates again in the backward pass: memory for time.
+    scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
   """
 
   dims: tuple[int, int, int, int] = (32, 64, 160, 256)
@@ -187,6 +194,8 @@ class MSCAN(CheckedModule):
   branches: tuple[int, ...] = (7, 11, 21)
   mix: bool = True
   gate: bool = True
+  remat: bool = False
+  scan: Scan = "auto"
   dtype: Any = None
 
   @property
@@ -211,7 +220,17 @@ class MSCAN(CheckedModule):
         gate=self.gate,
         dtype=self.dtype,
       )
-      stage = Stage(dim, block, rates[i], i == 0, self._reach(), dtype=self.dtype, name=f"stage{i + 1}")
+      stage = Stage(
+        dim,
+        block,
+        rates[i],
+        stem=i == 0,
+        reach=self._reach(),
+        remat=self.remat,
+        scan=self.scan,
+        dtype=self.dtype,
+        name=f"stage{i + 1}",
+      )
       x = features[f"stage{i + 1}"] = stage(x, train=train)
     return features
 

@@ -17,6 +17,7 @@ from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.atrous import ConvNorm, check_output_stride
+from jaxseg.layers.stage import Scan, run_blocks
 from jaxseg.types import AnyArray, Features, Image
 
 
@@ -98,6 +99,8 @@ class ResNet(CheckedModule):
       mmsegmentation); without effect under multi_grid.
     frozen_norm: BatchNorm uses its stored statistics in training too (DeepLab v2).
     norm_epsilon, norm_momentum: of the BatchNorms; the momentum is the weight of the new statistic.
+    remat: compute a block's intermediates again in the backward pass: memory for time.
+    scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
   """
 
   stage_sizes: tuple[int, int, int, int] = (3, 4, 6, 3)
@@ -110,6 +113,8 @@ class ResNet(CheckedModule):
   frozen_norm: bool = False
   norm_epsilon: float = 1e-5
   norm_momentum: float = 0.1
+  remat: bool = False
+  scan: Scan = "auto"
   dtype: Any = None
 
   @property
@@ -126,11 +131,15 @@ class ResNet(CheckedModule):
     x = max_pool(self._stem(jnp.asarray(image, self.dtype), rule, train), ceil=rule.ceil_pool)
     features = {}
     for i, units in enumerate(self.units()):
-      for n, unit in enumerate(units):
-        if rule.last_unit and unit.stride > 1:
-          features[f"stage{i + 1}"] = x
-        name = f"stage{i + 1}_block{n}"
-        x = Bottleneck(self.width * 2**i, unit, rule.stride_on, **fields, name=name)(x, train=train)
+      blocks = [
+        Bottleneck(self.width * 2**i, unit, rule.stride_on, **fields, name=f"stage{i + 1}_block{n}")
+        for n, unit in enumerate(units)
+      ]
+      run = partial(run_blocks, train=train, remat=self.remat, scan=self.scan)
+      if rule.last_unit and units[-1].stride > 1:
+        x = features[f"stage{i + 1}"] = run(blocks[:-1], x)
+        blocks = blocks[-1:]
+      x = run(blocks, x)
       features.setdefault(f"stage{i + 1}", x)
     return features
 
