@@ -91,7 +91,7 @@ def _is_ready(block: nn.Module) -> bool:
 def _kind(block: nn.Module) -> tuple[Any, Any]:
   """What has to be equal for two blocks to be one loop."""
   shapes = jax.tree.map(jnp.shape, block.variables)
-  return _template(block, None), jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
+  return _template(block, 0.0), jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def _template(block: nn.Module, rate: Any) -> nn.Module:
