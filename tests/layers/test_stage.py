@@ -1,4 +1,4 @@
-"""Blocks as a loop, and rematerialised, are the same blocks: values, statistics, gradients, parameter tree."""
+"""Blocks as a loop, and rematerialised, are the same blocks: values, statistics, gradients, parameters."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import pytest
 from jaxseg.layers.norm import BatchNorm
 from jaxseg.layers.stage import never_scan, run_blocks
 
-X = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
+X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32))
 
 
 class Block(nn.Module):
