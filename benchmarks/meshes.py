@@ -149,7 +149,8 @@ def worker(flags: argparse.Namespace) -> None:
     )
     for seed in seeds:
       state = sharding.place(first.replace(params=starts[seed]["params"]), mesh, min_elements=256)
-      found = ten_steps(step, state, mesh, seed, flags.batch, size)
+      first_gradient = gradient(state, make_loss({}), mesh, seed, flags.batch, size)
+      found = first_gradient | ten_steps(step, state, mesh, seed, flags.batch, size)
       if jax.process_index() == 0:
         before = {f"before/{path}": x for path, x in by_path(starts[seed]["params"]).items()}
         np.savez(folder / f"{shape}-{processes}-{seed}.npz", **found, **before)
@@ -179,6 +180,27 @@ def ten_steps(step, state, mesh, seed: int, batch_size: int, size: tuple[int, in
   return {"losses": np.array(losses), "hashes": np.array(hashes), **after}
 
 
+def gradient(state, loss_fn, mesh, seed: int, batch_size: int, size) -> dict[str, np.ndarray]:
+  """The gradient of the first batch's loss at the first parameters, with one draw of dropout."""
+  import jax
+
+  from jaxseg import sharding
+
+  rows = list(sharding.rows_to_read(batch_size, mesh))
+  batch = sharding.to_global({k: x[rows] for k, x in pictures(100 * seed, batch_size, size).items()}, mesh)
+
+  def loss(params, rest, batch):
+    rngs = {"dropout": jax.random.key(seed)}
+    variables, mutable = {"params": params, **rest}, list(rest)
+    outputs, _ = state.apply_fn(variables, batch["image"], train=True, mutable=mutable, rngs=rngs)
+    return loss_fn(outputs, batch["label"])[0]
+
+  with jax.set_mesh(mesh):
+    replicated = jax.tree.map(lambda _: sharding.replicated(mesh), state.params)
+    found = jax.jit(jax.grad(loss), out_shardings=replicated)(state.params, state.model_state, batch)
+  return {f"gradient/{path}": x for path, x in by_path(jax.block_until_ready(found)).items()}
+
+
 def by_path(tree) -> dict[str, np.ndarray]:
   """Names as in "encoder/stem/conv/kernel" → arrays."""
   import jax
@@ -201,14 +223,20 @@ def pictures(i: int, count: int, size: tuple[int, int]) -> dict[str, np.ndarray]
 
 
 def compare(one: dict, many: dict) -> dict:
-  """Relative differences of the losses, and of each tensor's change over the steps."""
+  """Relative differences of the losses, of the first gradient, and of each tensor's change over the steps."""
   parts = {}
   for name, before in one.items():
     if name.startswith("before/"):
       name = name.removeprefix("before/")
       moved = np.linalg.norm(one[f"after/{name}"] - before)
       parts[name] = float(np.linalg.norm(many[f"after/{name}"] - one[f"after/{name}"]) / max(moved, 1e-30))
+  names = [name for name in one if name.startswith("gradient/")]
+  wrong, all_of_it = (
+    sum(float(np.square(x, dtype=np.float64).sum()) for x in xs) ** 0.5
+    for xs in ([many[n] - one[n] for n in names], [one[n] for n in names])
+  )
   return {
+    "gradient": wrong / all_of_it,
     "losses": (np.abs(many["losses"] - one["losses"]) / one["losses"]).tolist(),
     "first": float(one["losses"][0]),
     "last": float(one["losses"][-1]),

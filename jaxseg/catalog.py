@@ -7,9 +7,11 @@ import; each room's `__init__` lists its entries.
 
 import dataclasses
 import difflib
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
@@ -39,6 +41,54 @@ def lookup(catalog: Catalog, name: str, *, kind: str) -> partial:
   return catalog[name]
 
 
+class CheckedModule(nn.Module):
+  """A Linen module that refuses a field's value when it is made, as `check_value` does by the annotation."""
+
+  def __post_init__(self):
+    for name, field in fields(type(self)).items():
+      check_value(f"{type(self).__name__}.{name}", getattr(self, name), field.type)
+    super().__post_init__()
+
+
+def check_value(what: str, value: Any, annotation: Any) -> None:
+  """Refuses a choice that a `Literal` does not have, and a tuple of another length or with such a choice.
+
+  What else an annotation says is left to Python.
+
+  Args:
+    what: how the message names the value.
+    value: see `what`.
+    annotation: of the field; a union needs one member that the value fits.
+
+  Raises:
+    UserError: the message has what is expected, the nearest first.
+  """
+  union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+  options = typing.get_args(annotation) if union else (annotation,)
+  refusals = [_refusal(value, option) for option in options]
+  if None not in refusals:
+    raise UserError(f"{what} is {value!r}; {'; or '.join(dict.fromkeys(refusals))}")
+
+
+def _refusal(value: Any, option: Any) -> str | None:
+  """What is expected instead of a value; None where it fits or nothing is known."""
+  origin, arguments = typing.get_origin(option), typing.get_args(option)
+  if option in (None, type(None)):
+    return None if value is None else "None is possible"
+  if origin is Literal:
+    if any(value == choice and type(value) is type(choice) for choice in arguments):
+      return None
+    return suggestion(str(value), map(str, arguments))
+  if origin is not tuple:
+    return None
+  if not isinstance(value, (tuple, list)):
+    return f"expected a tuple such as {(1,) * len(arguments) if Ellipsis not in arguments else (1, 2)}"
+  if Ellipsis not in arguments and len(value) != len(arguments):
+    return f"expected {len(arguments)} values and not {len(value)}"
+  items = arguments[:1] * len(value) if Ellipsis in arguments else arguments
+  return next((r for r in map(_refusal, value, items) if r is not None), None)
+
+
 def fields(entry: partial | type[nn.Module]) -> dict[str, dataclasses.Field]:
   """The dataclass fields a user may set on a variant, in declaration order."""
   module = entry.func if isinstance(entry, partial) else entry
@@ -55,7 +105,7 @@ def build(catalog: Catalog, name: str, overrides: Mapping[str, Any] | None = Non
   """The module of variant `name` with `overrides` for its fields.
 
   Raises:
-    UserError: unknown variant, or a field the module does not have.
+    UserError: unknown variant, a field that the module does not have, or a value against its annotation.
   """
   entry = lookup(catalog, name, kind=kind)
   overrides = dict(overrides or {})
@@ -63,4 +113,5 @@ def build(catalog: Catalog, name: str, overrides: Mapping[str, Any] | None = Non
   for key in overrides:
     if key not in known:
       raise UserError(f"{kind} {name!r} has no field {key!r}; {suggestion(key, known)}")
+    check_value(f"{kind} {name!r}: {key}", overrides[key], known[key].type)
   return entry(**overrides)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.errors import UserError
-from jaxseg.kernels.definition import plain_definitions
+from jaxseg.ops.definition import plain_definitions
 
 
 def count_macs(model: nn.Module, image_shape: tuple[int, int], *, batch_size: int = 1) -> int:

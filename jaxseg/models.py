@@ -44,6 +44,11 @@ class SegmentationModel(nn.Module):
   aux_decoder: nn.Module | None = None
   scales: tuple[float, ...] = (1.0,)
 
+  def __post_init__(self):
+    for decoder in (self.decoder, self.aux_decoder):
+      _check_stages(self.encoder, decoder)
+    super().__post_init__()
+
   def __call__(self, image: Image, *, train: bool) -> Outputs:
     check_image(image)
     image = layers_spatial.split(jnp.asarray(image))
@@ -212,6 +217,10 @@ def create_model(
       raise UserError(f"give num_classes to create_model itself, not inside {part}=")
   classes = {"num_classes": num_classes}
   encoder_fields = {**system.encoder_fields, **(encoder or {})}
+  if "multi_grid" in system.encoder_fields and "multi_grid" not in (encoder or {}):
+    # A smaller last stage takes as many of the system's rates as it has units.
+    units = (catalog.defaults(ENCODERS[system.encoder]) | encoder_fields)["stage_sizes"][-1]
+    encoder_fields["multi_grid"] = tuple(encoder_fields["multi_grid"])[:units]
   _check_stride(system.encoder, encoder_fields)
   following = decoder_rates(name, encoder_fields.get("output_stride"))
   aux = None
@@ -315,6 +324,22 @@ def _encoder_alone(name, num_classes, fields, other) -> nn.Module:
 def _check_stride(encoder: str, fields: Mapping[str, Any]) -> None:
   if "output_stride" in fields and "output_stride" in catalog.fields(ENCODERS[encoder]):
     check_output_stride(encoder, fields["output_stride"])
+
+
+def _check_stages(encoder: nn.Module, decoder: nn.Module | None) -> None:
+  """Refuses a decoder that names a stage which its encoder, where it says which it gives, does not have."""
+  offered = getattr(encoder, "stages", None)
+  if offered is None or decoder is None:
+    return
+  for field in ("stage", "stages", "side_stages"):
+    value = getattr(decoder, field, None) or ()
+    for stage in (value,) if isinstance(value, str) else value:
+      if stage not in offered:
+        hint = "; set the encoder's with_image=True" if stage == "stage0" else ""
+        raise UserError(
+          f"{type(decoder).__name__}.{field} reads {stage!r}, which {type(encoder).__name__}"
+          f" does not give{hint}; {catalog.suggestion(stage, offered)}"
+        )
 
 
 def check_image(image) -> None:

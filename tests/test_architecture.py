@@ -15,7 +15,7 @@ LAYERS = [
   ["errors"],
   ["types", "lazy", "chips", "console"],
   ["catalog", "bucket"],
-  ["kernels", "ops", "sharding"],
+  ["ops", "sharding"],
   ["layers"],
   ["losses", "metrics"],
   ["encoders", "decoders", "data", "pretrained", "crf", "checkpoint"],

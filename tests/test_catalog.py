@@ -1,10 +1,12 @@
 """What every entry of the catalogs must do; a new entry is tested without editing this file."""
 
 import functools
+import typing
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ import jaxseg
 from jaxseg import catalog
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
+from jaxseg.errors import UserError
 from jaxseg.models import SYSTEMS, SegmentationModel
 from tests import filled, golden
 
@@ -48,7 +51,7 @@ def initialised(name: str):
 
 
 def rngs():
-  return {name: jax.random.key(i) for i, name in enumerate(("dropout", "drop_path", "nmf"))}
+  return {name: jax.random.key(i) for i, name in enumerate(("dropout", "nmf"))}
 
 
 @pytest.mark.parametrize("name", golden.names())
@@ -199,3 +202,65 @@ def test_classifier():
   logits, variables = model.init_with_output(jax.random.key(0), image, train=False)
   assert logits.shape == (2, 10) and logits.dtype == jnp.float32
   assert variables["params"]["head"]["kernel"].shape == (256, 10)
+
+
+def wrong_values(annotation):
+  """A value that each `Literal` excludes, near one that it has, and a tuple that is too long."""
+  for option in (annotation, *typing.get_args(annotation)):
+    if typing.get_origin(option) is typing.Literal:
+      choice = typing.get_args(option)[0]
+      yield f"{choice}x", choice
+    elif typing.get_origin(option) is tuple and Ellipsis not in typing.get_args(option):
+      yield (1,) * (len(typing.get_args(option)) + 1), None
+
+
+WRONG = [
+  (kind, name, field, value, near)
+  for kind, table in (("encoder", ENCODERS), ("decoder", DECODERS))
+  for name in one_of_each(table)
+  for field, spec in catalog.fields(table[name]).items()
+  for value, near in wrong_values(spec.type)
+]
+
+
+def test_some_values_are_wrong():
+  assert {field for _, _, field, _, _ in WRONG} >= {
+    "attention",
+    "stem",
+    "epsilons",
+    "middle",
+    "dims",
+    "stages",
+  }
+
+
+@pytest.mark.parametrize("kind, name, field, value, near", WRONG)
+def test_a_wrong_value_is_one_sentence(kind, name, field, value, near, monkeypatch):
+  """From `create_model` and from the module itself, with the nearest right value."""
+  # The type check of the annotations would speak first in tests; users run without it.
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+  sentence = f"did you mean {near!r}" if near else "expected"
+  table = {"encoder": ENCODERS, "decoder": DECODERS}[kind]
+  systems = [s for s, system in SYSTEMS.items() if name in (system.encoder, system.decoder)]
+  for system in systems[:1]:
+    with pytest.raises(UserError, match=sentence):
+      jaxseg.create_model(system, num_classes=3, **{kind: {field: value}})
+  with pytest.raises(UserError, match=sentence):
+    table[name](**{field: value})
+
+
+@pytest.mark.parametrize(
+  "system, fields, sentence",
+  [
+    ("segnext_tiny", dict(decoder=dict(stages=("stage2", "stage5"))), "'stage5', which MSCAN does not"),
+    (
+      "cgnet_m3n21",
+      dict(decoder=dict(stage="stage4")),
+      "known: stage1, stage2, stage3",
+    ),
+    ("deeplabv1_vgg16", dict(decoder=dict(side_stages=("stage0",))), "set the encoder's with_image=True"),
+  ],
+)
+def test_a_stage_that_is_not_there_is_one_sentence(system, fields, sentence):
+  with pytest.raises(UserError, match=sentence):
+    jaxseg.create_model(system, num_classes=3, **fields)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import jaxseg
-from jaxseg.kernels.definition import defined_by, plain_definitions
 from jaxseg.layers.conv import Conv, DepthwiseConv
 from jaxseg.layers.resize import rescale, rescale_reference, resize, resize_reference
 from jaxseg.macs import count, count_macs
+from jaxseg.ops.definition import defined_by, plain_definitions
 
 
 def layer_macs(layer, shape) -> int:

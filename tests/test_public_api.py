@@ -20,7 +20,7 @@ PUBLIC = [
   "create_model", "list_models", "from_pretrained", "load_pretrained", "to_torch", "resize_logits",
   "SegmentationModel", "Net", "IGNORE_LABEL",
 ]  # fmt: skip
-ROOMS = ["kernels", "layers", "losses", "metrics", "encoders", "decoders", "pretrained", "models", "hub"]
+ROOMS = ["ops", "layers", "losses", "metrics", "encoders", "decoders", "pretrained", "models", "hub"]
 
 
 def public_functions():

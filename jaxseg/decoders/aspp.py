@@ -10,13 +10,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.layers.atrous import AtrousConv, ConvNorm
 from jaxseg.layers.conv import Conv
 from jaxseg.layers.pyramid import ASPP, Order
 from jaxseg.types import Features
 
 
-class SummedASPP(nn.Module):
+class SummedASPP(CheckedModule):
   """v2: one 3×3 with bias for each rate gives class scores, and they are summed.
 
   Attributes:
@@ -44,7 +45,7 @@ class SummedASPP(nn.Module):
     return sum(branch(x) for branch in branches)
 
 
-class PyramidHead(nn.Module):
+class PyramidHead(CheckedModule):
   """What the heads of v3 and v3+ share: their fields, the pyramid, dropout, the classifier.
 
   Attributes:

@@ -10,12 +10,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.layers.conv import Conv
 from jaxseg.layers.norm import BatchNorm
 from jaxseg.types import Features
 
 
-class FCN(nn.Module):
+class FCN(CheckedModule):
   """`num_convs` × (3×3 convolution, BatchNorm, ReLU) and a 1×1 classifier on one stage.
 
   Attributes:

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers.atrous import AtrousConv
 from jaxseg.layers.conv import Conv, fan_out_normal
@@ -18,7 +19,7 @@ from jaxseg.layers.resize import resize
 from jaxseg.types import Features
 
 
-class LargeFOV(nn.Module):
+class LargeFOV(CheckedModule):
   """Features → logits at the coarsest stage's resolution.
 
   Attributes:

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers.concat_conv import ConcatConv
 from jaxseg.layers.context import CrissCross, ExpectationMaximization, NonLocal
@@ -25,7 +26,7 @@ _conv = partial(Conv, kernel_init=fan_out_normal())
 Context = Literal["nmf", "nonlocal", "criss_cross", "ema", "none"]
 
 
-class LightHam(nn.Module):
+class LightHam(CheckedModule):
   """Features → logits at the resolution of the first of `stages`.
 
   Attributes:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers.concat_conv import ConcatConv, Projection
 from jaxseg.layers.conv import Conv, fan_out_normal
@@ -39,7 +40,7 @@ class LinearWeights(nn.Module):
     return kernel, self.param("bias", uniform, (self.features,))
 
 
-class AllMLP(nn.Module):
+class AllMLP(CheckedModule):
   """Features → logits at the resolution of the first of `stages`.
 
   Attributes:

@@ -13,11 +13,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.kernels.sums import image_mean, scale_images
+from jaxseg.catalog import CheckedModule
 from jaxseg.layers import spatial
 from jaxseg.layers.activation import PReLUSlope
 from jaxseg.layers.conv import Conv, DepthwiseConv
 from jaxseg.layers.norm import BatchNorm
+from jaxseg.layers.stage import Scan, run_blocks
 from jaxseg.types import Features, Image
 
 # The reference's BatchNorm everywhere; He et al.'s normal by fan-in for every convolution.
@@ -69,10 +70,10 @@ class GlobalContext(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     c = x.shape[-1]
-    weight = image_mean(x)
+    weight = x.mean((1, 2), dtype=jnp.float32)
     weight = nn.relu(nn.Dense(c // self.reduction, name="squeeze")(weight))
     weight = nn.sigmoid(nn.Dense(c, name="excite")(weight))
-    return scale_images(x, weight)
+    return x * weight[:, None, None].astype(x.dtype)
 
 
 class CGBlock(nn.Module):
@@ -130,17 +131,19 @@ class Stage(nn.Module):
   num_blocks: int
   block: Callable[..., CGBlock]
   reach: int  # rows of a neighbour that a block reads where rows are spread over devices
+  remat: bool = False
+  scan: Scan = "auto"
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Array, Array]:
     with spatial.stage(-(-x.shape[1] // 2), reach=self.reach):
       first = x = self.block(downsample=True, name="block0")(spatial.split(x), train=train)
-      for n in range(1, self.num_blocks):
-        x = self.block(name=f"block{n}")(x, train=train)
+      blocks = [self.block(name=f"block{n}") for n in range(1, self.num_blocks)]
+      x = run_blocks(blocks, x, train=train, remat=self.remat, scan=self.scan)
       return spatial.split(first), spatial.split(x)
 
 
-class CGNet(nn.Module):
+class CGNet(CheckedModule):
   """Three stages at strides 2, 4 and 8.
 
   `stage1` (35 channels), `stage2` (131) and `stage3` (256 by default) are what the
@@ -158,6 +161,8 @@ class CGNet(nn.Module):
     activation: PReLU a channel, or ReLU.
     pointwise: a 1×1 convolution after each channel-wise one.
     residual: add the block's input after the refinement ("global"), before it ("local"), or not at all.
+    remat: compute a block's intermediates again in the backward pass: memory for time.
+    scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
   """
 
   widths: tuple[int, int, int] = (32, 64, 128)
@@ -170,7 +175,14 @@ class CGNet(nn.Module):
   activation: Activation = "prelu"
   pointwise: bool = False
   residual: Residual = "global"
+  remat: bool = False
+  scan: Scan = "auto"
   dtype: Any = None
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, fine to coarse."""
+    return ("stage1", "stage2", "stage3")
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:
@@ -205,7 +217,8 @@ class CGNet(nn.Module):
       dtype=self.dtype,
     )
     reach = self.dilations[i] if self.surround else 1
-    return Stage(self.num_blocks[i], block, reach, name=f"stage{stage}")
+    loop = dict(remat=self.remat, scan=self.scan)
+    return Stage(self.num_blocks[i], block, reach, **loop, name=f"stage{stage}")
 
   def _join(self, name: str, parts: list[Array], injected: Array | None, train: bool) -> Array:
     if injected is not None and self.input_injection:

@@ -14,12 +14,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.attention import SpatialReductionAttention
 from jaxseg.layers.conv import Conv, DepthwiseConv, fan_out_normal
-from jaxseg.layers.drop_path import DropPath, drop_path_rates
+from jaxseg.layers.drop_path import DropPath, Rate, drop_path_rates
 from jaxseg.layers.resize import resize
+from jaxseg.layers.stage import Scan, run_blocks
 from jaxseg.types import Features, Image
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
@@ -78,7 +80,7 @@ class Block(nn.Module):
   reduction: int
   ffn_ratio: int
   epsilons: Epsilons
-  drop_path_rate: float = 0.0
+  drop_path_rate: Rate = 0.0
   dropout_rate: float = 0.0
   ffn_conv: bool = True
   dtype: Any = None
@@ -111,6 +113,8 @@ class Stage(nn.Module):
     epsilons: of the LayerNorms.
     position_size: rows and columns of a learned position embedding, resized to the map; None has none.
     reduction: stride of the blocks' key and value map.
+    remat: see `MiT`.
+    scan: see `MiT`.
   """
 
   dim: int
@@ -121,6 +125,8 @@ class Stage(nn.Module):
   epsilons: Epsilons
   position_size: tuple[int, int] | None = None
   reduction: int = 1
+  remat: bool = False
+  scan: Scan = "auto"
   dtype: Any = None
 
   @nn.compact
@@ -142,12 +148,12 @@ class Stage(nn.Module):
     if self.position_size is not None:
       position = self.param("position", _trunc_normal, (*self.position_size, self.dim))
       x = x + resize(position, x.shape[1:3]).astype(x.dtype)
-    for i, rate in enumerate(self.drop_path_rates):
-      x = self.block(drop_path_rate=rate, name=f"block{i}")(x, train=train)
+    blocks = [self.block(drop_path_rate=r, name=f"block{i}") for i, r in enumerate(self.drop_path_rates)]
+    x = run_blocks(blocks, x, train=train, remat=self.remat, scan=self.scan)
     return _norm(self.epsilons.stage, dtype=self.dtype, name="norm")(x)
 
 
-class MiT(nn.Module):
+class MiT(CheckedModule):
   """Four stages at strides 4, 8, 16 and 32; each feature is the stage's LayerNorm output.
 
   Attributes:
@@ -162,6 +168,8 @@ class MiT(nn.Module):
     position: "mix_ffn", or the paper's ablation: a learned embedding for each stage, resized to the map, and
       no convolution in the feed-forward.
     position_size: image size (rows, columns) for which the embeddings are learned.
+    remat: compute a block's intermediates again in the backward pass: memory for time.
+    scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
   """
 
   dims: tuple[int, int, int, int] = (32, 64, 160, 256)
@@ -174,12 +182,17 @@ class MiT(nn.Module):
   epsilons: Literal["nvlabs", "mmseg", "hf"] = "nvlabs"
   position: Position = "mix_ffn"
   position_size: tuple[int, int] = (224, 224)
+  remat: bool = False
+  scan: Scan = "auto"
   dtype: Any = None
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, fine to coarse."""
+    return ("stage1", "stage2", "stage3", "stage4")
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:
-    if self.epsilons not in EPSILONS:
-      raise UserError(f"epsilons={self.epsilons!r} is not one of {', '.join(EPSILONS)}")
     epsilons = EPSILONS[self.epsilons]
     rates = drop_path_rates(self.drop_path_rate, self.depths)
     features = {}
@@ -207,6 +220,8 @@ class MiT(nn.Module):
         epsilons=epsilons,
         position_size=None if self.position == "mix_ffn" else (rows, columns),
         reduction=self.reductions[i],
+        remat=self.remat,
+        scan=self.scan,
         dtype=self.dtype,
         name=f"stage{i + 1}",
       )(x, train=train)

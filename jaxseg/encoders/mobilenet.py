@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.layers.atrous import ConvNorm, Padding, check_output_stride
 from jaxseg.types import Features, Image
 
@@ -50,7 +51,7 @@ class InvertedResidual(nn.Module):
     return x + y if x.shape == y.shape else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(CheckedModule):
   """Seven groups of inverted residuals; stages at strides 4, 8, 16 and 32, or as `output_stride` allows.
 
   Attributes:
@@ -81,6 +82,11 @@ class MobileNetV2(nn.Module):
   norm_epsilon: float = 1e-3
   norm_momentum: float = 3e-3
   dtype: Any = None
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, fine to coarse."""
+    return ("stage1", "stage2", "stage3", "stage4")
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:

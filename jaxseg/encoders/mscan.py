@@ -13,12 +13,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, DepthwiseConv, DepthwiseWeights, Size, fan_out_normal
-from jaxseg.layers.drop_path import DropPath, drop_path_rates
+from jaxseg.layers.drop_path import DropPath, Rate, drop_path_rates
 from jaxseg.layers.norm import BatchNorm, LayerNorm
-from jaxseg.layers.strips import multi_scale_strips, strips_reach
+from jaxseg.layers.stage import Scan, run_blocks
+from jaxseg.layers.strips import multi_scale_strips
+from jaxseg.ops.msca import msca_halo
 from jaxseg.types import AnyArray, Features, Image
 
 _conv = partial(Conv, kernel_init=fan_out_normal())
@@ -31,7 +34,7 @@ def _depthwise(channels: int, kernel_size: Size, **fields) -> DepthwiseConv:
   return DepthwiseConv(kernel_size, kernel_init=fan_out_normal(groups=channels), **fields)
 
 
-class MultiScaleConvAttention(nn.Module):
+class MultiScaleConvAttention(CheckedModule):
   """MSCA: a 5×5 and pairs of strips, summed, mixed by a 1×1, as a gate on the input.
 
   Attributes:
@@ -55,8 +58,8 @@ class MultiScaleConvAttention(nn.Module):
     (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
 
     def weights(name: str, size: tuple[int, int]):
-      pair = DepthwiseWeights(size, kernel_init=fan_out_normal(groups=c), name=name)(c)
-      return tuple(p.astype(x.dtype) for p in pair)
+      kernel, bias = DepthwiseWeights(size, kernel_init=fan_out_normal(groups=c), name=name)(c)
+      return kernel.astype(x.dtype), bias
 
     square = weights("local", (5, 5))
     strips = [(weights(f"row{k}", (1, k)), weights(f"column{k}", (k, 1))) for k in self.branches]
@@ -79,7 +82,7 @@ class LargeKernelAttention(nn.Module):
     return x * _conv(c, dtype=self.dtype, name="mix")(y)
 
 
-class Block(nn.Module):
+class Block(CheckedModule):
   """Attention and feed-forward residual branches, each normalised first and scaled by a learned vector.
 
   The attention branch has a shortcut of its own, around its two 1×1 convolutions: the
@@ -87,7 +90,7 @@ class Block(nn.Module):
   """
 
   ffn_ratio: int
-  drop_path_rate: float = 0.0
+  drop_path_rate: Rate = 0.0
   dropout_rate: float = 0.0
   layer_scale: float = 1e-2
   attention: Attention = "msca"
@@ -132,6 +135,8 @@ class Stage(nn.Module):
     drop_path_rates: one for each block.
     stem: first a strided convolution to half the channels, BatchNorm and GELU.
     reach: rows of a neighbour that a block reads where the rows of an image are spread over devices.
+    remat: see `MSCAN`.
+    scan: see `MSCAN`.
   """
 
   dim: int
@@ -139,6 +144,8 @@ class Stage(nn.Module):
   drop_path_rates: tuple[float, ...]
   stem: bool = False
   reach: int = 0
+  remat: bool = False
+  scan: Scan = "auto"
   dtype: Any = None
 
   @nn.compact
@@ -154,12 +161,12 @@ class Stage(nn.Module):
       x = _gelu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
     x = strided(self.dim, name="embed_conv")(x)
     x = BatchNorm(dtype=self.dtype, name="embed_norm")(x, train=train)
-    for i, rate in enumerate(self.drop_path_rates):
-      x = self.block(drop_path_rate=rate, name=f"block{i}")(x, train=train)
+    blocks = [self.block(drop_path_rate=r, name=f"block{i}") for i, r in enumerate(self.drop_path_rates)]
+    x = run_blocks(blocks, x, train=train, remat=self.remat, scan=self.scan)
     return LayerNorm(dtype=self.dtype, name="norm")(x)
 
 
-class MSCAN(nn.Module):
+class MSCAN(CheckedModule):
   """Four stages at strides 4, 8, 16 and 32; each feature is the stage's LayerNorm output.
 
   Attributes:
@@ -173,6 +180,8 @@ class MSCAN(nn.Module):
     branches: strip lengths of MSCA, any subset of the paper's (7, 11, 21) or others, odd.
     mix: MSCA's 1×1 convolution.
     gate: MSCA's product with its input.
+    remat: compute a block's intermediates again in the backward pass: memory for time.
+    scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
   """
 
   dims: tuple[int, int, int, int] = (32, 64, 160, 256)
@@ -185,7 +194,14 @@ class MSCAN(nn.Module):
   branches: tuple[int, ...] = (7, 11, 21)
   mix: bool = True
   gate: bool = True
+  remat: bool = False
+  scan: Scan = "auto"
   dtype: Any = None
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, fine to coarse."""
+    return ("stage1", "stage2", "stage3", "stage4")
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:
@@ -204,14 +220,24 @@ class MSCAN(nn.Module):
         gate=self.gate,
         dtype=self.dtype,
       )
-      stage = Stage(dim, block, rates[i], i == 0, self._reach(), dtype=self.dtype, name=f"stage{i + 1}")
+      stage = Stage(
+        dim,
+        block,
+        rates[i],
+        stem=i == 0,
+        reach=self._reach(),
+        remat=self.remat,
+        scan=self.scan,
+        dtype=self.dtype,
+        name=f"stage{i + 1}",
+      )
       x = features[f"stage{i + 1}"] = stage(x, train=train)
     return features
 
   def _reach(self) -> int:
     match self.attention:
       case "msca":
-        return strips_reach(5, self.branches)
+        return msca_halo(5, self.branches)
       case "large_kernel":
         return 9  # 7×7 at rate 3
       case _:

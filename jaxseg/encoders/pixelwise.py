@@ -9,12 +9,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.layers.conv import Conv
 from jaxseg.layers.norm import BatchNorm
 from jaxseg.types import Features, Image
 
 
-class Pixelwise(nn.Module):
+class Pixelwise(CheckedModule):
   """Layers of 1×1 convolution, BatchNorm and ReLU at stride 1; the last one is "stage1".
 
   Attributes:
@@ -23,6 +24,11 @@ class Pixelwise(nn.Module):
 
   widths: tuple[int, ...] = (24, 24)
   dtype: Any = None
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, fine to coarse."""
+    return ("stage1",)
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:

@@ -7,15 +7,17 @@ TensorFlow DeepLab's.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.atrous import ConvNorm, check_output_stride
+from jaxseg.layers.stage import Scan, run_blocks
 from jaxseg.types import AnyArray, Features, Image
 
 
@@ -82,7 +84,7 @@ class Bottleneck(nn.Module):
     return nn.relu(x + y)
 
 
-class ResNet(nn.Module):
+class ResNet(CheckedModule):
   """Four stages of bottlenecks at strides 4, 8, 16 and 32, or as `output_stride` allows.
 
   Attributes:
@@ -97,11 +99,13 @@ class ResNet(nn.Module):
       mmsegmentation); without effect under multi_grid.
     frozen_norm: BatchNorm uses its stored statistics in training too (DeepLab v2).
     norm_epsilon, norm_momentum: of the BatchNorms; the momentum is the weight of the new statistic.
+    remat: compute a block's intermediates again in the backward pass: memory for time.
+    scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
   """
 
   stage_sizes: tuple[int, int, int, int] = (3, 4, 6, 3)
   width: int = 64
-  stem: str = "v1b"
+  stem: Literal["v1", "v1b", "v1c", "beta"] = "v1b"
   output_stride: int = 32
   multi_grid: tuple[int, ...] = ()
   multi_grid_times_rate: bool = True
@@ -109,7 +113,14 @@ class ResNet(nn.Module):
   frozen_norm: bool = False
   norm_epsilon: float = 1e-5
   norm_momentum: float = 0.1
+  remat: bool = False
+  scan: Scan = "auto"
   dtype: Any = None
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, fine to coarse."""
+    return ("stage1", "stage2", "stage3", "stage4")
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:
@@ -120,11 +131,15 @@ class ResNet(nn.Module):
     x = max_pool(self._stem(jnp.asarray(image, self.dtype), rule, train), ceil=rule.ceil_pool)
     features = {}
     for i, units in enumerate(self.units()):
-      for n, unit in enumerate(units):
-        if rule.last_unit and unit.stride > 1:
-          features[f"stage{i + 1}"] = x
-        name = f"stage{i + 1}_block{n}"
-        x = Bottleneck(self.width * 2**i, unit, rule.stride_on, **fields, name=name)(x, train=train)
+      blocks = [
+        Bottleneck(self.width * 2**i, unit, rule.stride_on, **fields, name=f"stage{i + 1}_block{n}")
+        for n, unit in enumerate(units)
+      ]
+      run = partial(run_blocks, train=train, remat=self.remat, scan=self.scan)
+      if rule.last_unit and units[-1].stride > 1:
+        x = features[f"stage{i + 1}"] = run(blocks[:-1], x)
+        blocks = blocks[-1:]
+      x = run(blocks, x)
       features.setdefault(f"stage{i + 1}", x)
     return features
 
@@ -147,7 +162,7 @@ class ResNet(nn.Module):
       stages.append(tuple(units))
     if self.multi_grid:
       times = rate if self.multi_grid_times_rate else 1
-      last = zip(stages[-1], self.multi_grid, strict=False)
+      last = zip(stages[-1], self.multi_grid, strict=True)
       stages[-1] = tuple(Unit(unit.stride, times * grid) for unit, grid in last)
     return tuple(stages)
 
@@ -160,13 +175,11 @@ class ResNet(nn.Module):
     return x
 
   def _check(self) -> None:
-    if self.stem not in STEMS:
-      raise UserError(f"stem is {self.stem!r}; choose one of {', '.join(STEMS)}")
     check_output_stride("ResNet", self.output_stride)
-    if 0 < len(self.multi_grid) < self.stage_sizes[-1]:
+    if self.multi_grid and len(self.multi_grid) != self.stage_sizes[-1]:
       raise UserError(
-        f"multi_grid={self.multi_grid} is shorter than the last stage's {self.stage_sizes[-1]} units;"
-        " give a rate for each, or () for none"
+        f"multi_grid={self.multi_grid} has {len(self.multi_grid)} rates, but the last stage"
+        f" {self.stage_sizes[-1]} units; give a rate for each, or () for none"
       )
 
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.atrous import AtrousConv, check_output_stride
@@ -18,7 +19,7 @@ from jaxseg.layers.conv import Conv, fan_out_normal
 from jaxseg.types import Features, Image
 
 
-class VGG(nn.Module):
+class VGG(CheckedModule):
   """Five blocks of 3×3 convolutions with ReLU; "stage1".."stage5" are the outputs of their pools.
 
   Strides are 2, 4, 8, 16 and 32, or as `output_stride` allows: the pools after it do not
@@ -42,6 +43,11 @@ class VGG(nn.Module):
   average_pool: bool = True
   with_image: bool = False
   dtype: Any = None
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, fine to coarse."""
+    return (("stage0",) if self.with_image else ()) + tuple(f"stage{i}" for i in range(1, 6))
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:

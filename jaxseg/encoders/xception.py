@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg.catalog import CheckedModule
 from jaxseg.layers.atrous import ConvNorm, SeparableConv, check_output_stride
 from jaxseg.types import Features, Image
 
@@ -59,7 +60,7 @@ class Unit(nn.Module):
     return y, before
 
 
-class Xception(nn.Module):
+class Xception(CheckedModule):
   """Entry, middle and exit flow at strides 4, 8, 16 and 32, or as `output_stride` allows.
 
   "stage1" and "stage2" are the maps before the strides to 8 and 16, as the v3+ decoder reads
@@ -80,6 +81,11 @@ class Xception(nn.Module):
   norm_epsilon: float = 1e-3
   norm_momentum: float = 3e-4
   dtype: Any = None
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the features, fine to coarse."""
+    return ("stage1", "stage2", "stage3", "stage4")
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Features:

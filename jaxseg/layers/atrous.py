@@ -1,18 +1,17 @@
 """A 3×3 convolution at any rate, and separable ones, for atrous pyramids and dilated stages."""
 
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.errors import UserError
-from jaxseg.kernels.atrous import atrous_conv, by_taps, pays_off
 from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, DepthwiseConv, Initializer, fan_out_normal
 from jaxseg.layers.norm import BatchNorm
+from jaxseg.ops.atrous import atrous_conv
+from jaxseg.ops.bias import add_bias
 
 Activation = Literal["relu", "relu6", "none"]
 # Zeros before a strided convolution: (k - 1) / 2 on both sides, or TensorFlow's "SAME",
@@ -22,7 +21,7 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 
 class AtrousConv(nn.Module):
-  """3×3 at stride 1, keeping the size; parameters as `Conv`'s. See `kernels.atrous`."""
+  """3×3 at stride 1, keeping the size; parameters as `Conv`'s. See `ops.atrous`."""
 
   features: int
   rate: int = 1
@@ -34,31 +33,15 @@ class AtrousConv(nn.Module):
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
     kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    # The form is the whole map's, wherever its rows lie: the two round differently.
-    apply = partial(_atrous, rate=self.rate, taps=pays_off(x.shape[1:3], kernel.shape, self.rate))
-    y = spatial.windowed(apply, x, (kernel,), **_window(self.rate))
-    return y if bias is None else y + bias
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    rate = self.rate
 
+    def apply(x, kernel, rows):
+      # Without padding, rows of neighbours stand where it was.
+      return atrous_conv(x, kernel, rate=rate, has_halo=rows == (0, 0))
 
-def _window(rate: int) -> dict[str, Any]:
-  return dict(size=3, dilation=rate, padding=(rate, rate))
-
-
-def _atrous(x: Array, kernel: Array, rows: tuple[int, int], *, rate: int, taps: bool) -> Array:
-  if rows == (rate, rate):
-    return atrous_conv(x, kernel, rate=rate)
-  # Rows of neighbours stand where the padding was.
-  if taps:
-    return by_taps(x, kernel, rate=rate, surrounded=True)
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    (1, 1),
-    (rows, (rate, rate)),
-    rhs_dilation=(rate, rate),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
+    y = spatial.windowed(apply, x, (kernel,), size=3, dilation=rate, padding=(rate, rate))
+    return add_bias(y, bias)
 
 
 class ConvNorm(nn.Module):

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.kernels.definition import defined_by
+from jaxseg.ops.definition import defined_by
 from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, fan_out_normal
 from jaxseg.layers.upsampled import batch_shards

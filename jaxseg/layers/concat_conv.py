@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.kernels.definition import defined_by
 from jaxseg.layers.conv import Initializer, fan_out_normal
 from jaxseg.layers.resize import resize, resize_sum
+from jaxseg.ops.definition import defined_by
 
 # A linear map in front of one level: kernel (c, width) and bias (width,).
 Projection = tuple[Float[Array, "_ _"], Float[Array, " _"]]

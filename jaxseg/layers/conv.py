@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.kernels.depthwise import depthwise_conv
 from jaxseg.layers import spatial
+from jaxseg.ops.bias import add_bias
+from jaxseg.ops.depthwise import depthwise_conv
 from jaxseg.types import AnyArray
 
 Size = int | tuple[int, int]
@@ -72,7 +73,7 @@ class Conv(nn.Module):
     padding = explicit_padding(size, dilation=dilation, padding=self.padding)
     kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1] // self.groups, self.features))
     bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     pointwise = size == (1, 1) and padding == ((0, 0), (0, 0)) and self.groups == 1
 
     def apply(x, kernel, rows):
@@ -90,7 +91,7 @@ class Conv(nn.Module):
 
     window = dict(size=size[0], stride=strides[0], dilation=dilation[0], padding=padding[0])
     y = spatial.windowed(apply, x, (kernel,), **window)
-    return y if bias is None else y + bias
+    return add_bias(y, bias)
 
 
 class DepthwiseWeights(nn.Module):
@@ -108,7 +109,7 @@ class DepthwiseWeights(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-  """One filter a channel; `kernel` (kh, kw, 1, c), `bias` (c,). See `kernels.depthwise`."""
+  """One filter a channel; `kernel` (kh, kw, 1, c), `bias` (c,). See `ops.depthwise`."""
 
   kernel_size: Size = 3
   strides: Size = 1
@@ -125,7 +126,7 @@ class DepthwiseConv(nn.Module):
     c = x.shape[-1]
     kernel = self.param("kernel", self.kernel_init, (*size, 1, c))
     bias = self.param("bias", self.bias_init, (c,)) if self.use_bias else None
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     strides, padding = pair(self.strides), explicit_padding(size, dilation=dilation, padding=self.padding)
 
     def apply(x, kernel, rows):
@@ -133,4 +134,4 @@ class DepthwiseConv(nn.Module):
 
     window = dict(size=size[0], stride=strides[0], dilation=dilation[0], padding=padding[0])
     y = spatial.windowed(apply, x, (kernel,), **window)
-    return y if bias is None else y + bias
+    return add_bias(y, bias)

@@ -2,8 +2,8 @@
 
 Flax differs in three places that change numbers: the default epsilon (1e-6 for
 LayerNorm and GroupNorm), the meaning and default of `momentum`, and the running
-variance, which PyTorch keeps unbiased. Statistics are float32 and two-pass whatever
-the compute dtype; under `jit` over a sharded batch they are those of the global batch.
+variance, which PyTorch keeps unbiased. Statistics are float32 whatever the compute dtype
+(`ops.batch_norm`); under `jit` over a sharded batch they are those of the global batch.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.kernels.norm_act import batch_norm_act
+from jaxseg.ops.batch_norm import batch_norm_act
 from jaxseg.types import AnyArray
 
 
@@ -42,7 +42,7 @@ class BatchNorm(nn.Module):
     running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
     (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
     if train:
-      y, mean, var = batch_norm_act(x, scale, bias, slope, epsilon=self.epsilon)
+      y, mean, var = batch_norm_act(x, scale, bias, slope, epsilon=self.epsilon, shift=running_mean.value)
       if not self.is_initializing():
         n = x.size // c
         running_mean.value += self.momentum * (mean - running_mean.value)

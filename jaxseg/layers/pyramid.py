@@ -12,13 +12,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.kernels.definition import defined_by
-from jaxseg.kernels.sums import image_mean, shift_images
 from jaxseg.layers import spatial
 from jaxseg.layers.atrous import ConvNorm, SeparableConv
 from jaxseg.layers.conv import Initializer, fan_out_normal
 from jaxseg.layers.norm import BatchNorm
 from jaxseg.layers.resize import resize
+from jaxseg.ops.definition import defined_by
 
 Order = Literal["pool_first", "pool_last"]
 
@@ -83,7 +82,7 @@ class ASPP(nn.Module):
   def _pool(self, x: Array) -> Array:
     window = [min(a, n) for a, n in zip(self.pool_window or x.shape[1:3], x.shape[1:3], strict=True)]
     if tuple(window) == x.shape[1:3]:
-      return image_mean(x)[:, None, None].astype(x.dtype)
+      return x.mean((1, 2), dtype=jnp.float32, keepdims=True).astype(x.dtype)
     return nn.avg_pool(spatial.whole(x), tuple(window))
 
 
@@ -149,8 +148,7 @@ def join_conv(
     y = sum(x @ kernel[0, 0, a : a + x.shape[-1]] for a, x in zip(starts[:-1], branches, strict=True))
     if pooled is None:
       return y
-    share = pooled @ pooled_kernel[0, 0]
-    return shift_images(y, share[:, 0, 0]) if share.shape[1:3] == (1, 1) else y + share
+    return y + pooled @ pooled_kernel[0, 0]
   if pooled is None or pooled.shape[1:3] != (1, 1) or (h, w) == (1, 1):
     return join_conv_reference(pooled, branches, pooled_kernel, kernel)
   y = _conv(jnp.concatenate(branches, -1), kernel)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxseg.kernels.definition import defined_by
 from jaxseg.layers import spatial
 from jaxseg.ops import resize as ops
+from jaxseg.ops.definition import defined_by
 from jaxseg.ops.resize import interpolation_matrix, rescale_reference, resize_reference
 from jaxseg.types import AnyArray
 

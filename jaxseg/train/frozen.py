@@ -11,6 +11,7 @@ import jax
 
 from jaxseg.errors import UserError
 from jaxseg.layers.norm import BatchNorm
+from jaxseg.layers.stage import never_scan
 
 
 def frozen_paths(params: Any, patterns: Sequence[str]) -> frozenset[str]:
@@ -58,7 +59,7 @@ def keep_statistics(norms: frozenset[str]):
         kwargs = {**kwargs, **_stored(module)}
     return call(*args, **kwargs)
 
-  with nn.intercept_methods(intercept):
+  with never_scan(), nn.intercept_methods(intercept):
     yield
 
 

@@ -133,6 +133,7 @@ def test_arguments_that_do_not_go_together(file, sentence):
 def test_a_trained_model_is_evaluated_at_another_stride(tmp_path, monkeypatch):
   """As the papers do; fields that have parameters stay, and what would have no effect is refused."""
   small = ["model.encoder.stage_sizes=1,1,1,1", "model.encoder.width=8", "model.decoder.channels=8"]
+  small.append("model.encoder.multi_grid=()")
   config = load("deeplabv3", *small)
   values = record.make_record(config, num_classes=2, classes=["a", "b"], palette=np.eye(2, 3))
   workdir.prepare(tmp_path, values, write=True)

@@ -107,8 +107,9 @@ def test_frozen_norm_trains_with_stored_statistics():
   "fields, sentence",
   [
     (dict(output_stride=4), "output_stride is 4, but resnet50 gives 8, 16 or 32"),
-    (dict(stem="v1d"), "stem is 'v1d'; choose one of v1, v1b, v1c, beta"),
-    (dict(multi_grid=(1, 2)), r"multi_grid=\(1, 2\) is shorter than the last stage's 3 units"),
+    (dict(stem="v1d"), "stem is 'v1d'; did you mean 'v1'\\? known: beta, v1, v1b, v1c"),
+    (dict(multi_grid=(1, 2)), r"multi_grid=\(1, 2\) has 2 rates, but the last stage 3 units"),
+    (dict(multi_grid=(1, 2, 4, 8)), "has 4 rates, but the last stage 3 units"),
   ],
 )
 def test_bad_fields(fields, sentence):

@@ -276,7 +276,7 @@ _TPU = """
 import jax, jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxseg import plan, sharding
-from jaxseg.kernels.depthwise import depthwise_conv
+from jaxseg.ops.depthwise import depthwise_conv
 
 topology = plan.open_topology("v5e:2x2")
 one = sharding.replicated(sharding.make_mesh(devices=topology.devices[:1]))

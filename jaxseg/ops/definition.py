@@ -1,0 +1,61 @@
+"""A fast function beside the plain one that defines it, and a way to trace the plain one.
+
+Work is counted on the definition: a shifted depthwise convolution has no convolution in
+it, and fused algebra does less than the paper's model.
+
+The definitions are also what forward-mode differentiation sees. A form with a derivative of its
+own (`jax.custom_vjp`) has a reverse rule alone, and JAX refuses `jax.jvp`, `jax.jacfwd` and `jax.hessian` of
+it; `with plain_definitions(): jax.jvp(...)` traces plain JAX, which has every derivative.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+from jax import lax
+
+# What a table of forms has an entry for.
+PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
+
+_plain: contextvars.ContextVar[bool] = contextvars.ContextVar("plain_definitions", default=False)
+
+
+def defined_by(reference: Callable) -> Callable[[Callable], Callable]:
+  """Marks a function as a faster form of `reference`, which takes the same arguments."""
+
+  def mark(function: Callable) -> Callable:
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+      return (reference if _plain.get() else function)(*args, **kwargs)
+
+    return call
+
+  return mark
+
+
+@contextlib.contextmanager
+def plain_definitions() -> Iterator[None]:
+  """Traces functions marked by `defined_by` as their definitions inside, for counting and for `jax.jvp`.
+
+  A function that was jitted and called outside keeps its compiled form: jit it inside.
+  """
+  token = _plain.set(True)
+  try:
+    yield
+  finally:
+    _plain.reset(token)
+
+
+def by_platform(choice: Mapping[str, str], forms: Mapping[str, Callable]) -> Callable:
+  """A function whose form is the one of the platform that its program is lowered for.
+
+  Args:
+    choice: platform, of `PLATFORMS`, → name of the form.
+    forms: name → function. Platforms that share a form share its trace.
+  """
+  default = choice["cuda"]
+  others = {platform: forms[form] for platform, form in choice.items() if form != default}
+  if not others:
+    return forms[default]
+  return lambda *args: lax.platform_dependent(*args, **others, default=forms[default])

@@ -1,0 +1,73 @@
+"""A depthwise square and pairs of strips over it, summed: the convolutions of MSCA (https://arxiv.org/abs/2209.08575).
+
+They are one operation so that rows of neighbours are exchanged once for all of them: 12 on each side
+for 5×5 and 21×1, where one exchange for each convolution would be eight.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxseg.ops.bias import add_bias
+from jaxseg.ops.depthwise import depthwise_conv
+
+# kernel (kh, kw, 1, c) and bias (c,)
+Weights = tuple[Float[Array, "_ _ 1 c"], Float[Array, " c"]]
+
+
+def msca(
+  x: Float[Array, "b h w c"],
+  square: Weights,
+  strips: Sequence[tuple[Weights, Weights]],
+  *,
+  inside: Bool[Array, " _"] | None = None,
+) -> Float[Array, "b _ w c"]:
+  """The k×k convolution of `x`, plus for each pair a 1×n, then an n×1 of that. Zeros lie around every map.
+
+  Each convolution takes its platform's form (`ops.depthwise.choose_form`).
+
+  Args:
+    x: the map; with `inside`, also `msca_halo` rows of neighbours (or zeros) on both sides.
+    square: weights of the k×k, k odd.
+    strips: pairs of weights, (1×n, n×1), n odd.
+    inside: for the rows of `x` without (k − 1) / 2 on each side, whether they lie in the image: beyond it
+      are zeros for the strips, not what the square makes of zeros. None: `x` is the whole map.
+  """
+  halo = max((_half(column) for _, column in strips), default=0) if inside is not None else 0
+
+  def conv(x, weights):
+    kernel, bias = weights
+    rows, columns = ((k - 1) // 2 for k in kernel.shape[:2])
+    rows = 0 if inside is not None else rows
+    y = depthwise_conv(x, kernel, padding=((rows, rows), (columns, columns)))
+    return add_bias(y, bias)
+
+  def keep(y, around: int):
+    if inside is None:
+      return y
+    cut = halo - around
+    return jnp.where(inside[cut : inside.shape[0] - cut, None, None], y, 0)
+
+  y = keep(conv(x, square), halo)
+  total = _crop(y, halo)
+  for row, column in strips:
+    # No more rows than this strip reads.
+    reach = _half(column) if inside is not None else 0
+    part = keep(conv(_crop(y, halo - reach), row), reach)
+    total = total + conv(part, column)
+  return total
+
+
+def msca_halo(square: int, strips: Sequence[int]) -> int:
+  """Rows of a neighbour that the operation reads: half the square and half the longest strip."""
+  return (square - 1) // 2 + (max(strips, default=1) - 1) // 2
+
+
+def _half(weights: Weights) -> int:
+  """Rows that a centred kernel reads above its own."""
+  return (weights[0].shape[0] - 1) // 2
+
+
+def _crop(x, rows: int):
+  return x[:, rows : x.shape[1] - rows] if rows else x
