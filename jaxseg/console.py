@@ -1,0 +1,113 @@
+"""What a program prints, and with which code it ends. Standard library only: it is loaded first."""
+
+import argparse
+import contextlib
+import datetime
+import difflib
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxseg.errors import UserError
+
+# Exit codes. Schedulers restart on every code but 0 and 2.
+FAILED = 1  # a bug, a loss that is not finite, a hung step
+BAD_INPUT = 2  # a UserError: the same command would fail again
+PREEMPTED = 75  # EX_TEMPFAIL: told to go by SIGTERM, and saved
+INTERRUPTED = 130  # Ctrl-C
+
+_copies: list[Any] = []  # open files that get every line, see `copied_to`
+
+
+def print_line(text: str, *, error: bool = False) -> None:
+  """Prints a line at once, on stderr for an `error`. Failing to print must not abort training.
+
+  After a broken pipe (`| head`), a full disk or a closed terminal, what follows is printed nowhere.
+  """
+  write_copies(text)
+  stream = sys.stderr if error else sys.stdout
+  if stream is None:
+    return
+  try:
+    print(text, file=stream, flush=True)
+  except OSError:
+    # The descriptor, not the object: the interpreter flushes what is left at its end, and would fail again.
+    with contextlib.suppress(OSError, ValueError):
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, stream.fileno())
+      os.close(nowhere)
+  except ValueError:  # closed, or letters that the terminal has not
+    pass
+
+
+def write_copies(text: str) -> None:
+  """Writes a line with its time to every file of `copied_to`, and not to the terminal."""
+  stamp = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+  for file in _copies:
+    with contextlib.suppress(OSError, ValueError):
+      file.write("".join(f"{stamp}  {line}\n" for line in text.splitlines()))
+      file.flush()
+
+
+@contextlib.contextmanager
+def copied_to(path: Any) -> Iterator[None]:
+  """Appends every line that `print_line` prints in this context to a local file, with the time.
+
+  An error that leaves the context is written there as well. A file that cannot be opened is no reason to
+  stop; a bucket cannot append, and keeps no copy.
+  """
+  if "://" in str(path):
+    yield
+    return
+  try:
+    file = pathlib.Path(path).open("a", encoding="utf-8", errors="replace")
+  except OSError:
+    yield
+    return
+  with file:
+    _copies.append(file)
+    try:
+      yield
+    except BaseException as error:
+      write_copies(f"{type(error).__name__}: {error}")
+      raise
+    finally:
+      _copies.remove(file)
+
+
+def exit_at_interrupt(program: str) -> None:
+  """Makes Ctrl-C end this process with one line and exit code 130, at any moment and also twice.
+
+  Saves are atomic, so exiting at once loses nothing but the steps since the last one. For programs only; call
+  it before heavy imports. Not on the main thread it does nothing.
+  """
+
+  def leave(*_: Any) -> None:
+    # Past Python's buffers, whose locks the interrupted code may hold.
+    with contextlib.suppress(OSError):
+      os.write(2, f"\n{program}: stopped; the same command goes on from the last checkpoint\n".encode())
+    os._exit(INTERRUPTED)
+
+  with contextlib.suppress(ValueError):
+    signal.signal(signal.SIGINT, leave)
+
+
+def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], *, required: Sequence[str] = ()) -> Any:
+  """The flags of a program.
+
+  Raises:
+    UserError: a flag that the program does not have (with the nearest), or a missing one.
+  """
+  flags, unknown = parser.parse_known_args(argv)
+  if unknown:
+    flag = unknown[0].split("=", 1)[0]
+    near = difflib.get_close_matches(flag, [f"--{name}" for name in vars(flags)], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; {parser.prog} --help lists the flags"
+    raise UserError(f"there is no flag {flag}{hint}")
+  for name in required:
+    if getattr(flags, name) is None:
+      raise UserError(f"--{name} is missing; {parser.prog} --help shows what it takes")
+  return flags
