@@ -190,7 +190,7 @@ def data() -> ml_collections.ConfigDict:
       flip=0.5,
       pad="after_flip",  # or "before_flip": the padding is mirrored with the crop
       color="none",  # or "photometric"
-      workers=2,  # reading threads
+      workers=-1,  # worker processes that make batches: -1 is one a core, 0 none
       classes=(),  # folder, synthetic: names of the classes, in the order of their ids
       label_map=(),  # folder: (id in the mask, class id) pairs; 255 ignores
       image_size=(96, 96),  # synthetic, like the next two

@@ -102,7 +102,7 @@ def data() -> ml_collections.ConfigDict:
       mixup_alpha=0.8,  # 0 switches it off, like the next
       cutmix_alpha=1.0,
       switch_probability=0.5,  # of cutmix, where both are on
-      workers=16,  # reading threads
+      workers=-1,  # worker processes
       classes=(),  # synthetic_classes, like the next three
       image_size=(96, 96),
       num_train=2000,

@@ -31,6 +31,7 @@ DATASETS = {
 
 # Public name → the module that defines it (PEP 562).
 _LAZY = {
+  "batches": "jaxseg.data.pipeline",
   "check_dataset": "jaxseg.data.check",
   "class_weights": "jaxseg.data.statistics",
   "classifier_eval_batches": "jaxseg.data.classification_batches",
@@ -38,6 +39,8 @@ _LAZY = {
   "distort": "jaxseg.data.color",
   "eval_batches": "jaxseg.data.pipeline",
   "label_histogram": "jaxseg.data.statistics",
+  "make_rule": "jaxseg.data.transforms",
+  "prefetch_to_devices": "jaxseg.data.feed",
   "replay": "jaxseg.data.draws",
   "train_batches": "jaxseg.data.pipeline",
   "zero_padding": "jaxseg.data.color",

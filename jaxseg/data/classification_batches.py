@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxseg.data import open_split
 from jaxseg.data.classification import INTERPOLATIONS, eval_image, train_image
-from jaxseg.data.pipeline import augmented_batches, chosen_rows, read_options, stack
+from jaxseg.data.pipeline import augmented_batches, chosen_rows, read_in_threads, stack
 from jaxseg.data.source import DataError, Source
 from jaxseg.types import Batch
 
@@ -27,13 +27,14 @@ def classifier_train_batches(
   process_index: int = 0,
   process_count: int = 1,
   rows: Sequence[int] | None = None,
+  source: Source | None = None,
 ) -> Iterator[Batch]:
   """Endless augmented batches from `start_step` on: this process's rows of each global batch.
 
   Args:
     config_data: reads name, train_split, crop_size, crop_area, crop_aspect, flip, interpolation,
       randaugment_layers, randaugment_magnitude, randaugment_std, workers, and what the dataset reads.
-    batch_size: of all processes together, like the rest as in `train_batches`.
+    batch_size: of all processes together, like the rest (`source` too) as in `train_batches`.
 
   Yields:
     {"image": uint8 b h w 3, "label": int32 b, "id": str array b}.
@@ -43,7 +44,7 @@ def classifier_train_batches(
   """
   check_settings(config_data)
   return augmented_batches(
-    _source(config_data, config_data.train_split),
+    _source(config_data, config_data.train_split, source),
     _AugmentPicture(
       seed,
       size=config_data.crop_size[0],
@@ -62,6 +63,7 @@ def classifier_train_batches(
     process_index=process_index,
     process_count=process_count,
     rows=rows,
+    example_bytes=3 * config_data.crop_size[0] ** 2,
   )
 
 
@@ -74,6 +76,7 @@ def classifier_eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   rows: Sequence[int] | None = None,
+  source: Source | None = None,
 ) -> Iterator[Batch]:
   """The middle of every picture of a split, once: this process's rows of each global batch.
 
@@ -82,10 +85,9 @@ def classifier_eval_batches(
   """
   check_settings(config_data)
   rows = chosen_rows(batch_size, process_index, process_count, rows)
-  source = _source(config_data, split)
+  source = _source(config_data, split, source)
   load = _LoadRows(source, batch_size, rows, config_data.crop_size[0], crop_share, config_data.interpolation)
-  options = read_options(config_data.workers, ahead=2)
-  return iter(grain.MapDataset.range(-(-len(source) // batch_size)).map(load).to_iter_dataset(options))
+  return read_in_threads(load, -(-len(source) // batch_size), config_data.workers)
 
 
 def check_settings(config_data: Any) -> None:
@@ -112,13 +114,13 @@ def check_settings(config_data: Any) -> None:
     raise DataError(f"data.interpolation is {config_data.interpolation!r}; expected one of {known}")
 
 
-def _source(config_data: Any, split: str) -> Source:
-  """The split, which has to be one of pictures with a class each.
+def _source(config_data: Any, split: str, opened: Source | None) -> Source:
+  """The split (`opened` where it is already), which has to be one of pictures with a class each.
 
   Raises:
     DataError: its labels are masks.
   """
-  source = open_split(config_data, split)
+  source = open_split(config_data, split) if opened is None else opened
   if len(source) and np.ndim(source[0]["label"]):
     raise DataError(
       f"{config_data.name} has masks, not a class for each picture; to train a classifier, set data.name to"

@@ -3,8 +3,8 @@
 Training is a pure function (seed, global example index) → example: epoch after epoch of
 a global shuffle, each example augmented by a generator seeded with its index. Batch
 `s` holds the indices [s·B, (s+1)·B), of which process h of n reads the h-th n-th (or the
-rows it is told), so that batches depend neither on the number of processes nor on that of worker threads,
-and resuming is starting to count at another step.
+rows it is told), so that batches depend neither on the number of hosts nor on that of worker processes
+(`jaxseg.data.workers`), and resuming is starting to count at another step.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import grain
 import numpy as np
 
 from jaxseg.data import open_split
-from jaxseg.data.source import DataError, Source
+from jaxseg.data.source import DataError, Examples, Source, known_sizes
 from jaxseg.data.transforms import (
   MEAN_FILL,
   GeometryRule,
@@ -26,9 +26,12 @@ from jaxseg.data.transforms import (
   filled_box,
   make_rule,
 )
+from jaxseg.data.workers import AUTO, iterate, worker_count
 from jaxseg.types import IGNORE_LABEL, Batch
 
 _SHUFFLE_STREAM = 1  # keeps the shuffle's seed apart from the examples'
+_MOST_THREADS = 8  # each holds a batch
+_ENDLESS = sys.maxsize // 2  # Grain rounds lengths up to whole batches
 
 
 @runtime_checkable
@@ -55,6 +58,7 @@ def train_batches(
   process_count: int = 1,
   rows: Sequence[int] | None = None,
   fill: tuple[int, int, int] = MEAN_FILL,
+  source: Source | None = None,
 ) -> Iterator[Batch]:
   """Endless augmented batches from `start_step` on: this process's rows of each global batch.
 
@@ -70,10 +74,12 @@ def train_batches(
       (`jaxseg.sharding.rows_to_read`: processes that share an image read the same).
     fill: RGB grey levels where a scaled-down image does not reach; the model's mean
       colour gives the published "0 after normalisation".
+    source: the training split, opened already: then no file is looked at again. None opens it.
 
   Yields:
-    {"image": uint8 b h w 3, "label": int32 b h w, "id": str array b, "box": int32 b 4},
-    where `box` is (top, left, bottom, right) of what is not padding.
+    {"image": uint8 b h w 3, "label": uint8 b h w, "id": str array b, "box": int32 b 4},
+    where `box` is (top, left, bottom, right) of what is not padding. The iterator has a method `close`,
+    which ends its worker processes at once; otherwise they end with the iterator.
 
   Raises:
     DataError: sizes, ranges or places that do not fit.
@@ -87,11 +93,13 @@ def train_batches(
     cat_max_ratio=config_data.cat_max_ratio,
     pad=config_data.pad,
   )
-  source = open_split(config_data, config_data.train_split)
+  if source is None:
+    source = open_split(config_data, config_data.train_split)
   _check_masks(source, config_data.name)
-  return augmented_batches(
+  return batches(
     source,
-    _Augment(rule, seed, fill),
+    rule,
+    fill=fill,
     workers=config_data.workers,
     batch_size=batch_size,
     seed=seed,
@@ -99,6 +107,49 @@ def train_batches(
     process_index=process_index,
     process_count=process_count,
     rows=rows,
+  )
+
+
+def batches(
+  source: Examples,
+  rule: GeometryRule,
+  *,
+  batch_size: int,
+  seed: int = 0,
+  start_step: int = 0,
+  workers: int = AUTO,
+  process_index: int = 0,
+  process_count: int = 1,
+  rows: Sequence[int] | None = None,
+  fill: tuple[int, int, int] = MEAN_FILL,
+) -> Iterator[Batch]:
+  """`train_batches` of any source: of your own, of TFDS, of Hugging Face (`jaxseg.data.sources`).
+
+  Args:
+    source: anything with `len(source)` and `source[i]` → {"image": uint8 h w 3 (RGB), "label": uint8 h w
+      (train ids, 255 = no label)}, and "id" where examples have names; Grain's `RandomAccessDataSource`.
+      With workers it has to pickle.
+    rule: how crops are drawn, of `jaxseg.data.make_rule`.
+    batch_size: of all hosts together, like the next as in `train_batches`.
+    workers: worker processes; -1 is one for each core, 0 none.
+
+  Yields:
+    As `train_batches`; without an "id" the index in the source stands for it.
+
+  Raises:
+    DataError: an empty source, and as `train_batches`.
+  """
+  return augmented_batches(
+    source,
+    _Augment(rule, seed, fill),
+    workers=workers,
+    batch_size=batch_size,
+    seed=seed,
+    start_step=start_step,
+    process_index=process_index,
+    process_count=process_count,
+    rows=rows,
+    example_bytes=4 * rule.crop_size[0] * rule.crop_size[1],
   )
 
 
@@ -111,7 +162,7 @@ def _check_masks(source: Source, name: str) -> None:
 
 
 def augmented_batches(
-  source: Source,
+  source: Examples,
   augment: grain.transforms.MapWithIndex,
   *,
   workers: int,
@@ -121,15 +172,18 @@ def augmented_batches(
   process_index: int,
   process_count: int,
   rows: Sequence[int] | None = None,
+  example_bytes: int = 0,
 ) -> Iterator[Batch]:
   """`train_batches` of any source whose examples `augment` changes, by their global index below 2^63."""
   rows = chosen_rows(batch_size, process_index, process_count, rows)
   if seed < 0 or start_step < 0:
     raise DataError(f"seed is {seed} and start_step {start_step}; both must be at least 0")
+  if not len(source):
+    raise DataError("the source of the batches is empty; give one with at least one example")
   examples = grain.MapDataset.source(_Epochs(source, seed)).map_with_index(augment)
   mine = _Rows(examples, batch_size=batch_size, start_step=start_step, rows=rows)
-  options = read_options(workers, ahead=2 * len(rows))
-  return iter(grain.MapDataset.source(mine).to_iter_dataset(options).batch(len(rows), batch_fn=stack))
+  whole = grain.MapDataset.source(mine).batch(len(rows), batch_fn=stack)
+  return iterate(whole, workers, batch_bytes=example_bytes * len(rows))
 
 
 def eval_batches(
@@ -141,6 +195,7 @@ def eval_batches(
   process_count: int = 1,
   rows: Sequence[int] | None = None,
   grouping: Grouping | None = None,
+  source: Source | None = None,
 ) -> Iterator[Batch]:
   """Every example of a split once, unchanged: this process's rows of each global batch.
 
@@ -148,16 +203,16 @@ def eval_batches(
   size is filled up with black images whose labels are all 255 and whose id is "".
 
   Args and yields are those of `train_batches`, but for `box`; `grouping` decides otherwise what
-  shares a batch and what a batch holds.
+  shares a batch and what a batch holds. Batches are made in threads: nearly all of the work is decoding,
+  which runs side by side, and processes take longer to start than most splits to read.
   """
   rows = chosen_rows(batch_size, process_index, process_count, rows)
-  source = open_split(config_data, split)
+  if source is None:
+    source = open_split(config_data, split)
   _check_masks(source, config_data.name)
   grouping = grouping or _SameSize()
-  plan = _plan(source, batch_size, grouping)
-  load = _LoadRows(source, grouping, plan, rows)
-  options = read_options(config_data.workers, ahead=2)
-  return iter(grain.MapDataset.range(len(plan)).map(load).to_iter_dataset(options))
+  plan = group_by_size(source, batch_size, grouping)
+  return read_in_threads(_LoadRows(source, grouping, plan, rows), len(plan), config_data.workers)
 
 
 def chosen_rows(
@@ -193,11 +248,11 @@ def rows_of_process(batch_size: int, process_index: int, process_count: int) -> 
   return range(process_index * count, (process_index + 1) * count)
 
 
-def read_options(workers: int, *, ahead: int) -> grain.ReadOptions:
-  """`workers` threads, none at 0, that stay about `ahead` elements before the reader."""
-  if workers < 0:
-    raise DataError(f"data.workers is {workers}; expected 0 (no threads) or more")
-  return grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(ahead, workers) if workers else 0)
+def read_in_threads(load: grain.transforms.Map, count: int, workers: int) -> Iterator[Batch]:
+  """`load` of 0 to `count` - 1 in order, in as many threads as there would be `workers`; none at 0."""
+  threads = min(worker_count(workers), _MOST_THREADS)
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads) if threads else 0)
+  return iter(grain.MapDataset.range(count).map(load).to_iter_dataset(options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,25 +272,28 @@ class _Augment(grain.transforms.MapWithIndex):
     return {"image": image, "label": label, "id": element["id"], "box": box}
 
 
+@dataclasses.dataclass(frozen=True)
 class _Epochs:
   """The examples of a split, epoch after epoch, each epoch in an order of its own."""
 
-  def __init__(self, source: Source, seed: int):
-    self._source, self._seed = source, seed
-    # Two, for the threads on both sides of an epoch's end. Grain's own shuffle needs no list, but with a few
-    # hundred examples or less takes up to 4 ms for each of them.
-    self._order = functools.lru_cache(maxsize=2)(self._make_order)
+  source: Examples
+  seed: int
 
   def __len__(self) -> int:
-    return sys.maxsize
+    return _ENDLESS
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    epoch, place = divmod(index, len(self._source))
-    return self._source[int(self._order(epoch)[place])]
+    epoch, place = divmod(index, len(self.source))
+    number = int(_epoch_order(self.seed, epoch, len(self.source))[place])
+    example = self.source[number]
+    return example if "id" in example else {**example, "id": str(number)}
 
-  def _make_order(self, epoch: int) -> np.ndarray:
-    rng = np.random.default_rng((self._seed, _SHUFFLE_STREAM, epoch))
-    return rng.permutation(len(self._source))
+
+# Two, for the batch that holds the end of an epoch. Grain's own shuffle needs no list, but with a few hundred
+# examples or less takes up to 4 ms for each of them.
+@functools.lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+  return np.random.default_rng((seed, _SHUFFLE_STREAM, epoch)).permutation(length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +306,7 @@ class _Rows:
   rows: Sequence[int]
 
   def __len__(self) -> int:
-    return sys.maxsize
+    return _ENDLESS
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     step, row = divmod(index, len(self.rows))
@@ -256,11 +314,11 @@ class _Rows:
 
 
 def stack(examples: list[dict[str, Any]]) -> Batch:
-  """Examples of one shape as a batch; labels become int32."""
-  kinds = {"label": np.int32}
-  return {
-    name: np.stack([np.asarray(e[name]) for e in examples], dtype=kinds.get(name)) for name in examples[0]
-  }
+  """Examples of one shape as a batch; labels that are one number each become int32."""
+  batch = {name: np.stack([np.asarray(e[name]) for e in examples]) for name in examples[0]}
+  if batch["label"].ndim == 1:
+    batch["label"] = batch["label"].astype(np.int32)
+  return batch
 
 
 class _SameSize:
@@ -280,14 +338,15 @@ class _SameSize:
     return stack([*examples, *[blank] * (count - len(examples))])
 
 
-def _plan(source: Source, batch_size: int, grouping: Grouping) -> list[list[tuple[int, tuple[int, int]]]]:
-  """(index, size) of the members of each batch; every process makes the same plan.
+def group_by_size(
+  source: Source, batch_size: int, grouping: Grouping
+) -> list[list[tuple[int, tuple[int, int]]]]:
+  """(index, size) of the members of each batch; every process makes the same list.
 
   Groups come in the order of their first image; images of one size are neighbours in a group.
   """
   groups: dict[Hashable, list[tuple[int, tuple[int, int]]]] = {}
-  for index in range(len(source)):
-    size = tuple(source.size(index))
+  for index, size in enumerate(known_sizes(source)):
     groups.setdefault(grouping.key(size), []).append((index, size))
   plan = []
   for group in groups.values():

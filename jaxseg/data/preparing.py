@@ -147,23 +147,68 @@ def fingerprint(original: Original) -> str:
 class RecordSource:
   """One prepared split; see `jaxseg.data.source.Source`.
 
-  `sized` is the key of the picture whose header tells the size.
+  Opened when it is first read, and again in each process that receives it pickled.
+
+  Args:
+    folder: of the prepared data set, with its version.
+    split: one of its splits.
+    decode: makes an example of a record.
   """
 
-  def __init__(self, records: Any, decode: Callable[[Mapping[str, Any]], dict[str, Any]], *, sized: str):
-    self._records = records
-    self._decode = decode
-    self._sized = sized
+  def __init__(self, folder: str, split: str, decode: Callable[[Mapping[str, Any]], dict[str, Any]]):
+    self._folder, self._split, self._decode = folder, split, decode
+    self._opened: tuple[Any, str] | None = None
+
+  def __getstate__(self) -> dict[str, Any]:
+    return self.__dict__ | {"_opened": None}
 
   def __len__(self) -> int:
-    return len(self._records)
+    return len(self._open()[0])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._decode(self._records[index])
+    return self._decode(self._record(index))
 
   def size(self, index: int) -> tuple[int, int]:
     """(h, w), without decoding."""
-    return images.encoded_size(self._records[index][self._sized])
+    return images.encoded_size(self._record(index)[self._open()[1]])
+
+  def _open(self) -> tuple[Any, str]:
+    """The records, and the key of the picture whose header tells the size."""
+    if self._opened is None:
+      builder = tfds.builder_from_directory(self._folder)
+      pictures = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
+      decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
+      records = builder.as_data_source(split=self._split, decoders=decoders)
+      # A mask is a smaller file than its picture.
+      self._opened = records, "label" if "label" in pictures else "image"
+    return self._opened
+
+  def _record(self, index: int) -> Mapping[str, Any]:
+    records = self._open()[0]
+    if not 0 <= index < len(records):
+      raise IndexError(f"index {index} is outside the {len(records)} examples of split {self._split!r}")
+    try:
+      return records[index]
+    # Which error a damaged file gives depends on where it is damaged: RuntimeError, ValueError, DecodeError.
+    except Exception as error:
+      raise DataError(
+        f"record {index} of {self._shard(index)} cannot be read ({_one_line(error)}); delete {self._folder}"
+        " and it is prepared again"
+      ) from error
+
+  def _shard(self, index: int) -> str:
+    """The file that holds a record."""
+    info = tfds.builder_from_directory(self._folder).info.splits[self._split]
+    for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+      if index < length:
+        return os.fspath(path)
+      index -= length
+    return self._folder
+
+
+def _one_line(error: Exception) -> str:
+  words = " ".join(str(error).split()) or type(error).__name__
+  return words if len(words) <= 120 else words[:117] + "..."
 
 
 def open_split(original: Original, split: str, *, data_dir: str) -> RecordSource:
@@ -183,13 +228,10 @@ def open_split(original: Original, split: str, *, data_dir: str) -> RecordSource
   else:
     builder = original.builder(data_dir=_find_prepared(original.builder, data_root(data_dir)))
   _check_split(split, builder.info.splits, builder.name, builder.data_path)
-  pictures = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
-  decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
-  records = builder.as_data_source(split=split, decoders=decoders)
-  if not len(records):
+  source = RecordSource(os.fspath(builder.data_path), split, original.decode)
+  if not len(source):
     raise DataError(f"split {split!r} in {builder.data_path} has no records; delete it and prepare it again")
-  # A mask is a smaller file than its picture.
-  return RecordSource(records, original.decode, sized="label" if "label" in pictures else "image")
+  return source
 
 
 def prepare(

@@ -1,6 +1,9 @@
 """What every dataset is to the rest of the house: a `DatasetInfo` and, per split, a `Source`."""
 
+import concurrent.futures
 import dataclasses
+import os
+import weakref
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,8 +18,16 @@ class DataError(UserError):
 
 
 @runtime_checkable
+class Examples(Protocol):
+  """What batches can be made of, Grain's `RandomAccessDataSource`: examples as in `Source`; a list will do."""
+
+  def __len__(self) -> int: ...
+  def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+@runtime_checkable
 class Source(Protocol):
-  """A split that can be read at any index, from any thread.
+  """A split that can be read at any index, from any thread, and, pickled, from any process.
 
   `source[i]` is {"image": uint8 h w 3 (RGB), "label": uint8 h w (train ids, 255 =
   no label), "id": str}. `size(i)` is (h, w) without decoding the picture.
@@ -25,6 +36,29 @@ class Source(Protocol):
   def __len__(self) -> int: ...
   def __getitem__(self, index: int) -> dict[str, Any]: ...
   def size(self, index: int) -> tuple[int, int]: ...
+
+
+# id of a source → a reference to it and the sizes of all its images; gone when the source is.
+_SIZES: dict[int, tuple[weakref.ref, tuple[tuple[int, int], ...]]] = {}
+
+
+def known_sizes(source: Examples) -> tuple[tuple[int, int], ...]:
+  """(h, w) of every example, read once for each source object and kept with it.
+
+  A source without a method `size` is read whole.
+  """
+  key = id(source)
+  if key in _SIZES and _SIZES[key][0]() is source:
+    return _SIZES[key][1]
+  measure = getattr(source, "size", None) or (lambda index: np.shape(source[index]["image"])[:2])
+  with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+    sizes = tuple((int(h), int(w)) for h, w in pool.map(measure, range(len(source))))
+  try:
+    reference = weakref.ref(source, lambda _: _SIZES.pop(key, None))
+  except TypeError:  # a list, which cannot be referred to weakly
+    return sizes
+  _SIZES[key] = (reference, sizes)
+  return sizes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

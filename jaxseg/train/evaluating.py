@@ -17,7 +17,7 @@ from tqdm import tqdm
 from jaxseg import data, lazy
 from jaxseg.checkpoint import restore_variables
 from jaxseg.crf import Settings
-from jaxseg.data.source import DatasetInfo
+from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.errors import UserError
 from jaxseg.evaluation.classify import ClassificationReport
 from jaxseg.evaluation.evaluate import evaluate
@@ -47,11 +47,20 @@ class Evaluator:
     info: DatasetInfo,
     preprocess: Preprocess,
     mesh: Mesh,
+    source: Source | None = None,
   ):
     self._model, self._config, self._info = model, config, info
+    self._source = source
     self._preprocess, self._mesh = preprocess, mesh
     self._rule = make_inference_rule(config.eval)
     self._predict = None
+
+  @property
+  def source(self) -> Source:
+    """The evaluation split, opened once: by whoever made this, or at the first call."""
+    if self._source is None:
+      self._source = data.open_split(self._config.data, self._config.data.eval_split)
+    return self._source
 
   def __call__(self, variables: Any, *, progress: Any = None) -> Report:
     """From one integer confusion matrix over the whole split."""
@@ -61,6 +70,7 @@ class Evaluator:
       batch_size=self._config.eval.batch_size,
       rows=rows_to_read(self._config.eval.batch_size, self._mesh),
       grouping=None if self._rule.plain else Grouping(self._rule),
+      source=self.source,
     )
     return evaluate(
       self._model,
@@ -91,7 +101,7 @@ class Evaluator:
     Every process of a job has to call it, since they compute the prediction together; `predict`, a
     picture's label map by other means, is called by each for itself.
     """
-    source = data.open_split(self._config.data, self._config.data.eval_split)
+    source = self.source
     count = max(1, self._config.log.panel_images)
     # Neighbours are often frames of one film; images of one size share one compiled prediction.
     spread = dict.fromkeys(int(i) for i in np.linspace(0, len(source) - 1, count))
@@ -188,7 +198,7 @@ def run(
     evaluate_images = lazy.load("jaxseg.train.classification").evaluate
     return evaluate_images(subject, config, output=output, info=info, mesh=mesh)
   evaluator = Evaluator(subject.model, config, info=info, preprocess=subject.preprocess, mesh=mesh)
-  count = len(data.open_split(config.data, config.data.eval_split))
+  count = len(evaluator.source)
   first = jax.process_index() == 0
   refined = None if crf is None else evaluator.refined(subject.variables, crf)
   with tqdm(total=count, unit="image", disable=None if first else True) as bar:
@@ -198,7 +208,7 @@ def run(
     else:
       report, alone = evaluate_refined(
         refined,
-        data.open_split(config.data, config.data.eval_split),
+        evaluator.source,
         num_classes=info.num_classes,
         ignore_label=config.loss.ignore_label,
         progress=progress,

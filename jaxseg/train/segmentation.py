@@ -64,7 +64,8 @@ def make_prepare(
     if config.data.color == "photometric":
       image = data.distort(image, key)
     # Padding is 0 whatever the colours of the picture became.
-    return {**batch, "image": data.zero_padding(preprocess(image), batch["box"])}
+    image = data.zero_padding(preprocess(image), batch["box"])
+    return {**batch, "image": image, "label": batch["label"].astype(np.int32)}  # labels travel as uint8
 
   return prepare
 
@@ -74,7 +75,7 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
   pixels = (batch_size, *config.data.crop_size)
   return {
     "image": jax.ShapeDtypeStruct((*pixels, 3), np.uint8),
-    "label": jax.ShapeDtypeStruct(pixels, np.int32),
+    "label": jax.ShapeDtypeStruct(pixels, np.uint8),
     "box": jax.ShapeDtypeStruct((batch_size, 4), np.int32),
   }
 

@@ -29,7 +29,7 @@ _RANGES: Ranges = {
   "mesh.devices": (0, None),
   "ema_decay": (0.0, 1.0),
   "data.flip": (0.0, 1.0),
-  "data.workers": (0, None),
+  "data.workers": (-1, None),
   "optimizer.learning_rate": (0.0, None),
   "optimizer.weight_decay": (0.0, None),
   "optimizer.grad_clip": (0.0, None),
