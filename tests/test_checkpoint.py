@@ -164,8 +164,8 @@ def emptied(step):
   step.mkdir()
 
 
-def _record(step, **changes):
-  (file,) = [path for path in (step / "record").iterdir() if path.suffix != ".txt"]
+def _record(folder, **changes):
+  (file,) = [path for path in (folder / "record").iterdir() if path.suffix != ".txt"]
   file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 

@@ -176,6 +176,10 @@ class Checkpoints:
       raise UserError(f"another process could not read checkpoint {step} in {self._directory}")
     return state
 
+  def set_aside(self, step: int) -> None:
+    """Moves a finished checkpoint beside the directory, to `damaged_NAME`; every process of a run calls it."""
+    self._move_aside([step])
+
   def _move_aside(self, steps: list[int]) -> None:
     if not steps:
       return

@@ -15,6 +15,7 @@ from jaxseg.types import Preprocess
 
 _CONFIG = "config.json"
 _CHECKPOINTS = "checkpoints"
+_BEST = "best"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What a transformers config of SegFormer may state and our encoder has no field for.
 _MIT = {
@@ -189,6 +190,23 @@ def _remote_workdir(address: str) -> Workdir:
   if not (path / _CONFIG).exists():
     raise UserError(f"{address} is no workdir of train.py: it has no {_CONFIG}; copy weight files here first")
   return Workdir(address, str(path / _CHECKPOINTS), meta_of_ours(json.loads((path / _CONFIG).read_text())))
+
+
+def read_best(workdir: str) -> Weights | None:
+  """The weights of a workdir's folder `best`, local or on a bucket; None where it has none."""
+  from etils import epath
+
+  file = epath.Path(workdir) / _BEST / "model.safetensors"
+  if not file.exists():
+    return None
+  if "://" not in str(workdir):
+    return read_file(pathlib.Path(file))
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder) / file.name
+    copy.write_bytes(file.read_bytes())
+    weights = read_file(copy)
+    weights.tensors = {name: np.array(value) for name, value in weights.tensors.items()}
+    return weights
 
 
 def _download(name: str) -> pathlib.Path:

@@ -23,7 +23,7 @@ from jaxseg.errors import UserError
 from jaxseg.evaluation.classify import ClassificationReport, evaluate_classifier
 from jaxseg.losses import soft_cross_entropy
 from jaxseg.sharding import rows_to_read
-from jaxseg.train.logging import say
+from jaxseg.console import print_line as say
 from jaxseg.train.loss import LossFn
 from jaxseg.types import AnyArray, Batch, Preprocess
 
@@ -100,10 +100,10 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
 
 
 def train_batches(
-  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
+  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh, source: Any = None
 ) -> Iterator[Batch]:
   """Rows of this process of `jaxseg.data.classifier_train_batches`."""
-  del preprocess
+  del preprocess, source
   return data.classifier_train_batches(
     config.data,
     batch_size=config.batch_size,
@@ -114,10 +114,16 @@ def train_batches(
 
 
 def make_evaluator(
-  model: Any, config: ml_collections.ConfigDict, *, info: DatasetInfo, preprocess: Preprocess, mesh: Mesh
+  model: Any,
+  config: ml_collections.ConfigDict,
+  *,
+  info: DatasetInfo,
+  preprocess: Preprocess,
+  mesh: Mesh,
+  source: Any = None,
 ) -> Callable[..., ClassificationReport]:
   """(variables, *, progress=None) → top-1 and top-5 on `config.data.eval_split`."""
-  del info
+  del info, source
 
   def evaluate(
     variables: Mapping[str, Any], *, progress: Callable[[int], None] | None = None

@@ -29,7 +29,7 @@ from jaxseg.models import align_corners_of
 from jaxseg.train import chosen
 from jaxseg.train.crf_log import SearchLog
 from jaxseg.train.evaluating import Subject
-from jaxseg.train.logging import say
+from jaxseg.console import print_line as say
 from jaxseg.train.rule import make_inference_rule
 
 _TOP = 5

@@ -81,7 +81,7 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
 
 
 def train_batches(
-  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
+  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh, source: Any = None
 ) -> Iterator[Batch]:
   """Rows of this process of `jaxseg.data.train_batches`."""
   return data.train_batches(
@@ -92,14 +92,21 @@ def train_batches(
     rows=rows_to_read(config.batch_size, mesh),
     # Where a shrunken image does not reach: the mean colour is 0 once normalised.
     fill=tuple(round(value) for value in preprocess.mean),
+    source=source,
   )
 
 
 def make_evaluator(
-  model: Any, config: ml_collections.ConfigDict, *, info: DatasetInfo, preprocess: Preprocess, mesh: Mesh
+  model: Any,
+  config: ml_collections.ConfigDict,
+  *,
+  info: DatasetInfo,
+  preprocess: Preprocess,
+  mesh: Mesh,
+  source: Any = None,
 ) -> Evaluator:
   """Scores on `config.data.eval_split`, and a picture of its first images."""
-  return Evaluator(model, config, info=info, preprocess=preprocess, mesh=mesh)
+  return Evaluator(model, config, info=info, preprocess=preprocess, mesh=mesh, source=source)
 
 
 def card_rows(config: ml_collections.ConfigDict, model: Any) -> dict[str, str]:

@@ -12,7 +12,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from jaxseg import lazy
-from jaxseg.data.source import DatasetInfo
+from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.errors import UserError
 from jaxseg.train.overrides import nearest
 from jaxseg.types import Batch, Preprocess
@@ -56,7 +56,7 @@ class Task(Protocol):
     self, config: ml_collections.ConfigDict, batch_size: int
   ) -> dict[str, jax.ShapeDtypeStruct]: ...
   def train_batches(
-    self, config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh
+    self, config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh, source: Source
   ) -> Iterator[Batch]: ...
   def make_evaluator(
     self,
@@ -66,6 +66,7 @@ class Task(Protocol):
     info: DatasetInfo,
     preprocess: Preprocess,
     mesh: Mesh,
+    source: Source,
   ) -> Callable[..., Report]: ...
   def card_rows(self, config: ml_collections.ConfigDict, model: Any) -> dict[str, str]: ...
 
