@@ -13,7 +13,8 @@ Of an image classifier (configs/pretrain.py) the scores are top-1 and top-5.
 import argparse
 import sys
 
-from jaxseg.train import chosen, compiled, evaluating, overrides, runtime
+from jaxseg import console
+from jaxseg.train import chosen, compiled, distributed, evaluating, overrides
 
 
 def main(argv: list[str]) -> None:
@@ -26,18 +27,17 @@ def main(argv: list[str]) -> None:
   )
   chosen.add_flags(parser)
   parser.add_argument("--crf", action="store_true", help="refine the result by config.eval.crf")
-  runtime.add_job_flags(parser)
+  distributed.add_job_flags(parser)
   changes, rest = overrides.split(argv)
-  with runtime.sentences("eval.py"):
-    runtime.expect_processes("eval.py", rest)
-    flags = runtime.parse_flags(parser, rest)
-    config = chosen.choose_config(flags, changes, ready=runtime.start_processes)
-    runtime.end_at_sigterm()
+  with distributed.exit_on_user_error("eval.py"):
+    flags = console.parse_flags(parser, rest)
+    join = lambda config: distributed.initialize(flags, config)  # noqa: E731
+    config = chosen.choose_config(flags, changes, ready=join)
     compiled.use_cache(config)
     refine = flags.crf or any(key.startswith("eval.crf.") for key, _ in changes)
     crf = chosen.crf_settings(config) if refine else None
     output = flags.output or (f"{flags.workdir}/eval" if flags.workdir else "runs/eval")
-    runtime.check_processes(
+    distributed.check_same(
       "eval.py", config, source=flags.workdir or flags.source, step=flags.step, crf=refine
     )
     evaluating.run(chosen.load_subject(flags, config), config, output=output, crf=crf)

@@ -10,7 +10,12 @@ changes any value of it.
 import argparse
 import sys
 
-from jaxseg.train import compiled, logging, loop, overrides, runtime, tasks
+from jaxseg import console
+
+if __name__ == "__main__":
+  console.exit_at_interrupt("train.py")  # before the imports, which take seconds
+
+from jaxseg.train import compiled, distributed, loop, overrides, tasks
 from jaxseg.train import config as config_lib
 
 
@@ -24,17 +29,18 @@ def main(argv: list[str]) -> None:
   )
   parser.add_argument("--config", metavar="FILE[:ARG,ARG]", help="the experiment")
   parser.add_argument("--workdir", metavar="DIR", help="where the run lives, local or gs://")
-  runtime.add_job_flags(parser)
+  distributed.add_job_flags(parser)
   changes, rest = overrides.split(argv)
-  with runtime.sentences("train.py"):
-    runtime.expect_processes("train.py", rest)
-    flags = runtime.parse_flags(parser, rest, required=("config", "workdir"))
-    config = config_lib.load(flags.config, overrides=changes, ready=runtime.start_processes)
+  with distributed.exit_on_user_error("train.py"):
+    flags = console.parse_flags(parser, rest, required=("config", "workdir"))
+    join = lambda config: distributed.initialize(flags, config)  # noqa: E731
+    config = config_lib.load(flags.config, overrides=changes, ready=join)
+    preemption = distributed.Preemption()
     compiled.use_cache(config)
-    runtime.check_processes("train.py", config, workdir=flags.workdir)
-    report = loop.train(config, flags.workdir)
-    if report is not None and runtime.is_first_process():
-      logging.say(f"{tasks.headline(report)} on {config.data.eval_split}")
+    distributed.check_same("train.py", config, workdir=flags.workdir)
+    report = loop.train(config, flags.workdir, preemption=preemption, end_if_hung=True)
+    if report is not None and distributed.is_first_process():
+      console.print_line(f"{tasks.headline(report)} on {config.data.eval_split}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxseg.evaluation.report import Report
 from jaxseg.train import config as config_lib
-from jaxseg.train import evaluating, loop, runtime, workdir
+from jaxseg.train import distributed, evaluating, loop, workdir
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 
@@ -25,7 +25,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", default="runs/quickstart", help="default: %(default)s")
   folder = pathlib.Path(parser.parse_args().workdir)
-  with runtime.sentences("quickstart"):
+  with distributed.exit_on_user_error("quickstart"):
     colour = run("colour_only_synthetic.py", folder / "colour_only")
     cgnet = run("cgnet_m3n21_synthetic.py", folder / "cgnet")
   shutil.copy(folder / "cgnet" / "eval" / "panel.png", folder / "panel.png")

@@ -19,13 +19,22 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxseg import catalog, data, models, plan
+from jaxseg.console import print_line as say
 from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
 from jaxseg.macs import count_macs
 from jaxseg.pretrained import published_names
-from jaxseg.train import card, crf_search, dataset_commands, loop, overrides, runtime, validate, workdir
+from jaxseg.train import (
+  card,
+  crf_search,
+  dataset_commands,
+  distributed,
+  experiment,
+  overrides,
+  validate,
+  workdir,
+)
 from jaxseg.train import config as config_lib
-from jaxseg.train.logging import say
 from jaxseg.train.optimizer import parameter_groups
 
 _IMAGE = (1, 64, 64, 3)
@@ -65,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   flags = parser.parse_args(rest)
   if changes and flags.command not in ("plan", "crf-search", "check-dataset", "prepare-dataset"):
     parser.error(f"{flags.command} takes no {overrides.PREFIX}{changes[0][0]}")
-  with runtime.sentences("jaxseg"):
+  with distributed.exit_on_user_error("jaxseg"):
     if flags.command == "list":
       lines = listing()
     elif flags.command == "crf-search":
@@ -143,17 +152,17 @@ def training_plan(
   """
   validate.validate(config)
   opened = plan.open_topology(topology)
-  mesh = runtime.make_mesh(config.mesh, devices=opened.devices)
+  mesh = experiment.make_mesh(config.mesh, devices=opened.devices)
   try:
     validate.validate_batches(config, mesh, keys=("batch_size",))
   except UserError as error:
     raise UserError(f"{error}; {_advice(config, mesh.devices.size)}") from None
-  run = loop.assemble(config, mesh)
+  run = experiment.assemble(config, mesh)
   state = run.shapes
   parts = {"parameters": state.params, "optimizer": state.opt_state, "statistics": state.model_state}
   parts |= {} if state.ema is None else {"average": state.ema}
   return plan.plan_step(
-    lambda batch_size: loop.lower_step(run, batch_size=batch_size),
+    lambda batch_size: run.lower_step(batch_size=batch_size),
     opened,
     mesh,
     batch_size=config.batch_size,

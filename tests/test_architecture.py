@@ -13,6 +13,7 @@ PACKAGE = ROOT / "jaxseg"
 # Each room may import the rooms on earlier lines, and itself; not its neighbours on the same line.
 LAYERS = [
   ["types", "errors", "lazy", "chips"],
+  ["console"],
   ["catalog", "bucket"],
   ["kernels", "sharding"],
   ["layers"],

@@ -201,9 +201,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_moved_aside(three_checkpoints, 
     said = capsys.readouterr().err
     assert f"in {directory} these checkpoints are damaged: 3 (" in said and "; 2 is taken instead" in said
     assert reason in said
-    with pytest.raises(
-      ValueError, match=r"every checkpoint in .* is damaged: 3 .*nothing was changed"
-    ):
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged: 3 .*nothing was changed"):
       restore_variables(directory, step=3)
     assert (directory / "3").exists(), "a reader moves nothing"
     capsys.readouterr()

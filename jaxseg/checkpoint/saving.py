@@ -177,7 +177,7 @@ class Checkpoints:
     return state
 
   def set_aside(self, step: int) -> None:
-    """Moves a finished checkpoint beside the directory, to `damaged_NAME`; every process of a run calls it."""
+    """Moves a checkpoint beside the directory, to `damaged_NAME`; every process of a run calls it."""
     self._move_aside([step])
 
   def _move_aside(self, steps: list[int]) -> None:

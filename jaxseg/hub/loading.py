@@ -28,7 +28,7 @@ _TRACED = (1, 64, 64, 3)
 
 
 def open_weights(source: str | os.PathLike) -> Weights:
-  """The arrays that `source` names; of a workdir, those of `best/`, or of its latest checkpoint without it."""
+  """The arrays that `source` names; of a workdir, those of `best/`, else of its latest checkpoint."""
   found = open_source(source)
   if isinstance(found, Weights):
     return found

@@ -5,8 +5,11 @@ import json
 import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.pretrained.readers import SUFFIXES, read_file

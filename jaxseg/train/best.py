@@ -81,9 +81,7 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
   return traverse_util.unflatten_dict(dict(open_weights(workdir).tensors), sep="/")
 
 
-def _save(
-  folder: pathlib.Path, record: Mapping[str, Any], variables: Any, score: Mapping[str, Any]
-) -> None:
+def _save(folder: pathlib.Path, record: Mapping[str, Any], variables: Any, score: Mapping[str, Any]) -> None:
   from jaxseg.hub import Net
 
   fields = {key: _tuples(value) for key, value in record["model"].items() if value not in (None, {}, [])}

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxseg import data
+from jaxseg.console import print_line as say
 from jaxseg.data import DataError
 from jaxseg.data.source import DatasetInfo
 from jaxseg.encoders import ENCODERS
@@ -23,7 +24,6 @@ from jaxseg.errors import UserError
 from jaxseg.evaluation.classify import ClassificationReport, evaluate_classifier
 from jaxseg.losses import soft_cross_entropy
 from jaxseg.sharding import rows_to_read
-from jaxseg.console import print_line as say
 from jaxseg.train.loss import LossFn
 from jaxseg.types import AnyArray, Batch, Preprocess
 
@@ -100,7 +100,12 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
 
 
 def train_batches(
-  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh, source: Any = None
+  config: ml_collections.ConfigDict,
+  *,
+  preprocess: Preprocess,
+  start_step: int,
+  mesh: Mesh,
+  source: Any = None,
 ) -> Iterator[Batch]:
   """Rows of this process of `jaxseg.data.classifier_train_batches`."""
   del preprocess, source

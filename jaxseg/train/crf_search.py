@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from jaxseg import data
+from jaxseg.console import print_line as say
 from jaxseg.crf import Refiner, Search, Settings, refined_grid
 from jaxseg.crf.search import GRIDS, Grid, best_of, count, try_settings
 from jaxseg.data.source import Source
@@ -29,7 +30,6 @@ from jaxseg.models import align_corners_of
 from jaxseg.train import chosen
 from jaxseg.train.crf_log import SearchLog
 from jaxseg.train.evaluating import Subject
-from jaxseg.console import print_line as say
 from jaxseg.train.rule import make_inference_rule
 
 _TOP = 5

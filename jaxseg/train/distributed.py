@@ -111,9 +111,7 @@ def initialize(flags: argparse.Namespace, config: ml_collections.ConfigDict) -> 
       coordinator_bind_address=listen,
       cluster_detection_method="deactivate",
     )
-  where = (
-    f"process {place[2]} of {place[1]} at {place[0]}" if place else "started by a launcher"
-  )
+  where = f"process {place[2]} of {place[1]} at {place[0]}" if place else "started by a launcher"
   seconds = waits["initialization"]
   late = (
     f"not all processes came within {seconds:g} s (this is {where}); start the others with the same command,"

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from jaxseg import data, lazy
 from jaxseg.checkpoint import restore_variables
+from jaxseg.console import print_line as say
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.errors import UserError
@@ -28,11 +29,10 @@ from jaxseg.evaluation.report import Report
 from jaxseg.evaluation.views import Grouping
 from jaxseg.models import align_corners_of
 from jaxseg.sharding import rows_to_read
-from jaxseg.train import config as config_lib
 from jaxseg.train import best, tasks, validate, workdir
-from jaxseg.console import print_line as say
-from jaxseg.train.rule import make_inference_rule
+from jaxseg.train import config as config_lib
 from jaxseg.train.experiment import make_mesh
+from jaxseg.train.rule import make_inference_rule
 from jaxseg.types import Preprocess
 
 
@@ -148,9 +148,9 @@ def from_workdir(directory: epath.PathLike, *, step: str = "best") -> Subject:
   return Subject(
     name=str(directory),
     model=config_lib.build_model(config, config.model.num_classes),
-    variables=best.read(directory) if wanted == "best" else restore_variables(
-      epath.Path(directory) / workdir.CHECKPOINTS, step=wanted
-    ),
+    variables=best.read(directory)
+    if wanted == "best"
+    else restore_variables(epath.Path(directory) / workdir.CHECKPOINTS, step=wanted),
     preprocess=config_lib.make_preprocess(config.preprocess),
     num_classes=config.model.num_classes,
     step=wanted,

@@ -20,7 +20,7 @@ from jaxseg.train.schedule import make_schedule
 from jaxseg.train.state import TrainState, create_state
 from jaxseg.train.step import Step, jit_step, make_step
 from jaxseg.train.tasks import Report, task_of
-from jaxseg.types import Batch, Preprocess
+from jaxseg.types import Preprocess
 
 # What a model may draw from in training; Light-Ham's bases are redrawn every step, as published.
 _STREAMS = ("dropout", "drop_path", "nmf")
@@ -64,9 +64,7 @@ class Experiment:
   def make_step(self) -> Step:
     """The training step, not yet compiled."""
     config = self.config
-    prepare = task_of(config).make_prepare(
-      config, preprocess=self.preprocess, num_classes=self.num_classes
-    )
+    prepare = task_of(config).make_prepare(config, preprocess=self.preprocess, num_classes=self.num_classes)
     return make_step(
       self.loss_fn,
       self.tx,
@@ -88,7 +86,7 @@ class Experiment:
     return jit_step(self.make_step(), self.mesh, self.shapes).lower(self.shapes, batch, key)
 
   def train_batches(self, *, start_step: int) -> Any:
-    """This process's rows of the batches from `start_step` on, on the host."""
+    """The rows of this process in the batches from `start_step` on, on the host."""
     config = self.config
     source = self.sources[config.data.train_split]
     return task_of(config).train_batches(
@@ -229,6 +227,6 @@ def make_mesh(mesh: ml_collections.ConfigDict, *, devices: Sequence[jax.Device] 
     raise UserError(f"config.mesh: {error}") from None
 
 
-def _init(model: Any, config: ml_collections.ConfigDict) -> Batch:
+def _init(model: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
   image = jax.numpy.zeros((1, *config.data.crop_size, 3))
   return model.init(jax.random.key(config.seed), image, train=False)

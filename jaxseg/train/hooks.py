@@ -13,8 +13,8 @@ import jax
 import ml_collections
 from etils import epath
 
-from jaxseg.chips import peak_flops
 from jaxseg.checkpoint import Checkpoints
+from jaxseg.chips import peak_flops
 from jaxseg.macs import count_macs
 from jaxseg.train import best, distributed
 from jaxseg.train.distributed import Preempted, Preemption
@@ -160,7 +160,9 @@ class Metrics(Hook):
   def window(self, lines: Sequence[Line]) -> None:
     step = lines[-1][0]
     for number, scalars in lines:
-      self.log.write(number, {"loss": scalars["loss"], "lr": float(self._learning_rates[number - 1]), **scalars})
+      self.log.write(
+        number, {"loss": scalars["loss"], "lr": float(self._learning_rates[number - 1]), **scalars}
+      )
     self.log.flush()
     means = {key: sum(scalars[key] for _, scalars in lines) / len(lines) for key in lines[0][1]}
     means = {"loss": means.pop("loss"), "lr": float(self._learning_rates[step - 1]), **means}

@@ -27,7 +27,7 @@ from jaxseg.train.experiment import Experiment, build_experiment
 from jaxseg.train.hooks import Hook
 from jaxseg.train.metrics import Progress, ticking
 from jaxseg.train.state import TrainState
-from jaxseg.train.step import Step, jit_step
+from jaxseg.train.step import Step
 from jaxseg.train.tasks import Report
 
 LOG = "log.txt"
@@ -285,7 +285,7 @@ def _train(
     say=progress.say,
   )
   metrics = hooks.Metrics(
-    directory, start=start, rates=timing.take, learning_rates=rates, progress=progress
+    directory, start=start, rates=timing.take, learning_rates=rates.tolist(), progress=progress
   )
   keeps_best = config.checkpoint.get("save_pretrained", True)
   evaluation = hooks.Evaluation(

@@ -81,7 +81,12 @@ def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str
 
 
 def train_batches(
-  config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh, source: Any = None
+  config: ml_collections.ConfigDict,
+  *,
+  preprocess: Preprocess,
+  start_step: int,
+  mesh: Mesh,
+  source: Any = None,
 ) -> Iterator[Batch]:
   """Rows of this process of `jaxseg.data.train_batches`."""
   return data.train_batches(

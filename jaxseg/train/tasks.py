@@ -56,7 +56,13 @@ class Task(Protocol):
     self, config: ml_collections.ConfigDict, batch_size: int
   ) -> dict[str, jax.ShapeDtypeStruct]: ...
   def train_batches(
-    self, config: ml_collections.ConfigDict, *, preprocess: Preprocess, start_step: int, mesh: Mesh, source: Source
+    self,
+    config: ml_collections.ConfigDict,
+    *,
+    preprocess: Preprocess,
+    start_step: int,
+    mesh: Mesh,
+    source: Source,
   ) -> Iterator[Batch]: ...
   def make_evaluator(
     self,

@@ -1,5 +1,6 @@
 """What can be said against a config before anything is compiled: one sentence each."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,6 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxseg import catalog, models, sharding
 from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
-from jaxseg.train import watching
 from jaxseg.train.overrides import nearest
 from jaxseg.train.tasks import name_of, task_of
 
@@ -96,7 +96,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f"config.data.crop_size is {config.data.crop_size}; models need at least {_MIN_CROP} pixels a side"
     )
-  watching.check(config)
+  _check_times(config)
   task.check(config)
   if any(std <= 0 for std in config.preprocess.std):
     raise UserError(f"config.preprocess.std is {tuple(config.preprocess.std)}; each must be above 0")
@@ -105,6 +105,27 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f"config.optimizer.schedule.warmup_steps is {schedule.warmup_steps}, more than its total_steps"
       f" {schedule.total_steps}"
+    )
+
+
+def _check_times(config: ml_collections.ConfigDict) -> None:
+  steps = tuple(config.get("profile_steps", ()))
+  whole = all(type(step) is int for step in steps)
+  if steps and not (whole and len(steps) == 2 and 1 <= steps[0] <= steps[1] <= config.total_steps):
+    raise UserError(
+      f"config.profile_steps is {steps}; expected the first and the last step to trace, between 1 and"
+      f" config.total_steps {config.total_steps}, such as (10, 15), or () for none"
+    )
+  seconds = float(config.get("hosts", {}).get("step_timeout_seconds", 0.0))
+  if not 0 <= seconds < math.inf:
+    raise UserError(
+      f"config.hosts.step_timeout_seconds is {seconds}; expected the seconds that no step may take, or 0 to"
+      " wait for ever"
+    )
+  patience = config.get("early_stopping", {}).get("patience", 0)
+  if patience < 0:
+    raise UserError(
+      f"config.early_stopping.patience is {patience}; expected a number of evaluations, or 0 for none"
     )
 
 

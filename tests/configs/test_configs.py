@@ -11,7 +11,7 @@ from jaxseg import data
 from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
 from jaxseg.train import loop, validate
-from jaxseg.train.logging import read_metrics
+from jaxseg.train.metrics import read_metrics
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")

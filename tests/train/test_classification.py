@@ -18,7 +18,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import soft_cross_entropy
 from jaxseg.train import classification, evaluating, loop, validate, workdir
 from jaxseg.train import config as config_lib
-from jaxseg.train.logging import read_metrics
+from jaxseg.train.metrics import read_metrics
 from jaxseg.train.optimizer import parameter_groups
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"

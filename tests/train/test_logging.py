@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from jaxseg.train import logging
-from jaxseg.train.logging import MetricsLog
+from jaxseg.train.metrics import MetricsLog
 
 
 def test_lines_that_cannot_be_read_are_cut(tmp_path):

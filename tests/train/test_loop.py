@@ -12,8 +12,9 @@ from jaxseg.checkpoint import Checkpoints, restore_variables
 from jaxseg.errors import UserError
 from jaxseg.train import config as config_lib
 from jaxseg.train import evaluating, loop, workdir
-from jaxseg.train.guard import TrainingStopped
-from jaxseg.train.logging import MetricsLog, read_metrics
+from jaxseg.train.experiment import build_experiment
+from jaxseg.train.loop import TrainingStopped
+from jaxseg.train.metrics import MetricsLog, read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "configs" / "colour_only_synthetic.py:smoke")
@@ -82,7 +83,7 @@ def equal(a, b):
 
 def restored(config, directory):
   """The train state of the latest checkpoint, as NumPy arrays."""
-  run = loop.plan(config)
+  run = build_experiment(config)
   with Checkpoints(directory / "checkpoints") as checkpoints:
     like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), run.shapes)
     return jax.tree.map(np.asarray, checkpoints.restore(like))

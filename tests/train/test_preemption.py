@@ -8,12 +8,12 @@ import threading
 import time
 
 import pytest
+from jaxseg.train.exits import RESTART, Restart
+from jaxseg.train.preemption import Preempted, Preemption
 
 from jaxseg.train import config as config_lib
 from jaxseg.train import loop
-from jaxseg.train.exits import RESTART, Restart
-from jaxseg.train.logging import read_metrics
-from jaxseg.train.preemption import Preempted, Preemption
+from jaxseg.train.metrics import read_metrics
 from tests.train import kills
 from tests.train.kills import ROOT, Topology
 

@@ -14,7 +14,7 @@ from jaxseg import chips
 from jaxseg.errors import UserError
 from jaxseg.train import compiled, loop, speed
 from jaxseg.train import config as config_lib
-from jaxseg.train.logging import SPEED, read_metrics
+from jaxseg.train.metrics import SPEED, read_metrics
 from jaxseg.train.profile import Profile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
