@@ -54,9 +54,9 @@ class NotFinite(Exception):
 
 
 def run_steps(
-  step_fn: Step,
-  state: TrainState,
-  key: jax.Array,
+  step_fn: Step | None,
+  state: Any,
+  key: jax.Array | None,
   feed: Iterator[tuple[list[str], Any]],
   run_hooks: Sequence[Hook],
   *,
@@ -64,11 +64,11 @@ def run_steps(
   total: int,
   every: int,
   in_flight: int = STEPS_IN_FLIGHT,
-) -> TrainState:
+) -> Any:
   """Steps `start` + 1 to `total`; before step n + `in_flight` + 1 is dispatched, n is finished and looked at.
 
   Args:
-    step_fn: compiled; donates its state.
+    step_fn: compiled; donates its state. None, like the key, where no step is left.
     state: after step `start`.
     key: of the run.
     feed: (names of this process's examples, batch on the devices) from step `start` + 1 on.
