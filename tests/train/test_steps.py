@@ -85,7 +85,10 @@ def test_a_workdir_has_one_owner(tmp_path):
 def test_what_may_change_on_resume(tmp_path):
   config = {"seed": 0, "total_steps": 5, "data": {"workers": 1, "crop_size": [64, 64]}}
   before = {"config": config, "classes": ["a", "b"], "preprocess": {"mean": [1.0]}}
-  now = {**before, "config": {**config, "seed": 1, "total_steps": 9, "data": {**config["data"], "workers": 2}}}
+  now = {
+    **before,
+    "config": {**config, "seed": 1, "total_steps": 9, "data": {**config["data"], "workers": 2}},
+  }
   assert resume.compare(tmp_path, before, now) == ["config.seed 0 → 1"]
   with pytest.raises(UserError, match=r"other class names: class 0 is 'a' \(now 'b'\)"):
     resume.compare(tmp_path, before, {**before, "classes": ["b", "a"]})
