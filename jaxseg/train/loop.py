@@ -96,6 +96,7 @@ def run_steps(
     with trace, jax.transfer_guard("disallow"):
       state, scalars = step_fn(state, batch, key)
     window.dispatched(step + 1, ids, scalars)
+  window.finish_all()
   return state
 
 
