@@ -17,7 +17,7 @@ from jaxseg import config as config_lib
 from jaxseg.commands import evaluate, target
 from jaxseg.config import record
 from jaxseg.evaluation.report import Report
-from jaxseg.train import loop, runtime
+from jaxseg.train import distributed, loop
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 
@@ -27,7 +27,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", default="runs/quickstart", help="default: %(default)s")
   folder = pathlib.Path(parser.parse_args().workdir)
-  with runtime.sentences("quickstart"):
+  with distributed.exit_on_user_error("quickstart"):
     colour = run("colour_only_synthetic.py", folder / "colour_only")
     cgnet = run("cgnet_m3n21_synthetic.py", folder / "cgnet")
   shutil.copy(folder / "cgnet" / "eval" / "panel.png", folder / "panel.png")

@@ -154,8 +154,10 @@ def base() -> ml_collections.ConfigDict:
       crf=dataclasses.asdict(Settings()),
     )
   )
-  # save_pretrained also writes the best weights to WORKDIR/best, a folder that jaxseg.from_pretrained reads.
-  config.checkpoint = ml_collections.ConfigDict(dict(every_steps=1000, keep_last=3, save_pretrained=False))
+  # save_pretrained writes the best weights to WORKDIR/best, a folder that jaxseg.from_pretrained reads.
+  config.checkpoint = ml_collections.ConfigDict(dict(every_steps=1000, keep_last=3, save_pretrained=True))
+  # Ends a run after so many evaluations without a better score; 0 never does.
+  config.early_stopping = ml_collections.ConfigDict(dict(patience=0))
   # panel_every_steps=0 draws none; otherwise one at the end too.
   config.log = ml_collections.ConfigDict(dict(every_steps=10, panel_every_steps=0, panel_images=4))
   # data=-1: what fsdp and spatial leave. devices=0: all of them.

@@ -15,8 +15,9 @@ import time
 
 import numpy as np
 
+from jaxseg import console
 from jaxseg.crf import Settings
-from jaxseg.train import runtime
+from jaxseg.train import distributed
 
 # Sides of the stand-in's blocks; a network's output stride is 8 or 16.
 _BLOCK = 16
@@ -34,8 +35,8 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--size", type=int, default=500, help="longest side to shrink to; default: %(default)s")
   for name, value in vars(Settings()).items():
     parser.add_argument(f"--{name}", type=type(value), default=value, help="default: %(default)s")
-  with runtime.sentences("make docs"):
-    flags = runtime.parse_flags(parser, argv)
+  with distributed.exit_on_user_error("make docs"):
+    flags = console.parse_flags(parser, argv)
     settings = Settings(**{name: getattr(flags, name) for name in vars(Settings())})
     page = render(
       flags.picture, weights=flags.weights, output=flags.output, size=flags.size, settings=settings

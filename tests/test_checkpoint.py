@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxseg.checkpoint import Checkpoints, restore_variables
+from jaxseg.checkpoint import Checkpoints, restore_variables, sums_of
 
 
 class State(flax.struct.PyTreeNode):
@@ -76,43 +76,30 @@ def test_restores_from_shapes_alone(tmp_path):
     same_bits(checkpoints.restore(like), state)
 
 
-def test_keeps_the_last_few_and_the_best(tmp_path):
-  scores = [None, 0.3, 0.9, 0.1, None, float("nan"), 0.2, None]
+def test_keeps_the_last_few(tmp_path):
   with Checkpoints(tmp_path, keep_last=2) as checkpoints:
-    for step, score in enumerate(scores):
-      checkpoints.save(step, make_state(seed=step), None if score is None else {"mIoU": score, "mAcc": 0.5})
-    assert not checkpoints.save(7, make_state(seed=0)), "a step is saved once"
+    for step in range(6):
+      checkpoints.save(step, make_state(seed=step))
+    assert not checkpoints.save(5, make_state(seed=0)), "a step is saved once"
     checkpoints.wait()
-    assert checkpoints.steps() == [2, 6, 7]
-    assert (checkpoints.latest_step(), checkpoints.best_step()) == (7, 2)
-    assert checkpoints.metrics(2) == {"mIoU": 0.9, "mAcc": 0.5}
-    assert checkpoints.metrics(7) == {}
+    assert checkpoints.steps() == [4, 5] and checkpoints.latest_step() == 5
   # A new process reads the same from the disk.
   with Checkpoints(tmp_path, keep_last=2) as checkpoints:
-    assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 6, 7], 2)
-    like = make_state()
-    for step, expected in ((None, 7), ("latest", 7), ("best", 2), (6, 6)):
-      same_bits(checkpoints.restore(like, step), make_state(seed=expected))
+    assert checkpoints.steps() == [4, 5]
+    for step, expected in ((None, 5), ("latest", 5), (4, 4)):
+      same_bits(checkpoints.restore(make_state(), step), make_state(seed=expected))
 
 
 def test_variables_without_the_optimizer_as_numpy(tmp_path):
   with Checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(1, make_state(seed=1), {"mIoU": 0.5})
+    checkpoints.save(1, make_state(seed=1))
     checkpoints.save(2, make_state(seed=2))
     checkpoints.wait()
-    for step, seed in (("best", 1), ("latest", 2), (2, 2)):
+    for step, seed in ((1, 1), ("latest", 2), (2, 2)):
       variables = restore_variables(tmp_path, step=step)
       expected = make_state(seed=seed)
       assert all(type(x) is np.ndarray for x in jax.tree.leaves(variables))
       same_bits(variables, {"params": expected.params, **expected.model_state})
-
-
-def test_best_falls_back_to_the_latest_when_nothing_was_evaluated(tmp_path):
-  with Checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(4, make_state(seed=4))
-  np.testing.assert_array_equal(
-    restore_variables(tmp_path)["params"]["decoder"]["bias"], make_state(seed=4).params["decoder"]["bias"]
-  )
 
 
 @pytest.mark.parametrize(
@@ -120,10 +107,10 @@ def test_best_falls_back_to_the_latest_when_nothing_was_evaluated(tmp_path):
   [
     (
       {"width": 8},
-      r"params/encoder/conv/kernel is float32\(3, 3, 2, 4\) there and float32\(3, 3, 2, 8\) here",
+      r"params/encoder/conv/kernel: checkpoint float32\(3, 3, 2, 4\), model float32\(3, 3, 2, 8\)",
     ),
-    ({"extra": True}, "params/decoder/extra is not in it"),
-    ({"tx": optax.sgd(1.0)}, "it has opt_state/1.0.count, which is not here"),
+    ({"extra": True}, "params/decoder/extra is missing in the checkpoint"),
+    ({"tx": optax.sgd(1.0)}, "opt_state/1.0.count is only in the checkpoint"),
   ],
 )
 def test_a_checkpoint_of_another_model(tmp_path, other, sentence):
@@ -138,15 +125,13 @@ def test_a_checkpoint_of_another_model(tmp_path, other, sentence):
 
 def test_what_is_not_there(tmp_path):
   with Checkpoints(tmp_path) as checkpoints:
-    assert checkpoints.latest_step() is checkpoints.best_step() is None
+    assert checkpoints.latest_step() is None
     with pytest.raises(ValueError, match="there is no finished checkpoint in"):
       checkpoints.restore(make_state())
     checkpoints.save(1, make_state())
     checkpoints.wait()
     with pytest.raises(ValueError, match=r"there is no checkpoint 5 in .*; it has steps \[1\]"):
       checkpoints.restore(make_state(), 5)
-    with pytest.raises(ValueError, match="was evaluated, so none is the best"):
-      checkpoints.restore(make_state(), "best")
   with pytest.raises(ValueError, match="there is no directory"):
     restore_variables(tmp_path / "nowhere")
   with pytest.raises(ValueError, match="keep_last is 0, expected at least 1"):
@@ -158,21 +143,6 @@ def test_a_relative_directory(tmp_path, monkeypatch):
   with Checkpoints("checkpoints") as checkpoints:
     checkpoints.save(1, make_state())
   assert (tmp_path / "checkpoints" / "1").is_dir()
-
-
-def test_scores_that_come_after_the_save(tmp_path):
-  with Checkpoints(tmp_path, keep_last=1) as checkpoints:
-    for step, score in ((1, 0.5), (2, 0.9), (3, 0.1)):
-      checkpoints.save(step, make_state(seed=step))
-      assert checkpoints.metrics(step) == {}
-      checkpoints.add_metrics(step, {"mIoU": score})
-    checkpoints.save(4, make_state(seed=4))
-    checkpoints.wait()
-    assert checkpoints.steps() == [2, 4], "the best and the last"
-    assert checkpoints.metrics(2) == {"mIoU": 0.9}
-  with Checkpoints(tmp_path, keep_last=1) as checkpoints:
-    assert checkpoints.best_step() == 2 and checkpoints.metrics(2) == {"mIoU": 0.9}
-  assert {path.name for path in (tmp_path / "2" / "metrics").iterdir()} == {"metrics", "commit_success.txt"}
 
 
 def halve(path):
@@ -189,31 +159,25 @@ def flip_a_byte(path):
   path.write_bytes(content)
 
 
-def never_finished(step):
-  """As a save looks that stopped before its last file, where the folder has its name already."""
-  (step / "commit_success.txt").unlink()
-  metadata = step / "_CHECKPOINT_METADATA"
-  values = json.loads(metadata.read_text())
-  metadata.write_text(json.dumps({**values, "commit_timestamp_nsecs": None}))
-
-
-def _describe(step, **changes):
-  metadata = step / "_CHECKPOINT_METADATA"
-  metadata.write_text(json.dumps({**json.loads(metadata.read_text()), **changes}))
-
-
 def emptied(step):
   shutil.rmtree(step)
   step.mkdir()
 
 
+def _record(folder, **changes):
+  (file,) = [path for path in (folder / "record").iterdir() if path.suffix != ".txt"]
+  file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
 DAMAGES = {
-  "never finished": never_finished,
-  "without _CHECKPOINT_METADATA": emptied,
-  "_CHECKPOINT_METADATA is not a description": lambda step: (step / "_CHECKPOINT_METADATA").write_text("[]"),
-  "something else in the place of its sums": lambda step: _describe(step, custom_metadata=[1]),
-  "Expecting value": lambda step: (step / "_CHECKPOINT_METADATA").write_text("garbage"),
   "variables": lambda step: shutil.rmtree(step / "variables"),
+  "": emptied,
+  "its record cannot be read": lambda step: shutil.rmtree(step / "record"),
+  "its record cannot be read: TypeError": lambda step: _record(step, step=None),
+  "it is the checkpoint of step 1, under another name": lambda step: (
+    shutil.rmtree(step),
+    shutil.copytree(step.parent / "1", step),
+  ),
 }
 
 
@@ -222,7 +186,7 @@ def three_checkpoints(tmp_path_factory):
   directory = tmp_path_factory.mktemp("three")
   with Checkpoints(directory) as checkpoints:
     for step in (1, 2, 3):
-      checkpoints.save(step, make_state(seed=step, width=32), {"mIoU": step / 10})
+      checkpoints.save(step, make_state(seed=step, width=32))
   return directory
 
 
@@ -237,7 +201,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_moved_aside(three_checkpoints, 
     said = capsys.readouterr().err
     assert f"in {directory} these checkpoints are damaged: 3 (" in said and "; 2 is taken instead" in said
     assert reason in said
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: 3 \(.*nothing was changed there"):
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged: 3 .*nothing was changed"):
       restore_variables(directory, step=3)
     assert (directory / "3").exists(), "a reader moves nothing"
     capsys.readouterr()
@@ -251,7 +215,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_moved_aside(three_checkpoints, 
       aside = tmp_path / f"damaged_{number}" / "3"
       said = capsys.readouterr().err
       assert step == 2 and reason in said and f"the damaged checkpoint 3 was moved to {aside}" in said
-      assert aside.exists() and checkpoints.steps() == [1, 2] and checkpoints.best_step() == 2
+      assert aside.exists() and checkpoints.steps() == [1, 2]
       assert checkpoints.save(3, make_state(seed=3, width=32))
     with Checkpoints(directory) as checkpoints:
       assert checkpoints.restore_latest(like)[1] == 3
@@ -290,7 +254,20 @@ def test_values_that_changed_without_a_reader_noticing(three_checkpoints, tmp_pa
   shutil.rmtree(tmp_path / "run" / "3" / "variables")
   shutil.copytree(three_checkpoints / "1" / "variables", tmp_path / "run" / "3" / "variables")
   same_bits(restore_variables(tmp_path / "run")["params"], make_state(seed=2, width=32).params)
-  assert "has other values than were saved" in capsys.readouterr().err
+  assert "does not match" in capsys.readouterr().err
+
+
+def test_sums_tell_the_order_of_elements():
+  x = jnp.asarray([1.0, 2.0] * 64, jnp.float32)
+  swapped = x.at[0].set(2.0).at[33].set(1.0)
+  for a, b in (
+    (x, swapped),
+    (x, -x),
+    (x.astype(jnp.bfloat16), swapped.astype(jnp.bfloat16)),
+    (x > 1, swapped > 1),
+  ):
+    assert sums_of({"x": a}) != sums_of({"x": b})
+  assert sums_of({"x": x}) == sums_of({"x": np.asarray(x)})
 
 
 def test_all_damaged(three_checkpoints, tmp_path):
@@ -302,11 +279,11 @@ def test_all_damaged(three_checkpoints, tmp_path):
   before = sorted(directory.rglob("*"))
   with Checkpoints(directory) as checkpoints:
     with pytest.raises(
-      ValueError, match=r"no checkpoint in .* is whole: 3 \(.*2 \(.*1 \(.*start anew in another"
+      ValueError, match=r"every checkpoint in .* is damaged: 3 \(.*2 \(.*1 \(.*start anew in another"
     ):
       checkpoints.restore_latest(make_state(width=32))
     assert checkpoints.steps() == [1, 2, 3]
-  with pytest.raises(ValueError, match="is whole"):
+  with pytest.raises(ValueError, match="every checkpoint"):
     restore_variables(directory)
   assert sorted(directory.rglob("*")) == before
 
@@ -343,7 +320,7 @@ checkpoints = Checkpoints(sys.argv[1], keep_last=2)
 step = (checkpoints.latest_step() or 0) + 1
 print("ready", flush=True)
 while True:
-  checkpoints.save(step, filled(step), {"mIoU": 1 / step})
+  checkpoints.save(step, filled(step))
   step += 1
 """
 

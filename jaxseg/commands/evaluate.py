@@ -36,30 +36,28 @@ from jaxseg.errors import UserError
 from jaxseg.evaluation.classify import ClassificationReport
 from jaxseg.evaluation.refined import evaluate_refined
 from jaxseg.evaluation.report import Report
-from jaxseg.train import compiled, runtime
+from jaxseg.train import compiled, distributed
 from jaxseg.train.evaluating import Evaluator
+from jaxseg.train.experiment import make_mesh
 
 
 def main(argv: Sequence[str], program: str) -> None:
-  """Flags, processes, then `evaluate`; ends the process as `runtime.sentences` does."""
+  """Flags, processes, then `evaluate`; ends the process as `distributed.exit_on_user_error` does."""
   parser = make_parser(program, __doc__)
   target.add_flags(parser)
   parser.add_argument("--crf", action="store_true", help="refine the result by config.eval.crf")
-  runtime.add_job_flags(parser)
+  distributed.add_job_flags(parser)
   changes, rest = split(argv)
-  with runtime.sentences(program):
-    runtime.expect_processes(program, rest)
+  with distributed.exit_on_user_error(program):
     flags = parse(parser, rest)
-    config = target.choose_config(flags, changes, ready=runtime.start_processes)
+    join = lambda config: distributed.initialize(flags, config)  # noqa: E731
+    config = target.choose_config(flags, changes, ready=join)
     validate.validate(config)
-    runtime.end_at_sigterm()
     compiled.use_cache(config)
     refine = flags.crf or any(key.startswith("eval.crf.") for key, _ in changes)
     crf = target.crf_settings(config) if refine else None
     output = flags.output or (f"{flags.workdir}/eval" if flags.workdir else "runs/eval")
-    runtime.check_processes(
-      program, config, source=flags.workdir or flags.source, step=flags.step, crf=refine
-    )
+    distributed.check_same(program, config, source=flags.workdir or flags.source, step=flags.step, crf=refine)
     evaluate(
       target.load_model(flags, config),
       config,
@@ -92,7 +90,7 @@ def evaluate(
     UserError: the data cannot be read, have other classes than the model or no label at all, or `output`
       cannot be written.
   """
-  mesh = runtime.make_mesh(config.mesh)
+  mesh = make_mesh(config.mesh)
   info = data.dataset_info(config.data)
   target.check_classes(subject, info, other_names=other_class_names)
   first = jax.process_index() == 0

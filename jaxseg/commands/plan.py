@@ -14,8 +14,7 @@ from jaxseg.commands import outputs
 from jaxseg.config import validate
 from jaxseg.config.card import rows_split
 from jaxseg.errors import UserError
-from jaxseg.train import loop
-from jaxseg.train.runtime import make_mesh
+from jaxseg.train.experiment import assemble, make_mesh
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -67,12 +66,12 @@ def training_plan(
     validate.validate_batches(config, mesh)
   except UserError as error:
     raise UserError(f"{error}; {_advice(config, mesh.devices.size)}") from None
-  run = loop.assemble(config, mesh)
+  run = assemble(config, mesh)
   state = run.shapes
   parts = {"parameters": state.params, "optimizer": state.opt_state, "statistics": state.model_state}
   parts |= {} if state.ema is None else {"average": state.ema}
   return plan.plan_step(
-    lambda batch_size: loop.lower_step(run, batch_size=batch_size),
+    lambda batch_size: run.lower_step(batch_size=batch_size),
     opened,
     mesh,
     batch_size=config.batch_size,

@@ -19,6 +19,7 @@ from jaxseg.console import printable
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError
+from jaxseg.train import best
 from jaxseg.types import Preprocess
 
 _TRACED = (64, 64)
@@ -47,10 +48,12 @@ def from_workdir(directory: epath.PathLike, *, step: str = "best") -> TrainedMod
     raise UserError(f"--step is {step!r}; expected best, latest or a number")
   values = record.read(directory)
   config = record.read_config(directory)
-  # The number of the checkpoint that was really read: "best" and "latest" may be another one tomorrow.
-  found, variables = restore_step(
-    epath.Path(directory) / record.CHECKPOINTS, step=int(step) if step.isdigit() else step
-  )
+  # The step that was really read: "best" and "latest" may be another one tomorrow.
+  if step == "best" and (found := best.step_of(directory)) is not None:
+    variables = best.read(directory)
+  else:
+    wanted = int(step) if step.isdigit() else "latest"
+    found, variables = restore_step(epath.Path(directory) / record.CHECKPOINTS, step=wanted)
   return TrainedModel(
     name=str(directory),
     model=config_lib.build_model(config, config.model.num_classes),

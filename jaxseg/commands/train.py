@@ -14,28 +14,29 @@ from jaxseg.commands.flags import make_parser, parse, split
 from jaxseg.config import validate
 from jaxseg.console import print_line
 from jaxseg.errors import UserError
-from jaxseg.train import runtime
+from jaxseg.train import distributed
 
 
 def main(argv: Sequence[str], program: str) -> None:
-  """Flags, processes, then the library; ends the process as `runtime.sentences` does."""
+  """Flags, processes, then the library; ends the process as `distributed.exit_on_user_error` does."""
   parser = make_parser(program, __doc__)
   parser.add_argument("--config", metavar="FILE[:ARG,ARG]", help="the experiment")
   parser.add_argument("--workdir", metavar="DIR", help="where the run lives, local or gs://")
-  runtime.add_job_flags(parser)
+  distributed.add_job_flags(parser)
   changes, rest = split(argv)
-  with runtime.sentences(program):
-    runtime.expect_processes(program, rest)
+  with distributed.exit_on_user_error(program):
     flags = parse(parser, rest)
     for name in ("config", "workdir"):
       if getattr(flags, name) is None:
         raise UserError(f"--{name} is missing; {program} --help shows what it takes")
-    chosen = config.load(flags.config, overrides=changes, ready=runtime.start_processes)
+    join = lambda chosen: distributed.initialize(flags, chosen)  # noqa: E731
+    chosen = config.load(flags.config, overrides=changes, ready=join)
     validate.validate(chosen)
     from jaxseg.train import compiled, loop, tasks  # seconds of imports: a wrong value is said before
 
+    preemption = distributed.Preemption()
     compiled.use_cache(chosen)
-    runtime.check_processes(program, chosen, workdir=flags.workdir)
-    report = loop.train(chosen, flags.workdir)
-    if report is not None and runtime.is_first_process():
+    distributed.check_same(program, chosen, workdir=flags.workdir)
+    report = loop.train(chosen, flags.workdir, preemption=preemption, end_if_hung=True)
+    if report is not None and distributed.is_first_process():
       print_line(f"{tasks.headline(report)} on {chosen.data.eval_split}")

@@ -44,7 +44,7 @@ def recipe_card(
     mesh: devices of the run; None before they are known.
     lengths: split → number of examples; None before the data are opened.
     start_step: step that the run goes on from.
-    loaded: what was taken from `init_from` and what is new, once it was read.
+    loaded: where the weights come from, what was loaded and what is new, once `init_from` was read.
     more: further rows, name → text.
   """
   about = tasks.card_rows(config, model)
@@ -76,8 +76,7 @@ def weights_row(config: ml_collections.ConfigDict, *, start_step: int = 0, loade
   if start_step:
     return f"the workdir's checkpoint of step {start_step}"
   if config.init_from:
-    keep = ", ".join(config.init_keep) or "nothing"
-    return f"{config.init_from}" + (f": {loaded}" if loaded else f"; new: {keep}")
+    return loaded or f"{config.init_from}; new: {', '.join(config.init_keep) or 'nothing'}"
   # A recipe that keeps a whole decoder fresh is one that starts from a trained encoder.
   starts = name_of(config) == "segmentation" and any(re.match(r".*decoder/\.\*", k) for k in config.init_keep)
   if starts:

@@ -97,6 +97,9 @@ _COMMON: dict[str, Key] = {
   "optimizer.schedule.warmup_steps": Key(int, "of warm-up", _COUNT_OR_0),
   "optimizer.schedule.warmup_ratio": Key(float, "share of the rate at step 0", _SHARE),
   "loss.label_smoothing": Key(float, "share of the target spread over all classes", _BELOW_1),
+  "early_stopping.patience": Key(
+    int, "evaluations without a better score that end a run; 0 for none", _COUNT_OR_0
+  ),
   "eval.every_steps": Key(int, "0 evaluates at the end only", _COUNT_OR_0),
   "eval.batch_size": Key(int, "images evaluated at once", Range(1, MAX_SIDE)),
   "checkpoint.every_steps": Key(int, "0 saves at the end only", _COUNT_OR_0),

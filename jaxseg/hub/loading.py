@@ -20,7 +20,7 @@ from jaxseg.errors import UserError
 from jaxseg.models import create_model, list_models
 from jaxseg.pretrained import LAYOUTS, keymap, tree
 from jaxseg.pretrained.keymap import Detected, Differences, Layout
-from jaxseg.pretrained.source import open_source
+from jaxseg.pretrained.source import open_source, read_best
 from jaxseg.pretrained.untrusted import reading, shown, some
 from jaxseg.pretrained.weights import Weights
 
@@ -73,10 +73,12 @@ _TRACED = (1, 64, 64, 3)
 
 
 def open_weights(source: str | os.PathLike, *, revision: str | None = None) -> Weights:
-  """The arrays that `source` names; of a workdir, those of its best checkpoint."""
+  """The arrays that `source` names; of a workdir, those of `best/`, else of its latest checkpoint."""
   found = open_source(source, revision=revision)
   if isinstance(found, Weights):
     return found
+  if best := read_best(found.path):
+    return Weights(best.tensors, pathlib.Path(found.path), meta=found.meta)
   # Orbax comes with jaxseg[train].
   restore_variables = lazy.load("jaxseg.checkpoint").restore_variables
   arrays = tree.flat(restore_variables(found.checkpoints))

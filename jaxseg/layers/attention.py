@@ -6,11 +6,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.ops.definition import defined_by
 from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, fan_out_normal
 from jaxseg.layers.upsampled import batch_shards
 from jaxseg.ops import attention as ops
+from jaxseg.ops.definition import defined_by
 from jaxseg.types import AnyArray
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)

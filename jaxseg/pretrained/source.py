@@ -4,8 +4,11 @@ import dataclasses
 import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.pretrained.readers import SUFFIXES, read_file
@@ -15,6 +18,7 @@ from jaxseg.pretrained.weights import Weights
 
 _CONFIG = "config.json"
 _CHECKPOINTS = "checkpoints"
+_BEST = "best"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
@@ -150,6 +154,23 @@ def _remote_workdir(address: str) -> Workdir:
       )
     config = parse_json((path / _CONFIG).read_bytes(), f"{address}/{_CONFIG}")
   return Workdir(address, str(path / _CHECKPOINTS), meta_of_ours(config, path / _CONFIG))
+
+
+def read_best(workdir: str) -> Weights | None:
+  """The weights of a workdir's folder `best`, local or on a bucket; None where it has none."""
+  from etils import epath
+
+  file = epath.Path(workdir) / _BEST / "model.safetensors"
+  if not file.exists():
+    return None
+  if "://" not in str(workdir):
+    return read_file(pathlib.Path(file))
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder) / file.name
+    copy.write_bytes(file.read_bytes())
+    weights = read_file(copy)
+    weights.tensors = {name: np.array(value) for name, value in weights.tensors.items()}
+    return weights
 
 
 def _download(name: str, revision: str | None) -> pathlib.Path:

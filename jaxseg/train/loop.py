@@ -1,381 +1,387 @@
-"""The training loop: restore → (save → evaluate → step)*. It only puts things in order.
+"""The training loop: a `for` over batches and steps, with hooks.
 
-What a step does is in `step.py`, what is learned from which data in a task (`tasks.py`); another
-method passes another loss, step or task to it and never copies this file. The position in the data
-is the global step and nothing else, and the random key is folded with it, so a resumed run takes
-the very steps that the stopped one would have.
+What a step does is in `step.py`, what is learned from which data in a task (`tasks.py`), what happens beside
+the steps in `hooks.py`; another method passes another loss, step, task or hook and never copies this file.
+The position in the data is the global step and nothing else, and the random key is folded with it, so a
+resumed run takes the very steps that the stopped one would have.
 """
 
+import collections
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
-from jaxseg import config as config_lib
-from jaxseg import data, sharding
+from jaxseg import console
 from jaxseg.checkpoint import Checkpoints
-from jaxseg.config import record, validate
 from jaxseg.config.card import recipe_card
-from jaxseg.data.source import DatasetInfo, Source
-from jaxseg.errors import UserError
-from jaxseg.train import hosts, job, workdir
-from jaxseg.train.best import BestWeights
+from jaxseg.config.record import CHECKPOINTS, CONFIG_FILE, make_record
+from jaxseg.config.record import read as read_record
+from jaxseg.data.feed import prefetch_to_devices
+from jaxseg.train import distributed, hooks, resume, workdir
+from jaxseg.train.distributed import Preemption, RunEnded
+from jaxseg.train.experiment import Experiment, build_experiment
 from jaxseg.train.frozen import frozen_paths
-from jaxseg.train.guard import Guard
-from jaxseg.train.logging import Board, MetricsLog, Progress, say
-from jaxseg.train.optimizer import make_optimizer, parameter_groups
-from jaxseg.train.preemption import Preempted, Preemption, sentence
-from jaxseg.train.runtime import end_job, make_mesh
-from jaxseg.train.schedule import make_schedule
+from jaxseg.train.hooks import Hook
+from jaxseg.train.metrics import Progress, ticking
+from jaxseg.train.optimizer import parameter_groups
 from jaxseg.train.speed import card_row
-from jaxseg.train.state import TrainState, create_state
-from jaxseg.train.step import Step, jit_step, make_step
-from jaxseg.train.tasks import Report, headline, task_of
-from jaxseg.train.watching import Watch
-from jaxseg.types import Preprocess
+from jaxseg.train.state import TrainState
+from jaxseg.train.step import Step
+from jaxseg.train.tasks import Report
 
-# What a model may draw from in training; Light-Ham's bases are redrawn every step, as published.
-_STREAMS = ("dropout", "drop_path", "nmf")
+LOG = "log.txt"
+_LINEAGE = ("licence", "lineage")
+# Steps that the devices may have before them beside the one that they work on.
+STEPS_IN_FLIGHT = 1
+
+
+class TrainingStopped(RunEnded):
+  """Training cannot go on; the message names the step, the images and where to go back to."""
+
+
+class NotFinite(Exception):
+  """A step whose loss, gradients or parameters are not finite.
+
+  Attributes:
+    step: its number.
+    ids: this process's images of its batch.
+    what: which value.
+  """
+
+  def __init__(self, step: int, ids: Sequence[str], what: str):
+    super().__init__(f"{what} at step {step}")
+    self.step, self.ids, self.what = step, ids, what
+
+
+def run_steps(
+  step_fn: Step | None,
+  state: Any,
+  key: jax.Array | None,
+  feed: Iterator[tuple[list[str], Any]],
+  run_hooks: Sequence[Hook],
+  *,
+  start: int,
+  total: int,
+  every: int,
+  in_flight: int = STEPS_IN_FLIGHT,
+) -> Any:
+  """Steps `start` + 1 to `total`; before step n + `in_flight` + 1 is dispatched, n is finished and looked at.
+
+  Args:
+    step_fn: compiled; donates its state. None, like the key, where no step is left.
+    state: after step `start`.
+    key: of the run.
+    feed: (names of this process's examples, batch on the devices) from step `start` + 1 on.
+    run_hooks: told what happens, in this order.
+    start: steps made before.
+    total: the last step.
+    every: steps of a window, whose scalars come to the host together.
+    in_flight: steps beside the oldest unfinished one.
+
+  Raises:
+    NotFinite: the first step that is not; earlier ones are in the logs.
+  """
+  window = _Window(run_hooks, every, in_flight)
+  for step in range(start, total + 1):
+    if due := [hook for hook in run_hooks if hook.due(step)]:
+      window.finish_all()
+      for hook in due:
+        hook.between(step, state)
+    if step == total or any(hook.over for hook in run_hooks):
+      break
+    ids, batch = next(feed)
+    for hook in run_hooks:
+      hook.before_step(step + 1)
+    trace = jax.profiler.StepTraceAnnotation("train", step_num=step + 1)
+    with trace, jax.transfer_guard("disallow"):
+      state, scalars = step_fn(state, batch, key)
+    window.dispatched(step + 1, ids, scalars)
+  window.finish_all()
+  return state
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """What a config comes to, before any array exists."""
-
-  config: ml_collections.ConfigDict
-  mesh: Mesh
-  info: DatasetInfo
-  num_classes: int
-  lengths: dict[str, int]
-  model: Any
-  preprocess: Preprocess
-  loss_fn: Callable
-  tx: Any
-  shapes: TrainState
-  sources: Mapping[str, Source] = dataclasses.field(default_factory=dict)  # of each split, opened once
+class _Dispatched:
+  step: int
+  ids: Sequence[str]
+  scalars: dict[str, jax.Array]
 
 
-def plan(config: ml_collections.ConfigDict) -> Run:
-  """Everything that can be wrong with a config is wrong here: before a workdir is touched or XLA called.
+class _Window:
+  """Dispatched steps: which are unfinished, and which are finished and not yet looked at."""
 
-  Raises:
-    UserError: one sentence about a value, a combination, or the data.
-  """
-  validate.validate(config)
-  mesh = make_mesh(config.mesh)
-  validate.validate_batches(config, mesh)
-  run = assemble(config, mesh)
-  splits = dict.fromkeys((config.data.train_split, config.data.eval_split))
-  sources = {split: data.open_split(config.data, split) for split in splits}
-  return dataclasses.replace(run, lengths={split: len(s) for split, s in sources.items()}, sources=sources)
+  def __init__(self, run_hooks: Sequence[Hook], every: int, in_flight: int):
+    self._hooks, self._every, self._in_flight = run_hooks, every, in_flight
+    self._unfinished: collections.deque[_Dispatched] = collections.deque()
+    self._finished: list[_Dispatched] = []
+
+  def dispatched(self, step: int, ids: Sequence[str], scalars: dict[str, jax.Array]) -> None:
+    self._unfinished.append(_Dispatched(step, ids, scalars))
+    for hook in self._hooks:
+      hook.dispatched(step, scalars["loss"])
+    self._finish(keep=self._in_flight)
+
+  def finish_all(self) -> None:
+    """Waits for every step, logs them, and tells the hooks that training pauses."""
+    self._finish(keep=0)
+    self._look()
+    for hook in self._hooks:
+      hook.paused()
+
+  def _finish(self, *, keep: int) -> None:
+    while len(self._unfinished) > keep:
+      done = self._unfinished.popleft()
+      jax.block_until_ready(done.scalars)
+      self._finished.append(done)
+      for hook in self._hooks:
+        hook.finished(done.step)
+      if done.step % self._every == 0:
+        self._look()
+
+  def _look(self) -> None:
+    """Brings the scalars of the finished steps to the host, in one transfer, and gives them to the hooks."""
+    done, self._finished = self._finished, []
+    lines: list[hooks.Line] = []
+    failure = None
+    for entry, values in zip(done, jax.device_get([entry.scalars for entry in done]), strict=True):
+      scalars = {name: float(value) for name, value in values.items()}
+      what = _not_finite(scalars)
+      if what:
+        failure = NotFinite(entry.step, entry.ids, what)
+        break
+      parts = [name for name in scalars if name.startswith("loss/")]
+      if len(parts) == 1:  # the only map's loss is the loss, before its weight
+        del scalars[parts[0]]
+      lines.append((entry.step, scalars))
+    if lines:
+      for hook in self._hooks:
+        hook.window(lines)
+    if failure is not None:
+      raise failure
 
 
-def assemble(config: ml_collections.ConfigDict, mesh: Mesh) -> Run:
-  """What a valid config comes to on a mesh, without the pictures: no data set and no device need be there.
-
-  Raises:
-    UserError: as `plan`.
-  """
-  info = data.dataset_info(config.data)
-  num_classes = validate.validate_classes(config, info.classes)
-  model = config_lib.build_model(config, num_classes)
-  loss_fn = task_of(config).make_loss(config, model)
-  shapes = jax.eval_shape(lambda: _init(model, config))
-  validate.validate_parameters(
-    config, {path: group.name for path, group in parameter_groups(config.optimizer, shapes["params"]).items()}
-  )
-  tx = make_optimizer(config.optimizer, shapes["params"], frozen=tuple(config.frozen))
-  return Run(
-    config=config,
-    mesh=mesh,
-    info=info,
-    num_classes=num_classes,
-    lengths={},
-    model=model,
-    preprocess=config_lib.make_preprocess(config.preprocess),
-    loss_fn=loss_fn,
-    tx=tx,
-    shapes=jax.eval_shape(
-      lambda variables: create_state(model, variables, tx, ema=config.ema_decay > 0), shapes
-    ),
-  )
+def _not_finite(scalars: dict[str, float]) -> str:
+  """What is not finite in a step's scalars, in words; takes the flags out of them."""
+  gradients, params = scalars.pop("finite", 1.0), scalars.pop("params_finite", 1.0)
+  wrong = [f"{name} is {value}" for name, value in scalars.items() if not math.isfinite(value)]
+  if wrong:
+    return ", ".join(wrong)
+  if not gradients:
+    return "a gradient is not finite"
+  return "" if params else "a parameter is not finite after the update"
 
 
-def train(config: ml_collections.ConfigDict, directory: epath.PathLike) -> Report | None:
+def train(
+  config: ml_collections.ConfigDict,
+  directory: epath.PathLike,
+  *,
+  preemption: Preemption | None = None,
+  end_if_hung: bool = False,
+  in_flight: int = STEPS_IN_FLIGHT,
+) -> Report | None:
   """Trains until `config.total_steps`, from scratch or from where an earlier run in `directory` got.
+
+  Args:
+    config: see `configs/common.py`.
+    directory: the workdir.
+    preemption: asked at each step whether to save and go; None never goes. The program installs it.
+    end_if_hung: end the process when no step finishes for `config.hosts.step_timeout_seconds`; for programs.
+    in_flight: steps that the devices may have before them.
 
   Returns:
     The report of the last evaluation that this call made; None when the run was complete already.
 
   Raises:
-    UserError: a config, data set or workdir that cannot run.
-    TrainingStopped: a loss or gradient that is not finite.
-    Preempted: told to go (SIGTERM); what was done is saved.
+    UserError: a config, data set or workdir that cannot run, or a workdir that another run owns.
+    TrainingStopped: a loss, gradient or parameter that is not finite.
+    Preempted: told to go; what was done is saved.
   """
-  with Preemption() as preemption:
-    return _train(config, directory, preemption)
+  experiment = build_experiment(config)
+  record = make_record(
+    config,
+    num_classes=experiment.num_classes,
+    classes=experiment.info.classes,
+    palette=experiment.info.palette,
+  )
+  with contextlib.ExitStack() as stack:
+    before = _open_workdir(directory, record, stack)
+    checkpoints = Checkpoints(epath.Path(directory) / CHECKPOINTS, keep_last=config.checkpoint.keep_last)
+    alone = not distributed.is_distributed()
+    # After an error in one of several processes the wait for the others would never end.
+    stack.push(lambda kind, *_: checkpoints.close() if kind is None or alone else None)
+    every = (before or record)["config"]["checkpoint"]["every_steps"]
+    resume.together(lambda: resume.check_checkpoints(directory, steps=checkpoints.steps(), every=every))
+    restored = experiment.restore(checkpoints)
+    state, report = (restored[0], None) if restored else experiment.init()
+    start = restored[1] if restored else 0
+    # The licence and the lineage of what the run began from go with its weights.
+    record |= report.facts() if report else {key: before[key] for key in _LINEAGE if key in (before or {})}
+    if distributed.is_first_process():  # not before: a config that cannot go on is not the workdir's
+      if before is not None and before["config"] != record["config"]:
+        resume.say_changes(resume.compare(directory, before, record))
+        resume.keep_history(directory, before, step=start)
+      workdir.update(directory, record)
+    return _train(
+      experiment,
+      directory,
+      record,
+      checkpoints,
+      stack,
+      state=state,
+      start=start,
+      loaded=report.text() if report else "",
+      preemption=preemption,
+      end_if_hung=end_if_hung,
+      in_flight=in_flight,
+    )
+
+
+def _open_workdir(
+  directory: epath.PathLike, record: dict[str, Any], stack: contextlib.ExitStack
+) -> dict[str, Any] | None:
+  """Makes this run the owner of the workdir; gives the record of the run that was there before."""
+  first = distributed.is_first_process()
+  before: list[dict[str, Any]] = []
+
+  def look() -> None:
+    if (epath.Path(directory) / CONFIG_FILE).exists():
+      before.append(read_record(directory))
+      resume.compare(directory, before[0], record)
+
+  resume.together(lambda: workdir.prepare(directory, record, write=first))
+  resume.together(look)
+  distributed.check_shared(directory)
+  stack.enter_context(resume.owned(directory))
+  if first:
+    stack.enter_context(console.copied_to(f"{directory}/{LOG}"))
+  return before[0] if before else None
 
 
 def _train(
-  config: ml_collections.ConfigDict, directory: epath.PathLike, preemption: Preemption
-) -> Report | None:
-  run = plan(config)
-  first = jax.process_index() == 0
-  values = record.make_record(
-    config, num_classes=run.num_classes, classes=run.info.classes, palette=run.info.palette
-  )
-  hosts.check_same({"pictures of each split": run.lengths, "classes": list(run.info.classes)})
-  workdir.prepare(directory, values, write=first)
-  hosts.check_shared(directory)
-  if not first:  # which has tried
-    workdir.check_writable(directory)
-  hosts.gather("all can write")  # before Orbax looks what lies there
-  with contextlib.ExitStack() as stack:
-    checkpoints = Checkpoints(
-      epath.Path(directory) / record.CHECKPOINTS,
-      keep_last=config.checkpoint.keep_last,
-      on_failure=end_job,
-    )
-    stack.push(job.at_good_end(checkpoints.close))
-    state, start = _restore_or_init(run, checkpoints)
-    preemption.saved(start)
-    if first:  # not before: a config that cannot go on is not the workdir's
-      workdir.update(directory, values)
-    log = MetricsLog(directory, resume_step=start, active=first)
-    stack.callback(log.flush, force=True)
-    board = Board(directory, resume_step=start, active=first)
-    stack.callback(board.close)
-    card = recipe_card(
-      config,
-      model=run.model,
-      params=run.shapes.params,
-      mesh=run.mesh,
-      num_classes=run.num_classes,
-      lengths=run.lengths,
-      start_step=start,
-      groups=parameter_groups(config.optimizer, run.shapes.params),
-      frozen=frozen_paths(run.shapes.params, tuple(config.frozen)),
-      more={"speed": card_row(list(run.mesh.devices.flat))},
-    )
-    if first:
-      say(card)
-    board.text("recipe", card)
-    progress = Progress(
-      start=start,
-      total=config.total_steps,
-      log_every=config.log.every_steps,
-      active=first,
-    )
-    stack.callback(progress.close)
-    watch = Watch(
-      directory,
-      config,
-      model=run.model,
-      devices=list(run.mesh.devices.flat),
-      start=start,
-      say=progress.say,
-      active=first,
-    )
-    stack.enter_context(watch)
-    best = BestWeights(directory, checkpoints, active=config.checkpoint.get("save_pretrained", False))
-    return _sequence(run, state, start, checkpoints, best, log, board, progress, preemption, watch)
-
-
-def _sequence(
-  run: Run,
+  experiment: Experiment,
+  directory: epath.PathLike,
+  record: dict[str, Any],
+  checkpoints: Checkpoints,
+  stack: contextlib.ExitStack,
+  *,
   state: TrainState,
   start: int,
-  checkpoints: Checkpoints,
-  best: BestWeights,
-  log: MetricsLog,
-  board: Board,
-  progress: Progress,
-  preemption: Preemption,
-  watch: Watch,
+  loaded: str,
+  preemption: Preemption | None,
+  end_if_hung: bool,
+  in_flight: int,
 ) -> Report | None:
-  """Restore is done; now (save → evaluate → step)*."""
-  config, total = run.config, run.config.total_steps
-  step_fn = jit_step(run_step(run), run.mesh, state)
-  # Made on the mesh: under the transfer guard a step may not move it there.
-  key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(run.mesh))()
-  rates = _learning_rates(config)
-  evaluator = task_of(config).make_evaluator(
-    run.model,
+  """The workdir is ours and the state is there: makes the hooks, compiles, and runs the steps."""
+  config, first = experiment.config, distributed.is_first_process()
+  total = config.total_steps
+  progress = Progress(start=start, total=total, active=first)
+  rates, waited = experiment.learning_rates(), _Waited()
+  timing = hooks.Timing(
+    directory,
     config,
-    info=run.info,
-    preprocess=run.preprocess,
-    mesh=run.mesh,
-    source=run.sources.get(config.data.eval_split),
+    model=experiment.model,
+    devices=list(experiment.mesh.devices.flat),
+    start=start,
+    waited=waited,
+    say=progress.say,
   )
-  fetch = _fetcher(run, start)
-  guard, report = Guard(), None
-  # A CPU is its own accelerator: waiting costs it nothing, and steps in flight can deadlock fake devices.
-  on_cpu = run.mesh.devices.flat[0].platform == "cpu"
-  in_flight = int(not on_cpu or run.mesh.devices.size == 1)
-
-  def settle(keep: int) -> None:
-    """Looks at all but the last `keep` steps, and writes them down."""
-    for step, scalars in guard.drain(keep=keep, last_good=lambda: _last_good(checkpoints)):
-      watch.finished(guard.finished)
-      line = {"loss": scalars.pop("loss"), "lr": float(rates[step - 1]), **scalars}
-      log.write(step, line)
-      speed = {}
-      if step % config.log.every_steps == 0:
-        speed = watch.rates(step)
-        board.scalars(step, line)
-        board.scalars(step, speed, prefix="speed/")
-      progress.step(step, line, rates=speed)
-
-  def leave(step: int) -> None:
-    checkpoints.wait()
-    raise Preempted(sentence(step))
-
-  def evaluate(step: int) -> Report:
-    """Scores what is saved as `step`, and adds the scores to the log and to the checkpoint."""
-    checkpoints.wait()
-    preemption.saved(step)  # a notice needs not wait for the end of the evaluation
-    if preemption.reached():  # in the meantime; what follows may compile for long
-      leave(step)
-    report = evaluator(
-      state.eval_variables, exact=step == total, progress=lambda _: preemption.reached() and leave(step)
-    )
-    metrics = report.scalars()
-    log.write(step, metrics)
-    board.scalars(step, metrics, prefix="eval/")
-    progress.say(f"step {step}: {headline(report)} on {config.data.eval_split}")
-    if _due(step, config.log.panel_every_steps) or (step == total and config.log.panel_every_steps):
-      board.image(step, "eval/predictions", evaluator.panel(state.eval_variables))
-    log.flush(force=True)
-    checkpoints.add_metrics(step, metrics)
-    best.update()
-    progress.pause()
-    return report
-
-  best.update()  # the last run may have been stopped before it could
-  ahead = fetch() if start < total else None
-  for step in range(start, total + 1):
-    done = step == total
-    # A run that was stopped in an evaluation has the step, and owes its scores.
-    evaluating = done or _due(step, config.eval.every_steps)
-    evaluating = evaluating and (step > start or (step > 0 and not checkpoints.metrics(step)))
-    if step > start:
-      going = preemption.reached()
-      if going or evaluating or _due(step, config.checkpoint.every_steps):
-        settle(keep=0)
-        # Before the save: a checkpoint never knows of a step that the log does not.
-        log.flush(force=True)
-        with watch.aside(step):
-          checkpoints.save(step, state)
-      if going:
-        leave(step)
-    if evaluating:
-      with watch.aside(step):
-        report = evaluate(step)
-    log.flush()
-    if done:
-      break
-    ids, batch = ahead
-    with watch.step(step + 1), jax.transfer_guard("disallow"):
-      state, scalars = step_fn(state, batch, key)
-    watch.dispatched(step + 1, scalars["loss"])
-    preemption.unsaved()
-    guard.push(step + 1, ids, scalars)
-    # The device works on the step while the host prepares the next batch.
-    ahead = fetch() if step + 1 < total else None
-    if on_cpu or (step + 1) % config.log.every_steps == 0:
-      settle(keep=in_flight)
-  return report
-
-
-def run_step(run: Run) -> Step:
-  """The step of a run, not yet compiled."""
-  return make_step(
-    run.loss_fn,
-    run.tx,
-    prepare=task_of(run.config).make_prepare(
-      run.config, preprocess=run.preprocess, num_classes=run.num_classes
-    ),
-    streams=_STREAMS,
-    frozen=tuple(run.config.frozen),
-    ema_decay=run.config.ema_decay,
-    accumulate=run.config.accumulate,
+  metrics = hooks.Metrics(
+    directory, start=start, rates=timing.take, learning_rates=rates.tolist(), progress=progress
   )
-
-
-def lower_step(run: Run, *, batch_size: int) -> jax.stages.Lowered:
-  """The step that `train` takes, ready for the compiler: with it the step can be compiled before it is run.
-
-  Args:
-    run: what `plan` or `assemble` gives.
-    batch_size: images, over all devices.
-  """
-  batch = task_of(run.config).batch_shapes(run.config, batch_size)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return jit_step(run_step(run), run.mesh, run.shapes).lower(run.shapes, batch, key)
-
-
-def _init(model: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
-  image = jax.numpy.zeros((1, *config.data.crop_size, 3))
-  return model.init(jax.random.key(config.seed), image, train=False)
-
-
-def _restore_or_init(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-  """The state of the latest whole checkpoint; else weights of `init_from`; else fresh ones. And the step."""
-  shardings = sharding.state_sharding(run.shapes, run.mesh)
-  step = checkpoints.latest_step()
-  if step is not None and step > run.config.total_steps:
-    raise UserError(
-      f"the workdir is at step {step}, beyond config.total_steps {run.config.total_steps}; raise it"
+  keeps_best = config.checkpoint.get("save_pretrained", True)
+  evaluation = hooks.Evaluation(
+    directory,
+    config,
+    experiment.make_evaluator(),
+    metrics,
+    checkpoints,
+    start=start,
+    save_best=hooks.keep_best(directory, record) if keeps_best else None,
+    preemption=preemption,
+  )
+  saving = hooks.Saving(checkpoints, config, start=start, preemption=preemption)
+  run_hooks = [timing, metrics, saving, evaluation]
+  if end_if_hung:
+    run_hooks.insert(0, hooks.HangDetector(float(config.get("hosts", {}).get("step_timeout_seconds", 0.0))))
+  for hook in run_hooks:
+    stack.callback(hook.close)
+  _say_card(experiment, metrics, start, loaded)
+  step_fn, feed, key = None, iter(()), None
+  if start < total and not evaluation.over:
+    feed = stack.enter_context(
+      prefetch_to_devices(experiment.train_batches(start_step=start), experiment.mesh)
     )
-  like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), run.shapes, shardings)
-  if (found := checkpoints.restore_latest(like)) is not None:
-    return found
-  if run.config.init_from:
-    from jaxseg import hub
-
-    variables = jax.device_get(jax.jit(lambda: _init(run.model, run.config))())
-    variables = hub.load_pretrained(run.config.init_from, variables, keep=tuple(run.config.init_keep))
-    make = jax.jit(lambda values: _create(run, values), out_shardings=shardings)
-    return make(jax.device_get(variables)), 0
-  # Compiled, so that each device makes only the part that it keeps.
-  make = jax.jit(lambda: _create(run, _init(run.model, run.config)), out_shardings=shardings)
-  return make(), 0
-
-
-def _create(run: Run, variables: Any) -> TrainState:
-  return create_state(run.model, variables, run.tx, ema=run.config.ema_decay > 0)
-
-
-def _fetcher(run: Run, start: int) -> Callable[[], tuple[list[str], dict[str, jax.Array]]]:
-  """A function that gives the next batch: this process's example ids, and the global arrays."""
-  make = task_of(run.config).train_batches
-  source = run.sources.get(run.config.data.train_split)
-  batches = iter(make(run.config, preprocess=run.preprocess, start_step=start, mesh=run.mesh, source=source))
-
-  def fetch():
-    batch = next(batches)
-    return list(batch["id"]), sharding.to_global(batch, run.mesh)
-
-  return fetch
+    waited.feed, key = feed, experiment.key()
+    with ticking("compiling the training step", active=first):
+      step_fn = experiment.lower_step(batch_size=config.batch_size).compile()
+  try:
+    run_steps(
+      step_fn,
+      state,
+      key,
+      feed,
+      run_hooks,
+      start=start,
+      total=total,
+      every=config.log.every_steps,
+      in_flight=in_flight,
+    )
+  except NotFinite as error:
+    raise TrainingStopped(_advice(error, checkpoints, start)) from None
+  return evaluation.report
 
 
-def _learning_rates(config: ml_collections.ConfigDict) -> np.ndarray:
-  """The base rate of every step of the run, made at once: for the log, not for the update."""
-  rate = make_schedule(config.optimizer.schedule, config.optimizer.learning_rate)
-  return np.asarray(jax.jit(jax.vmap(rate))(np.arange(config.total_steps, dtype=np.int32)))
+class _Waited:
+  """Seconds that a feed was waited for so far; 0 while there is none."""
+
+  feed: Any = None
+
+  def __call__(self) -> float:
+    return self.feed.wait if self.feed is not None else 0.0
 
 
-def _due(step: int, every: int) -> bool:
-  return every > 0 and step % every == 0
+def _say_card(experiment: Experiment, metrics: hooks.Metrics, start: int, loaded: str) -> None:
+  config, params = experiment.config, experiment.shapes.params
+  card = recipe_card(
+    config,
+    model=experiment.model,
+    params=params,
+    mesh=experiment.mesh,
+    num_classes=experiment.num_classes,
+    groups=parameter_groups(config.optimizer, params),
+    frozen=frozen_paths(params, tuple(config.frozen)),
+    lengths=experiment.lengths,
+    start_step=start,
+    loaded=loaded,
+    more={"speed": card_row(list(experiment.mesh.devices.flat))},
+  )
+  if distributed.is_first_process():
+    console.print_line(card)
+  metrics.board.text("recipe", card)
 
 
-def _last_good(checkpoints: Checkpoints) -> str:
+def _advice(error: NotFinite, checkpoints: Checkpoints, start: int) -> str:
+  """The message of a run that has stopped, after taking a last save that cannot be good out of the way."""
   checkpoints.wait()
-  step = checkpoints.latest_step()
-  return "none yet" if step is None else f"step {step}"
+  steps = checkpoints.steps()
+  # A save is good when a step after it was finite: what the bad step began from is not.
+  if error.step - 1 in steps and error.step - 1 > 0:
+    checkpoints.set_aside(error.step - 1)
+    steps.remove(error.step - 1)
+  good = f"step {steps[-1]}" if steps else "none yet"
+  where = f"{error.what} at step {error.step}, on the images {', '.join(error.ids)}"
+  if error.step == 1:
+    return (
+      f"{where}, the first of the run: look at the images and labels, --config.preprocess and"
+      " --config.init_from; then at --config.optimizer.learning_rate"
+    )
+  return (
+    f"{where}; last good checkpoint: {good}. Lower --config.optimizer.learning_rate, set"
+    " --config.optimizer.grad_clip, or look at these images"
+  )

@@ -47,12 +47,15 @@ class Speed:
     """What follows is not training; `begin` goes on."""
     self._since = None
 
-  def take(self) -> dict[str, float | int]:
+  def take(self, *, waited: float = 0.0) -> dict[str, float | int]:
     """Rates over the steps since the last call; {} where there were none.
 
+    Args:
+      waited: seconds in which the steps waited for data since the last call.
+
     Returns:
-      steps_per_second, images_per_second, mfu in [0, 1] where the peak is known, and over_steps: of how many
-      steps.
+      steps_per_second, images_per_second, mfu in [0, 1] where the peak is known, data_wait: the share of the
+      time that was spent waiting for data, and over_steps: of how many steps.
     """
     steps, seconds = self._steps, max(self._seconds, 1e-9)
     self._steps, self._seconds = 0, 0.0
@@ -62,7 +65,7 @@ class Speed:
     rates = {"steps_per_second": steps / seconds, "images_per_second": images}
     if self._peak:
       rates["mfu"] = images * self._flops / self._peak
-    return rates | {"over_steps": steps}
+    return rates | {"data_wait": min(waited / seconds, 1.0), "over_steps": steps}
 
 
 def card_row(devices: Sequence[Any]) -> str:

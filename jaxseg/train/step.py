@@ -54,7 +54,8 @@ def make_step(
       whole batch.
 
   Scalars: loss; loss/MAP for each supervised map, before its weight; grad_norm, of all
-  gradients before clipping; finite, whether loss and every gradient are.
+  gradients before clipping; finite, whether loss and every gradient are; params_finite, whether every
+  parameter and statistic is after the update.
 
   Raises:
     UserError: a value out of its range; when traced, a pattern that matches nothing, a batch that
@@ -110,6 +111,7 @@ def make_step(
         lambda path, new, old: old if path_of(path) in still else new, params, state.params
       )
     state = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
+    scalars |= {"params_finite": _all_finite((params, model_state))}
     if ema_decay:
       # From the difference, which is 0 to the bit where nothing moved.
       average = jax.tree.map(lambda old, new: old + (1.0 - ema_decay) * (new - old), state.ema, params)
@@ -117,6 +119,11 @@ def make_step(
     return state, scalars
 
   return step
+
+
+def _all_finite(tree: Any) -> Array:
+  leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
 def _hold(params: Any, still: frozenset[str]) -> Any:

@@ -12,7 +12,7 @@ from jaxseg import data
 from jaxseg.config import validate
 from jaxseg.errors import UserError
 from jaxseg.train import loop
-from jaxseg.train.logging import read_metrics
+from jaxseg.train.metrics import read_metrics
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")

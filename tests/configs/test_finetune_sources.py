@@ -13,7 +13,7 @@ import pytest
 
 import jaxseg
 from jaxseg.train import loop
-from jaxseg.train.logging import read_metrics
+from jaxseg.train.metrics import read_metrics
 from tests.configs.test_configs import load
 from tests.configs.test_finetune import make_folder
 from tests.conftest import SHARED

@@ -20,7 +20,8 @@ from jaxseg.data import DataError
 from jaxseg.errors import UserError
 from jaxseg.losses import soft_cross_entropy
 from jaxseg.train import classification, loop
-from jaxseg.train.logging import read_metrics
+from jaxseg.train.experiment import build_experiment
+from jaxseg.train.metrics import read_metrics
 from jaxseg.train.optimizer import parameter_groups
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -76,7 +77,7 @@ def test_the_recipe_follows_the_batch():
   assert (config.batch_size, config.total_steps) == (1024, 300 * 1251)
   assert config.optimizer.learning_rate == pytest.approx(1e-3) and config.optimizer.weight_decay == 0.05
   assert (schedule.total_steps, schedule.warmup_steps, schedule.every) == (300 * 1251, 5 * 1251, 1251)
-  rates = loop._learning_rates(config)
+  rates = build_experiment(config).learning_rates()
   # timm: an epoch's rate is that of its first step.
   assert rates[[0, 1250]] == pytest.approx(1e-6) and rates[5 * 1251] == pytest.approx(
     1e-6 + (1e-3 - 1e-6) * 0.5 * (1 + np.cos(np.pi * 5 / 300)), rel=1e-5

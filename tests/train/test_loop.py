@@ -14,8 +14,9 @@ from jaxseg.commands import evaluate, target
 from jaxseg.config import record
 from jaxseg.errors import UserError
 from jaxseg.train import loop
-from jaxseg.train.guard import TrainingStopped
-from jaxseg.train.logging import MetricsLog, read_metrics
+from jaxseg.train.experiment import build_experiment
+from jaxseg.train.loop import TrainingStopped
+from jaxseg.train.metrics import MetricsLog, read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "configs" / "colour_only_synthetic.py:smoke")
@@ -84,7 +85,7 @@ def equal(a, b):
 
 def restored(config, directory):
   """The train state of the latest checkpoint, as NumPy arrays."""
-  run = loop.plan(config)
+  run = build_experiment(config)
   with Checkpoints(directory / "checkpoints") as checkpoints:
     like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), run.shapes)
     return jax.tree.map(np.asarray, checkpoints.restore(like))

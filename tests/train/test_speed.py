@@ -14,7 +14,7 @@ from jaxseg import chips
 from jaxseg import config as config_lib
 from jaxseg.errors import UserError
 from jaxseg.train import compiled, loop, speed
-from jaxseg.train.logging import SPEED, read_metrics
+from jaxseg.train.metrics import SPEED, read_metrics
 from jaxseg.train.profile import Profile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -126,10 +126,10 @@ def test_a_profile_that_a_resume_or_an_error_cuts(tmp_path):
 _COMPILES = """
 import sys
 import jax
-from jaxseg.train import config as config_lib, loop, logging
+from jaxseg.train import config as config_lib, loop, metrics
 
 compiled, at = [], [0]
-watched = logging.Progress.step
+watched = metrics.Progress.window
 
 def step(self, number, *args, **kwargs):
   at[0] = number
@@ -139,7 +139,7 @@ def listen(event, seconds, **about):
   if event == "/jax/core/compile/backend_compile_duration":
     compiled.append(at[0])
 
-logging.Progress.step = step
+metrics.Progress.window = step
 jax.monitoring.register_event_duration_secs_listener(listen)
 for name, spatial in {"one": 1, "two": 1, "split": 2}.items():
   compiled.clear(), at.clear(), at.append(0)

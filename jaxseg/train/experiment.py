@@ -1,0 +1,216 @@
+"""What a config comes to: data opened once, model, optimizer, mesh, evaluator, and the step."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxseg import config as config_lib
+from jaxseg import data, sharding
+from jaxseg.checkpoint import Checkpoints
+from jaxseg.config import validate
+from jaxseg.data.source import DatasetInfo, Source
+from jaxseg.errors import UserError
+from jaxseg.hub import LoadReport, load_with_report
+from jaxseg.train.optimizer import make_optimizer, parameter_groups
+from jaxseg.train.schedule import make_schedule
+from jaxseg.train.state import TrainState, create_state
+from jaxseg.train.step import Step, jit_step, make_step
+from jaxseg.train.tasks import Report, task_of
+from jaxseg.types import Preprocess
+
+# What a model may draw from in training; Light-Ham's bases are redrawn every step, as published.
+_STREAMS = ("dropout", "drop_path", "nmf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """What a config comes to, before any array exists.
+
+  Attributes:
+    config: resolved or not.
+    mesh: over the devices of all processes.
+    info: classes and palette.
+    num_classes: of the model.
+    sources: split → its examples, opened once; {} for a plan without data.
+    model: the Linen module.
+    preprocess: how images are normalised.
+    loss_fn: (outputs, labels) → loss, parts.
+    tx: the optimizer.
+    shapes: the train state's.
+  """
+
+  config: ml_collections.ConfigDict
+  mesh: Mesh
+  info: DatasetInfo
+  num_classes: int
+  sources: Mapping[str, Source]
+  model: Any
+  preprocess: Preprocess
+  loss_fn: Callable
+  tx: Any
+  shapes: TrainState
+
+  @property
+  def lengths(self) -> dict[str, int]:
+    """Split → number of examples."""
+    return {split: len(source) for split, source in self.sources.items()}
+
+  def make_step(self) -> Step:
+    """The training step, not yet compiled."""
+    config = self.config
+    prepare = task_of(config).make_prepare(config, preprocess=self.preprocess, num_classes=self.num_classes)
+    return make_step(
+      self.loss_fn,
+      self.tx,
+      prepare=prepare,
+      streams=_STREAMS,
+      frozen=tuple(config.frozen),
+      ema_decay=config.ema_decay,
+      accumulate=config.accumulate,
+    )
+
+  def lower_step(self, *, batch_size: int) -> jax.stages.Lowered:
+    """The step that a run takes, ready for the compiler.
+
+    Args:
+      batch_size: images, over all devices.
+    """
+    batch = task_of(self.config).batch_shapes(self.config, batch_size)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jit_step(self.make_step(), self.mesh, self.shapes).lower(self.shapes, batch, key)
+
+  def train_batches(self, *, start_step: int) -> Any:
+    """The rows of this process in the batches from `start_step` on, on the host."""
+    config = self.config
+    source = self.sources[config.data.train_split]
+    return task_of(config).train_batches(
+      config, preprocess=self.preprocess, start_step=start_step, mesh=self.mesh, source=source
+    )
+
+  def make_evaluator(self) -> Callable[..., Report]:
+    """(variables, progress=) → report on the evaluation split."""
+    config = self.config
+    source = self.sources[config.data.eval_split]
+    return task_of(config).make_evaluator(
+      self.model, config, info=self.info, preprocess=self.preprocess, mesh=self.mesh, source=source
+    )
+
+  def learning_rates(self) -> np.ndarray:
+    """The base rate of every step of the run, made at once: for the log, not for the update."""
+    optimizer = self.config.optimizer
+    rate = make_schedule(optimizer.schedule, optimizer.learning_rate)
+    return np.asarray(jax.jit(jax.vmap(rate))(np.arange(self.config.total_steps, dtype=np.int32)))
+
+  def key(self) -> jax.Array:
+    """The random key of the run, on the mesh: under the transfer guard a step may not move it there."""
+    where = sharding.replicated(self.mesh)
+    return jax.jit(lambda: jax.random.key(self.config.seed), out_shardings=where)()
+
+  def restore(self, checkpoints: Checkpoints) -> tuple[TrainState, int] | None:
+    """The state of the latest undamaged checkpoint and its step; None where there is none.
+
+    Raises:
+      UserError: it is of another model, or beyond the last step.
+    """
+    step = checkpoints.latest_step()
+    if step is not None and step > self.config.total_steps:
+      raise UserError(
+        f"the workdir is at step {step}, beyond config.total_steps {self.config.total_steps}; raise it"
+      )
+    like = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    return checkpoints.restore_latest(jax.tree.map(like, self.shapes, self._shardings()))
+
+  def init(self) -> tuple[TrainState, LoadReport | None]:
+    """The state before the first step, and what was loaded from `init_from`; None without it.
+
+    Raises:
+      UserError: `init_from` cannot be read or does not fit.
+    """
+    config, shardings = self.config, self._shardings()
+    if not config.init_from:
+      # Compiled, so that each device makes only the part that it keeps.
+      return jax.jit(lambda: self._create(_init(self.model, config)), out_shardings=shardings)(), None
+    variables = jax.device_get(jax.jit(lambda: _init(self.model, config))())
+    variables, report = load_with_report(config.init_from, variables, keep=tuple(config.init_keep))
+    return jax.jit(self._create, out_shardings=shardings)(jax.device_get(variables)), report
+
+  def _create(self, variables: Any) -> TrainState:
+    return create_state(self.model, variables, self.tx, ema=self.config.ema_decay > 0)
+
+  def _shardings(self) -> Any:
+    return sharding.state_sharding(self.shapes, self.mesh)
+
+
+def build_experiment(config: ml_collections.ConfigDict) -> Experiment:
+  """Everything that can be wrong with a config is wrong here: before a workdir is touched or XLA called.
+
+  Raises:
+    UserError: one sentence about a value, a combination, or the data.
+  """
+  validate.validate(config)
+  mesh = make_mesh(config.mesh)
+  validate.validate_batches(config, mesh)
+  experiment = assemble(config, mesh)
+  splits = dict.fromkeys((config.data.train_split, config.data.eval_split))
+  return dataclasses.replace(
+    experiment, sources={split: data.open_split(config.data, split) for split in splits}
+  )
+
+
+def assemble(config: ml_collections.ConfigDict, mesh: Mesh) -> Experiment:
+  """What a valid config comes to on a mesh, without the images: no data set and no device need be there.
+
+  Raises:
+    UserError: as `build_experiment`.
+  """
+  info = data.dataset_info(config.data)
+  num_classes = validate.validate_classes(config, info.classes)
+  model = config_lib.build_model(config, num_classes)
+  shapes = jax.eval_shape(lambda: _init(model, config))
+  groups = parameter_groups(config.optimizer, shapes["params"])
+  validate.validate_parameters(config, {path: group.name for path, group in groups.items()})
+  tx = make_optimizer(config.optimizer, shapes["params"], frozen=tuple(config.frozen))
+  create = lambda variables: create_state(model, variables, tx, ema=config.ema_decay > 0)  # noqa: E731
+  return Experiment(
+    config=config,
+    mesh=mesh,
+    info=info,
+    num_classes=num_classes,
+    sources={},
+    model=model,
+    preprocess=config_lib.make_preprocess(config.preprocess),
+    loss_fn=task_of(config).make_loss(config, model),
+    tx=tx,
+    shapes=jax.eval_shape(create, shapes),
+  )
+
+
+def make_mesh(mesh: ml_collections.ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh of `config.mesh` over `devices` (JAX's by default); its `devices=n` takes only the first n.
+
+  Raises:
+    UserError: the axes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  if not 0 <= mesh.devices <= len(devices):
+    raise UserError(f"config.mesh.devices is {mesh.devices}, and there are {len(devices)}; 0 takes all")
+  if mesh.devices and jax.process_count() > 1:
+    raise UserError(
+      f"config.mesh.devices is {mesh.devices}, but a run on several hosts uses all; set it to 0"
+    )
+  try:
+    return sharding.make_mesh(
+      data=mesh.data, fsdp=mesh.fsdp, spatial=mesh.spatial, devices=devices[: mesh.devices or None]
+    )
+  except UserError as error:
+    raise UserError(f"config.mesh: {error}") from None
+
+
+def _init(model: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
+  image = jax.numpy.zeros((1, *config.data.crop_size, 3))
+  return model.init(jax.random.key(config.seed), image, train=False)
