@@ -36,6 +36,7 @@ from jaxseg.data import pipeline, transforms
 from jaxseg.data.transforms import MEAN_FILL, make_rule
 
 BATCH = 8
+_BUFFERED = 8  # batches; more than any of the feeds keeps ready
 GEOMETRY = dict(
   crop_size=(512, 512),
   resize=(2048, 512),
@@ -52,7 +53,7 @@ def main() -> None:
   parser.add_argument("--pictures", required=True, type=pathlib.Path)
   parser.add_argument("--masks", required=True, type=pathlib.Path)
   parser.add_argument("--size", default="", help="rows x columns; default: as they are")
-  parser.add_argument("--batches", type=int, default=8, help="a chunk")
+  parser.add_argument("--batches", type=int, default=24, help="a chunk")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--step_ms", type=float, default=200.0)
   flags = parser.parse_args()
@@ -104,6 +105,7 @@ def measure(settings: types.SimpleNamespace, flags: argparse.Namespace) -> None:
   rates, waits = {name: [] for name in feeds}, {name: [] for name in feeds}
   for index in range(-1, flags.rounds):  # round -1 warms up
     for name, feed in feeds.items():
+      chunk(feed, _BUFFERED, 0.0)  # what was made while the others had their turn
       rate, _ = chunk(feed, flags.batches, 0.0)
       _, wait = chunk(feed, flags.batches, flags.step_ms / 1e3)
       if index >= 0:
