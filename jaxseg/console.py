@@ -112,9 +112,16 @@ def exit_on_user_error(program: str) -> Iterator[None]:
   Anything else is a bug, and keeps its traceback and exit code 1. `train.distributed` has the same for
   programs of several processes.
   """
+  before = signal.getsignal(signal.SIGINT)
   exit_at_interrupt(program)
   try:
     yield
   except UserError as error:
     print_line(f"{program}: {error}", error=True)
     sys.exit(BAD_INPUT)
+  except KeyboardInterrupt:  # raised by a library, or not on the main thread
+    print_line(f"{program}: stopped", error=True)
+    sys.exit(INTERRUPTED)
+  finally:
+    with contextlib.suppress(ValueError):  # whoever called the command as a function goes on
+      signal.signal(signal.SIGINT, before)

@@ -63,7 +63,6 @@ def depthwise_cases():
     window = depthwise.Window(given["strides"], given["padding"], given["dilation"])
     names = [form for form in depthwise.FORMS if form != "banded" or 1 in size]
     forms = {form: functools.partial(depthwise_as, form, window) for form in names}
-    forms["by platform"] = functools.partial(depthwise.depthwise_conv, **fields)
     definition = functools.partial(depthwise.depthwise_conv_reference, **fields)
     yield f"depthwise {name}", Case(definition, forms, (normal(0, 2, 23, 26, 5), normal(1, *size, 1, 5)))
 
@@ -79,7 +78,6 @@ def atrous_cases():
       window = atrous.Window(rate, halo)
       rows = size[0] + 2 * rate * halo
       forms = {form: functools.partial(atrous_as, form, window) for form in atrous.FORMS}
-      forms["by platform"] = functools.partial(atrous.atrous_conv, rate=rate, has_halo=halo)
       definition = functools.partial(atrous.atrous_conv_reference, rate=rate, has_halo=halo)
       arrays = normal(0, 2, rows, size[1], 24), normal(1, 3, 3, 24, 10) / 15
       yield f"atrous {size} rate {rate}{' halo' * halo}", Case(definition, forms, arrays)
@@ -99,7 +97,6 @@ def batch_norm_cases():
         form: functools.partial(batch_norm_as, functools.partial(batch_norm.batch_norm_act_as, form), fields)
         for form in batch_norm.FORMS
       }
-      forms["by platform"] = functools.partial(batch_norm_as, batch_norm.batch_norm_act, fields)
       definition = functools.partial(batch_norm_as, batch_norm.batch_norm_act_reference, fields)
       arrays = 3 + 2 * normal(0, 4, 6, 5, 7), scale, bias, *slopes
       yield f"batch_norm {name}, shift {shift}", Case(definition, forms, arrays)
