@@ -150,6 +150,34 @@ def _segmentation_rows(config: ml_collections.ConfigDict, model: Any) -> dict[st
   }
 
 
+def _classification_rows(config: ml_collections.ConfigDict, model: Any) -> dict[str, str]:
+  """Augmentation, mixing, evaluation and loss."""
+  del model
+  settings = config.data
+  area, aspect = settings.crop_area, settings.crop_aspect
+  layers = settings.randaugment_layers
+  changed = (
+    f"RandAugment of {layers} at {settings.randaugment_magnitude:g} +- {settings.randaugment_std:g}"
+    if layers
+    else "no RandAugment"
+  )
+  mixing = [
+    f"{name} {alpha:g}"
+    for name, alpha in (("mixup", settings.mixup_alpha), ("cutmix", settings.cutmix_alpha))
+    if alpha
+  ]
+  if len(mixing) == 2:
+    mixing.append(f"cutmix in {settings.switch_probability:g} of the steps")
+  return {
+    "augmentation": f"crop of {area[0]:g} to {area[1]:g} of the area, aspect {aspect[0]:.3g} to"
+    f" {aspect[1]:.3g}, {settings.interpolation} to {settings.crop_size[0]}, flip {settings.flip:g},"
+    f" {changed}, erased {settings.erase_probability:g}",
+    "mixing": ", ".join(mixing) + ", one draw for the whole batch" if mixing else "none",
+    "evaluation": f"top-1 and top-5 of the middle {config.eval.crop_share:g} of the short side",
+    "loss": f"cross entropy with soft labels, label smoothing {config.loss.label_smoothing:g}",
+  }
+
+
 def _augmentation(data: ml_collections.ConfigDict) -> str:
   low, high = data.scale_range
   step = f" in steps of {data.scale_step:g}" if data.scale_step else ""

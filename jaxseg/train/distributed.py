@@ -17,7 +17,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_collections
@@ -292,6 +292,14 @@ def is_distributed() -> bool:
 def is_first_process() -> bool:
   """Whether this process is the one that prints and writes."""
   return jax.process_index() == 0
+
+
+@runtime_checkable
+class StopRequest(Protocol):
+  """What the loop asks at each step whether to save and go; `Preemption` is one."""
+
+  def reached(self, step: int) -> bool:
+    """Whether to save and go after `step`; the same answer in every process."""
 
 
 class Preemption:

@@ -17,7 +17,7 @@ from jaxseg.checkpoint import Checkpoints
 from jaxseg.chips import peak_flops
 from jaxseg.macs import count_macs
 from jaxseg.train import best, distributed
-from jaxseg.train.distributed import Preempted, Preemption
+from jaxseg.train.distributed import Preempted, StopRequest
 from jaxseg.train.metrics import SPEED, Board, MetricsLog, Progress, read_metrics
 from jaxseg.train.profile import Profile
 from jaxseg.train.speed import Speed
@@ -196,7 +196,7 @@ class Saving(Hook):
     config: ml_collections.ConfigDict,
     *,
     start: int,
-    preemption: Preemption | None = None,
+    preemption: StopRequest | None = None,
   ):
     self._checkpoints, self._start, self._preemption = checkpoints, start, preemption
     self._total = config.total_steps
@@ -238,7 +238,7 @@ class Evaluation(Hook):
     *,
     start: int,
     save_best: Callable[[int, str, float, TrainState], None] | None,
-    preemption: Preemption | None = None,
+    preemption: StopRequest | None = None,
   ):
     self.report: Report | None = None
     self._directory, self._config, self._evaluator = epath.Path(directory), config, evaluator

@@ -24,7 +24,7 @@ from jaxseg.config.record import CHECKPOINTS, CONFIG_FILE, make_record
 from jaxseg.config.record import read as read_record
 from jaxseg.data.feed import prefetch_to_devices
 from jaxseg.train import distributed, hooks, resume, workdir
-from jaxseg.train.distributed import Preemption, RunEnded
+from jaxseg.train.distributed import RunEnded, StopRequest
 from jaxseg.train.experiment import Experiment, build_experiment
 from jaxseg.train.frozen import frozen_paths
 from jaxseg.train.hooks import Hook
@@ -181,7 +181,7 @@ def train(
   config: ml_collections.ConfigDict,
   directory: epath.PathLike,
   *,
-  preemption: Preemption | None = None,
+  preemption: StopRequest | None = None,
   end_if_hung: bool = False,
   in_flight: int = STEPS_IN_FLIGHT,
 ) -> Report | None:
@@ -273,7 +273,7 @@ def _train(
   state: TrainState,
   start: int,
   loaded: str,
-  preemption: Preemption | None,
+  preemption: StopRequest | None,
   end_if_hung: bool,
   in_flight: int,
 ) -> Report | None:

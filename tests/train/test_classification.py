@@ -19,8 +19,8 @@ from jaxseg.crf import Settings
 from jaxseg.data import DataError
 from jaxseg.errors import UserError
 from jaxseg.losses import soft_cross_entropy
-from jaxseg.train import classification, loop
-from jaxseg.train.experiment import build_experiment
+from jaxseg.train import best, classification, loop
+from jaxseg.train.experiment import assemble, make_mesh
 from jaxseg.train.metrics import read_metrics
 from jaxseg.train.optimizer import parameter_groups
 
@@ -77,7 +77,7 @@ def test_the_recipe_follows_the_batch():
   assert (config.batch_size, config.total_steps) == (1024, 300 * 1251)
   assert config.optimizer.learning_rate == pytest.approx(1e-3) and config.optimizer.weight_decay == 0.05
   assert (schedule.total_steps, schedule.warmup_steps, schedule.every) == (300 * 1251, 5 * 1251, 1251)
-  rates = build_experiment(config).learning_rates()
+  rates = assemble(config, make_mesh(config.mesh)).learning_rates()
   # timm: an epoch's rate is that of its first step.
   assert rates[[0, 1250]] == pytest.approx(1e-6) and rates[5 * 1251] == pytest.approx(
     1e-6 + (1e-3 - 1e-6) * 0.5 * (1 + np.cos(np.pi * 5 / 300)), rel=1e-5
@@ -169,7 +169,7 @@ def test_a_run_is_evaluated_alone(pretrained, tmp_path, capsys):
 
 def test_the_encoder_starts_a_segmentation_model(pretrained, tmp_path):
   folder, _ = pretrained
-  given = restore_variables(folder / "checkpoints", step="best")
+  given = best.read(folder)
   net = jaxseg.from_pretrained(folder)
   assert net.model.num_classes == 8
   changes = (
@@ -196,12 +196,12 @@ def test_the_encoder_starts_a_segmentation_model(pretrained, tmp_path):
   [
     ("data.crop_size=224,192", r"config.data.crop_size is \(224, 192\); classifiers are trained on squares"),
     ("data.crop_area=0.5,0.2", r"config.data.crop_area is \(0.5, 0.2\); expected shares"),
-    ("data.interpolation=nearest", "config.data.interpolation is 'nearest'; expected one of 'bilinear'"),
+    ("data.interpolation=nearest", "interpolation is 'nearest'; expected one of 'bicubic', 'bilinear'"),
     ("data.mixup_alpha=-1", r"config.data.mixup_alpha is -1.0; expected at least 0"),
-    ("data.randaugment_magnitude=11", "config.data.randaugment_magnitude is 11.0; expected between 0.0 and"),
+    ("data.randaugment_magnitude=11", "randaugment_magnitude is 11.0; expected at least 0, at most 10"),
     ("eval.crop_share=0", "config.eval.crop_share is 0.0; expected above 0"),
     ("model.arch=segnext_tiny", "config.model.arch is 'segnext_tiny', which is no model of classification"),
-    ("task=clasification", "config.task is 'clasification', which is no task; did you mean 'classification'"),
+    ("task=clasification", "config.task is 'clasification'; expected .*; did you mean 'classification'"),
     ("data.scale_range=1,2", "config.data has no key 'scale_range'"),
   ],
 )
