@@ -25,7 +25,8 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     for field in _DEPTH_FIELDS:
       if field in config.model.encoder:
         config.model.encoder[field] = (1,) * len(config.model.encoder[field])
-    if "multi_grid" in config.model.encoder:  # one rate for each unit of the last stage
+    # A ResNet has one rate for each unit of its last stage, of which one is left.
+    if "stage_sizes" in config.model.encoder and "multi_grid" in config.model.encoder:
       config.model.encoder.multi_grid = config.model.encoder.multi_grid[:1]
     config.total_steps = 2
     config.batch_size = 2
