@@ -42,7 +42,8 @@ class BatchNorm(nn.Module):
     running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
     (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
     if train:
-      y, mean, var = batch_norm_act(x, scale, bias, slope, epsilon=self.epsilon, shift=running_mean.value)
+      shift = jnp.asarray(running_mean.value)  # of an importer's file, it may be NumPy's
+      y, mean, var = batch_norm_act(x, scale, bias, slope, epsilon=self.epsilon, shift=shift)
       if not self.is_initializing():
         n = x.size // c
         running_mean.value += self.momentum * (mean - running_mean.value)

@@ -253,18 +253,20 @@ def test_transfer_keeps_where_and_what_the_values_are(file, own):
   assert all(isinstance(x, np.ndarray) and x.dtype == jnp.bfloat16 for x in jax.tree.leaves(filled))
 
 
-def test_a_workdir_gives_its_best_checkpoint(own, tmp_path):
+def test_a_workdir_gives_its_best_weights(own, tmp_path):
+  """Of `best/` where it is there, else of the latest checkpoint."""
   from jaxseg.checkpoint import Checkpoints
+  from jaxseg.train import best
   from jaxseg.train.state import TrainState
 
   worse = jax.tree.map(lambda x: x + 1, own.variables)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-    for step, variables, miou in ((1, own.variables, 0.6), (2, worse, 0.4)):
+    for step, variables in ((1, own.variables), (2, worse)):
       state = TrainState(
         step=jnp.int32(step), params=variables["params"], opt_state=(),
         model_state={"batch_stats": variables["batch_stats"]}, apply_fn=own.model.apply, tx=optax.identity(),
       )  # fmt: skip
-      checkpoints.save(step, state, metrics={"mIoU": miou})
+      checkpoints.save(step, state)
       checkpoints.wait()
   fields = {"num_classes": 5, "scales": [1.0], "encoder": TINY, "decoder": {"use_bias": True}}
   config = {
@@ -275,9 +277,12 @@ def test_a_workdir_gives_its_best_checkpoint(own, tmp_path):
     "preprocess": {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0], "channel_order": "bgr"},
   }  # fmt: skip
   (tmp_path / "config.json").write_text(json.dumps(config))
+  same(jaxseg.from_pretrained(tmp_path).variables, worse)
+  best.write(tmp_path, config, own.variables, {"step": 1, "mIoU": 0.6})
   net = jaxseg.from_pretrained(tmp_path)
   same(net.variables, own.variables)
   assert (net.classes, net.preprocess) == (own.classes, own.preprocess)
+  assert best.step_of(tmp_path) == 1
 
 
 def test_the_hub_offline_gives_the_cache_or_a_sentence(own, tmp_path):
