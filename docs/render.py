@@ -15,9 +15,10 @@ import time
 
 import numpy as np
 
-from jaxseg import console
+from jaxseg.commands.flags import parse
+from jaxseg.console import exit_on_user_error
 from jaxseg.crf import Settings
-from jaxseg.train import distributed
+from jaxseg.errors import UserError
 
 # Sides of the stand-in's blocks; a network's output stride is 8 or 16.
 _BLOCK = 16
@@ -35,8 +36,8 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--size", type=int, default=500, help="longest side to shrink to; default: %(default)s")
   for name, value in vars(Settings()).items():
     parser.add_argument(f"--{name}", type=type(value), default=value, help="default: %(default)s")
-  with distributed.exit_on_user_error("make docs"):
-    flags = console.parse_flags(parser, argv)
+  with exit_on_user_error("make docs"):
+    flags = parse(parser, argv)
     settings = Settings(**{name: getattr(flags, name) for name in vars(Settings())})
     page = render(
       flags.picture, weights=flags.weights, output=flags.output, size=flags.size, settings=settings
@@ -87,14 +88,14 @@ def read(picture: str, size: int) -> np.ndarray:
   import cv2
 
   if not picture:
-    raise ValueError("no picture is named; say which one: make docs PICTURE=photo.jpg")
+    raise UserError("no picture is named; say which one: make docs PICTURE=photo.jpg")
   if not pathlib.Path(picture).is_file():
-    raise ValueError(f"there is no picture {picture!r}; give the path of a JPEG or PNG file")
+    raise UserError(f"there is no picture {picture!r}; give the path of a JPEG or PNG file")
   if size < 32:
-    raise ValueError(f"--size is {size}; networks need at least 32 pixels a side")
+    raise UserError(f"--size is {size}; networks need at least 32 pixels a side")
   image = cv2.imread(picture, cv2.IMREAD_COLOR)
   if image is None:
-    raise ValueError(f"{picture!r} cannot be read as a picture; give a JPEG or PNG file")
+    raise UserError(f"{picture!r} cannot be read as a picture; give a JPEG or PNG file")
   h, w = image.shape[:2]
   if max(h, w) > size:
     factor = size / max(h, w)
@@ -113,7 +114,7 @@ def from_network(weights: str, image: np.ndarray) -> tuple[np.ndarray, tuple[str
 
   net = jaxseg.from_pretrained(weights)
   if not net.classes or not hasattr(net.model, "decoder"):
-    raise ValueError(f"{weights!r} holds {net.arch}, which has no segmentation head; give a whole model")
+    raise UserError(f"{weights!r} holds {net.arch}, which has no segmentation head; give a whole model")
   seen = image
   if net.preprocess.size is not None:
     seen = cv2.resize(image, net.preprocess.size[::-1], interpolation=cv2.INTER_LINEAR)
