@@ -132,7 +132,7 @@ def load_with_report(
   wanted = {path: leaf.shape for path, leaf in leaves.items() if path not in kept}
   with reading(found.path):
     values, differences, _ = tree.fill(found, file.layout, wanted)
-    loading.drop_spare(differences, file, leaves, keep)
+    loading.drop_spare(differences, file, leaves, keep=keep)
   if differences:
     hint = "head/.*" if any(path.startswith("params/head/") for path in leaves) else "decoder/classifier/.*"
     raise UserError(loading.disagreement(found, differences, "the given variables", hint))

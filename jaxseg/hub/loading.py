@@ -190,7 +190,7 @@ def abstract_variables(model: nn.Module) -> dict[str, Any]:
 
 
 def drop_spare(
-  differences: Differences, file: Identified, leaves: Mapping[str, Any], keep: Sequence[str] = ()
+  differences: Differences, file: Identified, leaves: Mapping[str, Any], *, keep: Sequence[str] = ()
 ) -> None:
   """Takes out of the unexpected names those of the file's own model that `leaves` may well not want."""
   if not differences.unexpected:
