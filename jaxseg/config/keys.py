@@ -81,7 +81,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
   Raises:
     UserError: the key, its value, what is expected.
   """
-  for name in leaves(config):
+  # A value that others refer to is named itself, not by those.
+  for name in sorted(leaves(config), key=lambda name: name.count(".")):
     key = key_of(config, name)
     check(f"config.{name}", get(config, name), key.annotation, key.allowed)
 
