@@ -8,9 +8,8 @@ measurement that failed is a line with its reason, and is tried again with `--re
 writing `OUTPUT/DEVICE.md` and `OUTPUT/DEVICE.png` from all lines. Without `--peers` only ours is measured.
 
 What is measured: training steps and inference (uint8 image in, label map out) in bfloat16: images/s over
-steps that are dispatched one after the other, peak memory, seconds to compile; every form of every operation
-of `jaxseg.ops` at the shapes of the models, forward and backward, from which the tables of choices are set;
-the CRF. PyTorch runs with autocast to bfloat16 and channels_last, eager and compiled.
+steps that are dispatched one after the other, peak memory, seconds to compile; and the CRF. PyTorch runs with
+autocast to bfloat16 and channels_last, eager and compiled.
 """
 
 import argparse
@@ -43,7 +42,7 @@ def main() -> None:
   parser.add_argument("--output", type=pathlib.Path, default=HERE / "results")
   parser.add_argument("--peers", type=pathlib.Path, help="folder of the PyTorch models (refmodels.py)")
   parser.add_argument("--peer_python", default=sys.executable, help="interpreter that has them")
-  parser.add_argument("--what", default="models,ops,crf", help="parts to measure, default %(default)s")
+  parser.add_argument("--what", default="models,crf", help="parts to measure, default %(default)s")
   parser.add_argument("--models", default=",".join(MODELS), help="default: %(default)s")
   parser.add_argument("--tiny", action="store_true", help="small shapes and two runs, to try the script")
   parser.add_argument("--retry", action="store_true", help="measure again what failed")
@@ -90,10 +89,6 @@ def cases(flags: argparse.Namespace) -> list[Case]:
       for mode, size in (("train", batch), ("infer", 1), ("infer", batch)):
         shape = dict(rows=rows, columns=columns, batch=size, runs=runs)
         found += [dict(kind="model", model=name, mode=mode, who=peer, **shape) for peer in who]
-  if "ops" in flags.what.split(","):
-    from op_cases import op_cases  # beside this file
-
-    found += [dict(kind="op", who="jaxseg", runs=runs, **case) for case in op_cases(tiny=flags.tiny)]
   if "crf" in flags.what.split(","):
     rows, columns = (24, 32) if flags.tiny else (375, 500)
     found.append(dict(kind="crf", who="jaxseg", rows=rows, columns=columns, runs=min(runs, 5)))
@@ -102,7 +97,7 @@ def cases(flags: argparse.Namespace) -> list[Case]:
 
 def key(case: Case) -> str:
   """What tells one measurement from another; results have further values."""
-  names = ("kind", "model", "op", "form", "mode", "dtype", "shape", "rows", "columns", "batch", "who")
+  names = ("kind", "model", "mode", "rows", "columns", "batch", "who")
   return " ".join(str(case[name]) for name in names if name in case)
 
 
@@ -159,11 +154,7 @@ def measure(case: Case) -> Case:
   device = jax.devices()[0]
   if case["kind"] == "device":
     return {"device": device.device_kind, "jax": jax.__version__}
-  if case["kind"] == "op":
-    from op_cases import measure_op
-
-    result = measure_op(case)
-  elif case["kind"] == "crf":
+  if case["kind"] == "crf":
     result = measure_crf(case)
   else:
     result = measure_model(case)
@@ -290,21 +281,6 @@ def report(device: str, results: Sequence[Case], output: pathlib.Path, command: 
         lines.append(
           f"{head} {r['images_per_second']:.1f} | {r['ms']:.2f} | {peak} | {r['compile_seconds']:.0f} |"
         )
-  ops = [r for r in results if r["kind"] == "op"]
-  if ops:
-    lines += ["", "## Forms of operations", "", "| operation | shape | dtype | form | ms | |"]
-    lines += ["|---|---|---|---|---|---|"]
-    groups: dict[tuple, list[Case]] = {}
-    for r in ops:
-      groups.setdefault((r["op"], r["mode"], r["shape"], r["dtype"]), []).append(r)
-    for (op, mode, shape, dtype), rows in groups.items():
-      best = min((r["ms"] for r in rows if "ms" in r), default=None)
-      for r in rows:
-        head = f"| {op} {mode} | {shape} | {dtype} | {r['form']} |"
-        if "ms" in r:
-          lines.append(f"{head} {r['ms']:.3f} | {'best' if r['ms'] == best else ''} |")
-        else:
-          lines.append(f"{head} | failed: {r['failed']} |")
   for r in (r for r in results if r["kind"] == "crf"):
     took = f"{r['ms']:.1f} ms" if "ms" in r else f"failed: {r['failed']}"
     lines += ["", f"CRF, lattice, {r['rows']}x{r['columns']}x21, ten steps: {took}"]

@@ -85,9 +85,7 @@ def test_the_rule_would_notice():
 
 
 # Files over 400 lines, with the reason.
-LONG = {
-  "jaxseg/pretrained/readers/unpickle.py": "one interpreter of pickles, with its budgets"
-}
+LONG = {"jaxseg/pretrained/readers/unpickle.py": "one interpreter of pickles, with its budgets"}
 
 
 def test_files_are_short():
