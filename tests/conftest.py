@@ -26,8 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   if os.environ.get("JAXSEG_UNCONFIRMED") == "1":
     return
   lines = (ROOT / "tests" / "unconfirmed.txt").read_text().splitlines()
-  listed = tuple(line for line in lines if line and not line.startswith("#"))
+  listed = {line for line in lines if line and not line.startswith("#")}
   reason = "not seen green since the rooms were merged (tests/unconfirmed.txt); make test-all runs it"
   for item in items:
-    if item.nodeid.startswith(listed):
+    function = item.nodeid.partition("[")[0]
+    if listed & {function, function.partition("::")[0]}:
       item.add_marker(pytest.mark.skip(reason=reason))
