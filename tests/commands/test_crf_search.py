@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import runpy
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -98,17 +97,16 @@ def test_search_stops_and_goes_on_and_agrees_with_the_evaluation(config, subject
     (["crf-search", "--workdir=none"], "'none' is no workdir of train.py"),
     (["crf-search", "--source=x.npz", "--config=configs/colour_only_synthetic.py", "--config.eval.crf.w3=1"],
      "config.eval.crf has no key 'w3'"),
-    (["eval.py", "--source=x.npz", "--config=configs/colour_only_synthetic.py", "--config.eval.crf.steps=0"],
+    (["eval", "--source=x.npz", "--config=configs/colour_only_synthetic.py", "--config.eval.crf.steps=0"],
      "config.eval.crf.steps is 0; expected at least 1"),
-    (["eval.py", "--source=x.npz", "--config=configs/colour_only_synthetic.py", "--crf",
+    (["eval", "--source=x.npz", "--config=configs/colour_only_synthetic.py", "--crf",
       "--config.eval.crf.srgb=-3"], "config.eval.crf.srgb is -3.0; expected above 0"),
   ],
 )  # fmt: skip
 def test_bad_input_is_a_sentence(words, sentence, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
-  program = runpy.run_path("eval.py", run_name="jaxseg.eval")["main"] if words[0] == "eval.py" else None
   with pytest.raises(SystemExit) as stopped:
-    cli.main(words) if program is None else program(words[1:])
+    cli.main(words)
   assert stopped.value.code == 2
   said = capsys.readouterr().err
   assert sentence in said and len(said.strip().splitlines()) == 1
