@@ -31,7 +31,7 @@ def main() -> None:
   torch.manual_seed(0)
   model = MAKE[recipe["model"]](recipe["classes"])
   for module in model.modules():
-    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+    if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
       module.p = 0.0
     if type(module).__name__ == "DropPath":
       module.drop_prob = 0.0

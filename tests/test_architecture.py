@@ -93,6 +93,53 @@ def test_files_are_short():
   assert set(long) == set(LONG), long
 
 
+# Names with an underscore that their library documents.
+DOCUMENTED = {"os._exit"}
+OURS = {"jaxseg", "configs", "tests", "benchmarks"}
+
+
+def private_names(source: str) -> list[str]:
+  """What a file imports or reads of other libraries under a name that begins with one underscore."""
+  found, modules = [], set()
+  private = lambda name: name.startswith("_") and not name.startswith("__")  # noqa: E731
+  tree = ast.parse(source)
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+      modules |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      names = [f"{node.module}.{alias.name}" for alias in node.names]
+      if (node.module or "").split(".")[0] not in OURS:  # a class may have them of its own, a module not
+        modules |= {alias.asname or alias.name for alias in node.names}
+    else:
+      continue
+    theirs = [name for name in names if name.split(".")[0] not in OURS]
+    found += [name for name in theirs if any(map(private, name.split(".")))]
+  modules -= OURS
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute) and private(node.attr):
+      root = node.value
+      while isinstance(root, ast.Attribute):
+        root = root.value
+      if isinstance(root, ast.Name) and root.id in modules:
+        found.append(ast.unparse(node))
+  return found
+
+
+def test_only_public_names_of_other_libraries():
+  files = [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "configs").rglob("*.py")]
+  found = {f"{f.relative_to(ROOT)}: {name}" for f in files for name in private_names(f.read_text())}
+  assert not {line for line in found if line.split(": ")[1] not in DOCUMENTED}
+
+
+@pytest.mark.parametrize(
+  "source",
+  ["from jax._src import core", "import jax._src.core", "import jax\njax.core._x", "from a import _b"],
+)
+def test_private_names_would_be_noticed(source):
+  assert private_names(source)
+
+
 def test_no_postponed_annotations():
   """Jaxtyping's shape strings need real annotations (its FAQ)."""
   wrong = [f for f in PACKAGE.rglob("*.py") if "from __future__ import annotations" in f.read_text()]

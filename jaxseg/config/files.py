@@ -123,7 +123,9 @@ def find(spec: str) -> tuple[pathlib.Path, list[str]]:
   for folder in folders:
     if (split := _split(folder / file)) is not None:
       return split[0], [split[1], *args]
-  known = [str(p if not bare else p.stem) for f in folders if f.is_dir() for p in f.glob("*.py")]
+  # Files of helpers, such as configs/common.py, are no choice.
+  files = [p for f in folders if f.is_dir() for p in f.glob("*.py") if "def get_config" in p.read_text()]
+  known = [str(p if not bare else p.stem) for p in files]
   raise UserError(f"there is no config file {name!r}{nearest(name, set(known)) if known else ''}")
 
 
