@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Large pages for large arrays: on Linux CPUs, touching fresh 4 KiB pages is otherwise half of a training step.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-all test-fast docs lint format clean
+.PHONY: quickstart test test-full test-fast docs lint format clean
 
 quickstart: .venv/train.stamp  ## train and evaluate CGNet on drawn scenes, 4 minutes on two cores
 	$(BIN)/python benchmarks/quickstart.py --workdir=runs/quickstart
@@ -14,11 +14,11 @@ test: .venv/dev.stamp  ## everything that CI checks
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-test-all: .venv/dev.stamp  ## the tests of tests/unconfirmed.txt, too
-	JAXSEG_UNCONFIRMED=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+test-full: .venv/dev.stamp  ## an hour of checks whose like CI runs at a smaller size
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m full
 
 test-fast: .venv/dev.stamp  ## without the full-size checks
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m "not slow"
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m "not slow and not full"
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

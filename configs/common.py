@@ -115,7 +115,7 @@ def base() -> ml_collections.ConfigDict:
       name="cross_entropy",
       factors=(),  # one for each loss of a sum; () is 1 each
       normalize_by="valid",  # or "all", "weights"
-      class_weights=(),
+      class_weights=(),  # or one a class, or "auto": 1 / ln(1.10 + share of the training pixels)
       ignore_label=255,
       label_smoothing=0.0,
       thresh=0.7,  # ohem_cross_entropy, like the next
@@ -194,6 +194,10 @@ def data() -> ml_collections.ConfigDict:
       scale_step=0.0,  # 0 draws any scale
       cat_max_ratio=1.0,  # largest share of a crop's labelled pixels that one class may have; 1 allows any
       flip=0.5,
+      flip_vertical=0.0,
+      rotate=0.0,  # degrees to either side
+      blur=0.0,
+      extra="",  # or module:name, a transform of your own, of Albumentations or of Grain
       pad="after_flip",  # or "before_flip": the padding is mirrored with the crop
       color="none",  # or "photometric"
       workers=-1,  # worker processes that make batches: -1 is one a core, 0 none

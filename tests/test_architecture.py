@@ -13,7 +13,7 @@ PACKAGE = ROOT / "jaxseg"
 # Each room may import the rooms on earlier lines, and itself; not its neighbours on the same line.
 LAYERS = [
   ["errors"],
-  ["types", "lazy", "chips", "console"],
+  ["types", "lazy", "chips", "classes", "console"],
   ["catalog", "bucket"],
   ["ops", "sharding"],
   ["layers"],

@@ -27,7 +27,11 @@ def apply(config: ml_collections.ConfigDict, overrides: Iterable[tuple[str, str]
     node, name = _find(config, key)
     value = _parse(config, key, node[name], text)
     try:
-      node[name] = value
+      if isinstance(node[name], tuple) and isinstance(value, str):  # a word in place of numbers
+        with node.ignore_type():
+          node[name] = value
+      else:
+        node[name] = value
     except (TypeError, ValueError):  # a value whose type the config file fixed otherwise than the table
       raise UserError(f"config.{key} expects {values.describe(node.get_type(name))}, got {text!r}") from None
 

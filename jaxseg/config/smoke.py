@@ -53,7 +53,7 @@ def _shrink_segmentation(config: ml_collections.ConfigDict, names: tuple[str, ..
 
   # Scenes need a few classes to draw; a config with fewer is shrunk to that many.
   names += tuple(f"extra{i}" for i in range(len(names), synthetic.MIN_CLASSES))
-  if config.loss.class_weights:
+  if config.loss.class_weights and config.loss.class_weights != "auto":
     config.loss.class_weights += (1.0,) * (len(names) - len(config.loss.class_weights))
   config.data.update(name="synthetic", label_map=(), resize=())
   config.eval.update(resize=(), scales=(1.0,), flip=False)

@@ -203,7 +203,9 @@ def _loss(loss: ml_collections.ConfigDict) -> str:
   parts = [" + ".join(terms).replace("_", " ")]
   if any("normalize_by" in _loss_settings(name) for name in names):
     parts.append(share.get(loss.normalize_by, loss.normalize_by))
-  if loss.class_weights:
+  if loss.class_weights == "auto":
+    parts.append("class weights by their pixels")
+  elif loss.class_weights:
     parts.append(f"class weights {min(loss.class_weights):.4g} to {max(loss.class_weights):.4g}")
   if loss.label_smoothing:
     parts.append(f"label smoothing {loss.label_smoothing:g}")

@@ -135,9 +135,10 @@ def validate_classes(config: ml_collections.ConfigDict, classes: Sequence[str]) 
       f" ({_short(classes)}); 0 takes the data set's"
     )
   weights = config.loss.get("class_weights")
-  if weights and len(weights) != count:
+  if weights and weights != "auto" and len(weights) != count:
     raise UserError(
-      f"config.loss.class_weights has {len(weights)} values for {count} classes; give {count}, or () for none"
+      f"config.loss.class_weights has {len(weights)} values for {count} classes; give {count}, auto, or ()"
+      " for none"
     )
   return count
 

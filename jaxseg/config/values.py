@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from jaxseg.errors import UserError
@@ -87,6 +87,8 @@ def parse(where: str, text: str, annotation: Any, *, like: Any = None) -> Any:
   if text == "None" and type(None) in _options(annotation):
     return None
   kind = plain_type(annotation)
+  if kind is tuple and text in _choices(annotation):
+    return text
   if kind is bool:
     if text.lower() not in _BOOLS:
       raise UserError(f"{where} expects true or false, got {_short(text)}")
@@ -234,13 +236,13 @@ def _numbers(value: Any) -> Iterable[float | int]:
     yield value
 
 
+def _choices(annotation: Any) -> list[str]:
+  literals = [option for option in _options(annotation) if typing.get_origin(option) is Literal]
+  return [str(choice) for option in literals for choice in typing.get_args(option)]
+
+
 def _close(value: Any, annotation: Any) -> str:
-  choices: Sequence[str] = [
-    str(choice)
-    for option in _options(annotation)
-    if typing.get_origin(option) is Literal
-    for choice in typing.get_args(option)
-  ]
+  choices = _choices(annotation)
   hint = nearest(str(value), choices) if choices else ""
   return hint if "did you mean" in hint else ""
 

@@ -12,18 +12,12 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from jaxseg import classes
 from jaxseg.data import images, pairs, preparing
 from jaxseg.data.source import DatasetInfo, make_info
 from jaxseg.types import IGNORE_LABEL
 
-CLASSES = (
-  "sky", "building", "pole", "road", "pavement", "tree",
-  "sign symbol", "fence", "car", "pedestrian", "bicyclist",
-)  # fmt: skip
-PALETTE = (
-  (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
-  (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-)  # fmt: skip
+CLASSES, PALETTE = classes.dataset("camvid")
 LABEL_MAP = {raw: raw for raw in range(11)} | {11: IGNORE_LABEL}  # 11 is "unlabelled"
 LAYOUT = """  train/ trainannot/   pictures NAME.png or NAME.jpg, masks NAME.png with ids 0 to 11
   val/   valannot/

@@ -11,19 +11,12 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from jaxseg import classes
 from jaxseg.data import files, images, pairs, preparing
 from jaxseg.data.source import DatasetInfo, make_info
 from jaxseg.types import IGNORE_LABEL
 
-CLASSES = (
-  "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
-  "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-)  # fmt: skip
-PALETTE = (
-  (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
-  (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60),
-  (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
-)  # fmt: skip
+CLASSES, PALETTE = classes.dataset("cityscapes")
 # The labelId of each class; the other ids up to 33 are void or too rare to be scored.
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 # 255 is what -1 (licence plate) becomes in eight bits.

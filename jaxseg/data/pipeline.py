@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from jaxseg.data import open_split
+from jaxseg.data.augment import Extra, load_transform
 from jaxseg.data.source import DataError, Examples, Source, known_sizes
 from jaxseg.data.transforms import (
   MEAN_FILL,
@@ -32,6 +33,7 @@ from jaxseg.types import IGNORE_LABEL, Batch
 _SHUFFLE_STREAM = 1  # keeps the shuffle's seed apart from the examples'
 _MOST_THREADS = 8  # each holds a batch
 _ENDLESS = sys.maxsize // 2  # Grain rounds lengths up to whole batches
+NO_EXTRA = Extra()
 
 
 @runtime_checkable
@@ -64,7 +66,8 @@ def train_batches(
 
   Args:
     config_data: reads name, train_split, crop_size, resize, scale_range, scale_step,
-      cat_max_ratio, flip, pad, workers, and what the dataset reads.
+      cat_max_ratio, flip, pad, workers, where present flip_vertical, rotate, blur and extra
+      (`jaxseg.data.augment`), and what the dataset reads.
     batch_size: of all processes together; must be a multiple of `process_count`.
     seed: at least 0; with the step it determines the batch.
     start_step: global step of the first batch; costs the same for any value.
@@ -96,9 +99,17 @@ def train_batches(
   if source is None:
     source = open_split(config_data, config_data.train_split)
   _check_masks(source, config_data.name)
+  get = lambda key, default: getattr(config_data, key, default)  # noqa: E731
+  extra = Extra(
+    flip_vertical=get("flip_vertical", 0.0),
+    rotate=get("rotate", 0.0),
+    blur=get("blur", 0.0),
+    transform=load_transform(get("extra", "")),
+  )
   return batches(
     source,
     rule,
+    extra=extra,
     fill=fill,
     workers=config_data.workers,
     batch_size=batch_size,
@@ -114,6 +125,7 @@ def batches(
   source: Examples,
   rule: GeometryRule,
   *,
+  extra: Extra = NO_EXTRA,
   batch_size: int,
   seed: int = 0,
   start_step: int = 0,
@@ -130,6 +142,7 @@ def batches(
       (train ids, 255 = no label)}, and "id" where examples have names; Grain's `RandomAccessDataSource`.
       With workers it has to pickle.
     rule: how crops are drawn, of `jaxseg.data.make_rule`.
+    extra: further changes of a crop, such as your own transform; it is tried on the first example.
     batch_size: of all hosts together, like the next as in `train_batches`.
     workers: worker processes; -1 is one for each core, 0 none.
 
@@ -139,9 +152,12 @@ def batches(
   Raises:
     DataError: an empty source, and as `train_batches`.
   """
+  augment = _Augment(rule, seed, fill, extra)
+  if extra and len(source):
+    augment.map_with_index(0, _named(source, 0))  # its faults are known here, not in a worker process
   return augmented_batches(
     source,
-    _Augment(rule, seed, fill),
+    augment,
     workers=workers,
     batch_size=batch_size,
     seed=seed,
@@ -260,6 +276,7 @@ class _Augment(grain.transforms.MapWithIndex):
   rule: GeometryRule
   seed: int
   fill: tuple[int, int, int]
+  extra: Extra
 
   def map_with_index(self, index: int, element: dict[str, Any]) -> dict[str, Any]:
     # Our own generator: Grain's per-index one may change between its versions.
@@ -269,6 +286,8 @@ class _Augment(grain.transforms.MapWithIndex):
     place = dict(crop_size=self.rule.crop_size, pad=self.rule.pad)
     image, label = apply_geometry(image, label, geometry, fill=self.fill, exact=False, **place)
     box = np.array(filled_box(geometry, **place), np.int32)
+    if self.extra:
+      image, label = self.extra(image, label, rng, fill=self.fill)
     return {"image": image, "label": label, "id": element["id"], "box": box}
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from jaxseg.classes import voc_colors
 from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL
 
@@ -93,13 +94,5 @@ def make_info(name: str, classes: tuple[str, ...], palette: Any) -> DatasetInfo:
 
 
 def color_map(count: int) -> UInt8[np.ndarray, "{count} 3"]:
-  """`count` RGB colours, neighbours far apart: the PASCAL VOC rule without its black first entry.
-
-  Bits 0, 3, 6, ... of the class id become the bits of red from the highest on, bits 1, 4, 7, ...
-  those of green, and bits 2, 5, 8, ... those of blue; the first 2^24 - 1 differ.
-  """
-  ids = np.arange(1, count + 1)
-  channels = [
-    sum(((ids >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)
-  ]
-  return np.stack(channels, axis=-1).astype(np.uint8)
+  """`count` RGB colours, neighbours far apart: the PASCAL VOC rule without its black first entry."""
+  return voc_colors(count + 1)[1:]

@@ -7,10 +7,19 @@ from jaxseg.data.source import DataError, Source
 from jaxseg.types import IGNORE_LABEL
 
 
-def label_histogram(source: Source, *, num_classes: int) -> Int[np.ndarray, "{num_classes}"]:
-  """Pixels of each class over the whole split, int64; pixels without a label are not counted."""
+def label_histogram(
+  source: Source, *, num_classes: int, samples: int | None = None
+) -> Int[np.ndarray, "{num_classes}"]:
+  """Pixels of each class over a split, int64; pixels without a label are not counted.
+
+  Args:
+    source: the split.
+    num_classes: ids at or above it are not counted.
+    samples: how many examples to look at, evenly spaced; None is all.
+  """
   total = np.zeros(num_classes, np.int64)
-  for index in range(len(source)):
+  count = len(source) if samples is None else min(samples, len(source))
+  for index in (number * len(source) // count for number in range(count)):
     label = source[index]["label"]
     counts = np.bincount(label.reshape(-1), minlength=IGNORE_LABEL + 1)
     total += counts[:num_classes]

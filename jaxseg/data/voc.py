@@ -14,17 +14,14 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from jaxseg import classes
 from jaxseg.data import files, images, pairs, preparing
-from jaxseg.data.source import DataError, DatasetInfo, color_map, make_info
+from jaxseg.data.source import DataError, DatasetInfo, make_info
 from jaxseg.types import IGNORE_LABEL
 
-CLASSES = (
-  "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-  "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-PALETTE = ((0, 0, 0), *(tuple(color) for color in color_map(20).tolist()))
+CLASSES, PALETTE = classes.dataset("voc")
 BORDER = (224, 224, 192)  # entry 255 of the palette
-COLORS = {color: i for i, color in enumerate(PALETTE)} | {BORDER: IGNORE_LABEL}
+COLORS = {tuple(color): i for i, color in enumerate(PALETTE.tolist())} | {BORDER: IGNORE_LABEL}
 LABEL_MAP = {i: i for i in range(21)} | {255: IGNORE_LABEL}
 LISTS = "ImageSets/Segmentation"
 LAYOUT = """  JPEGImages/NAME.jpg   SegmentationClass/NAME.png

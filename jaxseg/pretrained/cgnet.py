@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.pretrained import classes
+from jaxseg import classes
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
 from jaxseg.pretrained.records import MMSEG_CGNET_CITYSCAPES, MMSEG_LICENCE, MMSEG_SOURCE, Record
 from jaxseg.pretrained.shapes import count, first, vote

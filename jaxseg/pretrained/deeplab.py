@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jaxseg.pretrained import classes, resnet
+from jaxseg import classes
+from jaxseg.pretrained import resnet
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
 from jaxseg.pretrained.records import MMSEG_LICENCE, Record
 from jaxseg.pretrained.shapes import count, first, vote

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg.pretrained import classes as datasets
+from jaxseg import classes as datasets
 from jaxseg.pretrained import published, records
 from jaxseg.pretrained.keymap import Detected, Layout
 from jaxseg.pretrained.schema import preprocess_of
@@ -70,7 +70,7 @@ def gather(
     if num_classes and not sure:
       assumed["classes"] = f"{num_classes} classes: " + (dataset or "numbered, nothing names them")
   if palette is None:
-    palette = known.palette if known and known.names == names else datasets.colour_map(len(names))
+    palette = known.palette if known and known.names == names else datasets.voc_colors(len(names))
   # What was assumed when the file was made of another is no surer now.
   before = dict(meta.assumed or {})
   if preprocess is not None:

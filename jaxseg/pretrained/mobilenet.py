@@ -10,7 +10,8 @@ import re
 
 import numpy as np
 
-from jaxseg.pretrained import classes, deeplab
+from jaxseg import classes
+from jaxseg.pretrained import deeplab
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shape, Shapes
 from jaxseg.pretrained.records import Record
 from jaxseg.pretrained.shapes import count, first, vote

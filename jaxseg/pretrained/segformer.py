@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jaxseg.pretrained import classes, records
+from jaxseg import classes
+from jaxseg.pretrained import records
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Part, Shapes
 from jaxseg.pretrained.records import Record
 from jaxseg.pretrained.shapes import count, first, vote

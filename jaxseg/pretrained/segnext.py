@@ -9,7 +9,7 @@ encoder is `backbone.`, and as an encoder alone with or without an ImageNet clas
 import re
 from collections.abc import Callable
 
-from jaxseg.pretrained import classes
+from jaxseg import classes
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
 from jaxseg.pretrained.records import MMSEG_LICENCE, MMSEG_SOURCE, Record
 from jaxseg.pretrained.shapes import count, first, vote

@@ -25,6 +25,8 @@ from jaxseg.types import Preprocess
 
 # What a model may draw from in training; Light-Ham's bases are redrawn every step, as published.
 _STREAMS = ("dropout", "drop_path", "nmf")
+# Images that `loss.class_weights` "auto" counts, evenly spaced over the split.
+_COUNTED = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +159,21 @@ def build_experiment(config: ml_collections.ConfigDict) -> Experiment:
   validate.validate_batches(config, mesh)
   experiment = assemble(config, mesh)
   splits = dict.fromkeys((config.data.train_split, config.data.eval_split))
-  return dataclasses.replace(
-    experiment, sources={split: data.open_split(config.data, split) for split in splits}
-  )
+  sources = {split: data.open_split(config.data, split) for split in splits}
+  if config.loss.get("class_weights") == "auto":
+    source = sources[config.data.train_split]
+    counts = data.label_histogram(source, num_classes=experiment.num_classes, samples=_COUNTED)
+    counted = _with_class_weights(config, data.class_weights(counts))
+    experiment = assemble(counted, mesh)
+  return dataclasses.replace(experiment, sources=sources)
+
+
+def _with_class_weights(config: ml_collections.ConfigDict, weights: Any) -> ml_collections.ConfigDict:
+  """A copy with these numbers in place of "auto"."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked(), config.loss.ignore_type():
+    config.loss.class_weights = tuple(float(weight) for weight in weights)
+  return config
 
 
 def assemble(config: ml_collections.ConfigDict, mesh: Mesh) -> Experiment:
@@ -170,6 +184,8 @@ def assemble(config: ml_collections.ConfigDict, mesh: Mesh) -> Experiment:
   """
   info = data.dataset_info(config.data)
   num_classes = validate.validate_classes(config, info.classes)
+  if config.loss.get("class_weights") == "auto":  # not counted yet: the program is the same
+    config = _with_class_weights(config, np.ones(num_classes))
   model = config_lib.build_model(config, num_classes)
   shapes = jax.eval_shape(lambda: _init(model, config))
   groups = parameter_groups(config.optimizer, shapes["params"])

@@ -1,6 +1,5 @@
 """configs/finetune.py: what the folder and the weights tell, a run of it, and every way to get it wrong."""
 
-import json
 import pathlib
 
 import numpy as np
@@ -8,11 +7,12 @@ import pytest
 from PIL import Image
 
 import jaxseg
-from jaxseg import hub
+from jaxseg import data, hub
 from jaxseg.data import DataError
 from jaxseg.errors import UserError
 from jaxseg.pretrained import tree
 from jaxseg.train import loop
+from jaxseg.train.experiment import build_experiment
 from jaxseg.types import Preprocess
 from tests.configs.test_configs import load
 from tests.hub.small import TINY, init, same
@@ -76,10 +76,6 @@ def test_a_run_keeps_its_best_weights(weights, tmp_path):
   before, after = tree.flat(jaxseg.from_pretrained(weights).variables), tree.flat(best.variables)
   changed = {path for path in after if not np.array_equal(before[path], after[path])}
   assert changed == {"params/decoder/classifier/kernel"}  # the encoder is frozen, statistics included
-  # A run that was stopped before it could write them does so when it goes on.
-  (tmp_path / "run" / "best" / "config.json").unlink()
-  loop.train(config, tmp_path / "run")
-  assert json.loads((tmp_path / "run" / "best" / "config.json").read_text())["classes"][0] == "class0"
 
 
 def test_what_is_missing_or_does_not_fit(weights, tmp_path):
@@ -105,3 +101,28 @@ def test_what_is_missing_or_does_not_fit(weights, tmp_path):
 def test_smoke_needs_neither():
   config = load("finetune:segnext_tiny,frozen,smoke")
   assert (config.data.name, config.init_from, config.frozen) == ("synthetic", "", ("encoder/.*",))
+
+
+def test_any_model_from_scratch_on_a_folder(tmp_path):
+  folder = make_folder(tmp_path / "own")
+  config = load("folder:segformer_b0", f"data.dir={folder}")
+  assert (config.model.arch, config.optimizer.name) == ("segformer_b0", "adamw")
+  assert config.data.classes == ("class0", "class1", "class2")
+  assert load("folder:deeplabv1_vgg16", f"data.dir={folder}").optimizer.name == "sgd"
+  assert load("folder:smoke").data.name == "synthetic"
+  with pytest.raises(UserError, match=r"config.data.dir is empty; give the folder"):
+    load("folder")
+  with pytest.raises(UserError, match="no argument :segformer; "):
+    load("folder:segformer", f"data.dir={folder}")
+
+
+def test_class_weights_by_their_pixels(tmp_path):
+  folder = make_folder(tmp_path / "own")
+  where = (f"data.dir={folder}", f"data.data_dir={tmp_path / 'prepared'}", "data.crop_size=32,32")
+  small = ("model.encoder.num_blocks=1,1", "batch_size=2", "data.workers=0")
+  experiment = build_experiment(load("folder", *where, *small, "loss.class_weights=auto"))
+  source = experiment.sources["train"]
+  expected = data.class_weights(data.label_histogram(source, num_classes=3))
+  np.testing.assert_allclose(experiment.config.loss.class_weights, expected, rtol=1e-6)
+  with pytest.raises(UserError, match=r"class_weights expects any number of numbers.*auto"):
+    load("folder", *where, "loss.class_weights=automatic")

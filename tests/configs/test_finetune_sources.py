@@ -7,7 +7,6 @@ Published layouts by their parity cases and real files; every family also from a
 import json
 import math
 
-import jax
 import numpy as np
 import pytest
 
@@ -40,13 +39,8 @@ OWN = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def unoptimised():
-  """Three steps of a dozen networks are all compiling; their numbers are tested elsewhere."""
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+# One published system and one encoder alone; the others differ in the key map, which the first test shows.
+QUICK = ("cgnet_m3n21", "mit_b0 alone")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +70,7 @@ def three_steps(system: str, source, folder, tmp_path) -> None:
   assert len(losses) == 3 and all(map(math.isfinite, losses)), losses
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("case", PARITY)
 def test_from_a_published_layout(shared, folder, tmp_path, case):
   state, *_ = parity.recipe(shared).load(shared / "parity" / case)
@@ -89,7 +83,7 @@ def test_from_a_published_layout(shared, folder, tmp_path, case):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", FILES)
 def test_from_a_published_file(shared, folder, tmp_path, name):
   three_steps(
@@ -97,7 +91,9 @@ def test_from_a_published_file(shared, folder, tmp_path, name):
   )
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+  "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in OWN]
+)
 def test_from_our_own_files(folder, tmp_path, name):
   system, encoder, decoder = OWN[name]
   arch = name.removesuffix(" alone")

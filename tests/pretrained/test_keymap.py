@@ -1,12 +1,10 @@
 """The key-map framework on a made-up layout, and the whole set of layouts on their own promises."""
 
-import importlib
-
 import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxseg.pretrained import LAYOUTS, classes, keymap, published_names
+from jaxseg.pretrained import LAYOUTS, keymap, published_names
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Part, Stored
 from jaxseg.pretrained.records import Record
 from jaxseg.pretrained.weights import Weights
@@ -143,11 +141,3 @@ def test_published_names_go_by_the_layout_that_knows_the_tree():
     published_names(tree, "mmsge")
   with pytest.raises(ValueError, match="no layout 'official' knows"):
     published_names({"encoder": {"strange": {"kernel": np.zeros(1)}}}, "official")
-
-
-@pytest.mark.parametrize("name", classes.DATASETS)
-def test_class_names_and_colours_are_those_of_the_data_sets(name):
-  """Otherwise a net of that data set is scored as one of other classes."""
-  ours, module = classes.dataset(name), importlib.import_module(f"jaxseg.data.{name}")
-  assert ours.names == tuple(module.CLASSES)
-  np.testing.assert_array_equal(ours.palette, np.asarray(module.PALETTE))

@@ -95,7 +95,7 @@ def test_killed_and_resumed_on_the_same_processes_is_equal_to_the_bit(uninterrup
   assert lines == uninterrupted
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_and_resumed_on_other_devices_is_equal_to_1e_5(uninterrupted, tmp_path):
   others = [Topology(1, 1), Topology(2, 2), Topology(1, 2)]
   # Every other start on another number of devices.

@@ -1,7 +1,6 @@
-"""Class names and colours of the datasets that published weights were trained on.
+"""Class names and colors of the data sets, by which images are read, weights told and results drawn.
 
-Facts of the datasets, in their order of train ids; an underscore stands for a space. A test holds them to
-the lists of `jaxseg.data`, by which a net is evaluated.
+Facts of the data sets, in their order of train ids; an underscore stands for a space.
 """
 
 from typing import NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 
 
 class Classes(NamedTuple):
-  """Names in train-id order, and (k, 3) uint8 RGB colours."""
+  """Names in train-id order, and (k, 3) uint8 RGB colors."""
 
   names: tuple[str, ...]
   palette: np.ndarray
@@ -20,7 +19,7 @@ _CITYSCAPES = """
   road sidewalk building wall fence pole traffic_light traffic_sign vegetation terrain sky person rider
   car truck bus train motorcycle bicycle
 """
-_CITYSCAPES_COLOURS = """
+_CITYSCAPES_COLORS = """
   804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c ff0000 00008e
   000046 003c64 005064 0000e6 770b20
 """
@@ -28,7 +27,7 @@ _CITYSCAPES_COLOURS = """
 _CAMVID = """
   sky building pole road pavement tree sign_symbol fence car pedestrian bicyclist
 """
-_CAMVID_COLOURS = """
+_CAMVID_COLORS = """
   808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0
 """
 _VOC = """
@@ -49,7 +48,7 @@ _ADE20K = """
   sconce vase traffic_light tray ashcan fan pier crt_screen plate monitor bulletin_board shower radiator
   glass clock flag
 """
-_ADE20K_COLOURS = """
+_ADE20K_COLORS = """
   787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846
   08ff33 ff0652 8fff8c ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc
   ff095c 7009ff 08ffd6 07ffe0 ffb806 0aff47 ff290a 07ffff e0ff08 6608ff ff3d06 ffc207 ff7a08 00ff14
@@ -70,16 +69,16 @@ _BY_COUNT = {19: "cityscapes", 11: "camvid", 21: "voc", 150: "ade20k"}
 
 def dataset(name: str) -> Classes:
   """Names and colours of one of `DATASETS`."""
-  words, colours = {
-    "cityscapes": (_CITYSCAPES, _CITYSCAPES_COLOURS),
-    "camvid": (_CAMVID, _CAMVID_COLOURS),
+  words, colors = {
+    "cityscapes": (_CITYSCAPES, _CITYSCAPES_COLORS),
+    "camvid": (_CAMVID, _CAMVID_COLORS),
     "voc": (_VOC, None),
-    "ade20k": (_ADE20K, _ADE20K_COLOURS),
+    "ade20k": (_ADE20K, _ADE20K_COLORS),
   }[name]
   names = tuple(word.replace("_", " ") for word in words.split())
-  if colours is None:
-    return Classes(names, colour_map(len(names)))
-  rgb = np.frombuffer(bytes.fromhex("".join(colours.split())), np.uint8)
+  if colors is None:
+    return Classes(names, voc_colors(len(names)))
+  rgb = np.frombuffer(bytes.fromhex("".join(colors.split())), np.uint8)
   return Classes(names, rgb.reshape(-1, 3).copy())
 
 
@@ -88,11 +87,11 @@ def by_count(num_classes: int | None) -> str | None:
   return _BY_COUNT.get(num_classes)
 
 
-def colour_map(n: int) -> np.ndarray:
-  """The PASCAL VOC colours of `n` classes, (n, 3) uint8: the bits of the id spread over R, G and B."""
+def voc_colors(n: int) -> np.ndarray:
+  """The PASCAL VOC colors of `n` classes, (n, 3) uint8: the bits of the id spread over R, G and B."""
   index = np.arange(n)
-  colours = np.zeros((n, 3), np.uint8)
+  colors = np.zeros((n, 3), np.uint8)
   for bit in range(8):
     for channel in range(3):
-      colours[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-  return colours
+      colors[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+  return colors
