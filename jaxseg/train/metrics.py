@@ -93,11 +93,15 @@ def read_metrics(directory: epath.PathLike, *, name: str = METRICS) -> list[dict
   return [json.loads(line) for line in text.splitlines() if _step_of(line) is not None]
 
 
-def _step_of(line: str) -> float | None:
+def _step_of(line: str) -> int | None:
+  """The step of a line that is an object of numbers; None for any other."""
   try:
+    values = json.loads(line)
+    numbers = all(v is None or type(v) in (int, float) for v in values.values())
     # What we write is ASCII: a replaced letter stands for bytes that a broken disk or machine has left.
-    return None if "\ufffd" in line else float(json.loads(line)["step"])
-  except (ValueError, KeyError, TypeError):
+    whole = "\ufffd" not in line and numbers and type(values["step"]) is int and values["step"] > 0
+    return values["step"] if whole else None
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
     return None
 
 
