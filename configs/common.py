@@ -167,8 +167,8 @@ def base() -> ml_collections.ConfigDict:
     dict(
       initialization_timeout_seconds=120.0,  # in which all of them have to come
       heartbeat_timeout_seconds=20.0,  # without a sign of life, after which one counts as gone
-      # Without a finished step, from the first on and beside evaluations and saves; then the run ends with
-      # exit code 75, to be started again. 0 waits for ever.
+      # Without a finished step, from the first on and beside evaluations and saves; then the program ends
+      # with the stacks of its threads, to be started again. 0 waits for ever.
       step_timeout_seconds=1800.0,
     )
   )

@@ -12,8 +12,8 @@ from typing import Any
 from jaxseg.errors import UserError
 
 # Exit codes. Schedulers restart on every code but 0 and 2.
-FAILED = 1  # a bug, a loss that is not finite, a hung step
-BAD_INPUT = 2  # a UserError: the same command would fail again
+FAILED = 1  # a bug, a lost host, a hung step
+BAD_INPUT = 2  # a UserError, a loss that is not finite: the same command would fail again
 PREEMPTED = 75  # EX_TEMPFAIL: told to go by SIGTERM, and saved
 INTERRUPTED = 130  # Ctrl-C
 

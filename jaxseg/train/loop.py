@@ -44,6 +44,8 @@ STEPS_IN_FLIGHT = 1
 class TrainingStopped(RunEnded):
   """Training cannot go on; the message names the step, the images and where to go back to."""
 
+  exit_code = console.BAD_INPUT  # the same command would come to the same step: something has to change
+
 
 class NotFinite(Exception):
   """A step whose loss, gradients or parameters are not finite.
