@@ -18,10 +18,11 @@ from ml_collections import config_dict
 
 import jaxseg
 from jaxseg.config import overrides as overrides_lib
-from jaxseg.config import record
+from jaxseg.config import record, schema
 from jaxseg.config.fields import follow, model_config
+from jaxseg.config.keys import name_of
 from jaxseg.config.smoke import shrink
-from jaxseg.config.values import nearest
+from jaxseg.config.values import describe, nearest
 from jaxseg.errors import UserError
 
 
@@ -46,7 +47,7 @@ def load(
     UserError: no such file or argument, no config, unknown key, wrong type.
   """
   if spec.endswith(".json"):
-    config = from_resolved(record.read_file(spec)["config"])
+    config = record.config_of(record.read_file(spec), spec)
     change(config, overrides)
     if ready is not None:
       ready(config)
@@ -191,17 +192,43 @@ def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def from_resolved(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
-  """The config that `resolved` wrote, read back from JSON: lists are tuples again, None has its type."""
+  """The config that `resolved` wrote, read back from JSON: lists are tuples again, None has its type.
+
+  Raises:
+    UserError: a key is missing, or is a group in place of a value or the other way round.
+  """
   values = _tuples(dict(values))
   model = values.pop("model")
   config = ml_collections.ConfigDict(values)
   parts = {p: model.pop(p) for p in ("encoder", "decoder", "aux_decoder") if p in model}
   config.model = model_config(model.pop("arch"), num_classes=model.pop("num_classes"), **parts)
   config.model.update(model)
+  _check_whole(config)
   if "align_corners" in config.get("loss", {}) and config.loss.align_corners is None:
     config.loss.align_corners = config_dict.placeholder(bool)  # JSON's null has no type to check values by
   config.lock()
   return config
+
+
+def _check_whole(config: ml_collections.ConfigDict) -> None:
+  """Fills in what an earlier version did not write; raises UserError for any other key that is not there."""
+  task = name_of(config)
+  for name in schema.TASK_KEYS.get(task, ()):
+    *groups, last = name.split(".")
+    node = config
+    for number, group in enumerate(groups, 1):
+      if group not in node and name in schema.LATER:
+        node[group] = ml_collections.ConfigDict()
+      node = node.get(group)
+      if not isinstance(node, ml_collections.ConfigDict):
+        raise UserError(f"config.{'.'.join(groups[:number])} is no group of keys")
+    if last not in node and name in schema.LATER:
+      node[last] = schema.LATER[name]
+    if isinstance(node.get(last), ml_collections.ConfigDict):
+      expected = describe(schema.key_of(name, task).annotation)
+      raise UserError(f"config.{name} is a group of keys; expected {expected}")
+    if last not in node and name not in schema.OPTIONAL:
+      raise UserError(f"config has no key {name}")
 
 
 def _tuples(value: Any) -> Any:

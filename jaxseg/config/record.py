@@ -89,19 +89,33 @@ def read_file(path: epath.PathLike) -> dict[str, Any]:
 
 
 def read_config(workdir: epath.PathLike) -> Any:
-  """The resolved config (a ConfigDict) of a workdir's run, with the class count that it settled on."""
-  from jaxseg.config.files import from_resolved
+  """The resolved config (a ConfigDict) of a workdir's run, with the class count that it settled on.
 
-  values = read(workdir)
+  Raises:
+    UserError: as `read`, or its values are none of a config.
+  """
+  return config_of(read(workdir), epath.Path(workdir) / CONFIG_FILE)
+
+
+def config_of(values: Mapping[str, Any], path: epath.PathLike) -> Any:
+  """The config in the values of a `config.json` at `path`.
+
+  Raises:
+    UserError: a key is missing or its value cannot be.
+  """
+  from jaxseg.config.files import from_resolved
+  from jaxseg.config.keys import check_values
+
   try:
     config = from_resolved(values["config"])
     config.model.num_classes = int(values["model"]["num_classes"])
+    check_values(config)
   except UserError as error:
-    raise UserError(f"{str(epath.Path(workdir) / CONFIG_FILE)!r}: {error}") from None
+    raise UserError(f"{str(path)!r}: {error}") from None
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(
-      f"{str(epath.Path(workdir) / CONFIG_FILE)!r} does not hold a config that train.py wrote"
-      f" ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+      f"{str(path)!r} does not hold a config that train.py wrote"
+      f" ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]!r})"
     ) from None
   return config
 

@@ -197,6 +197,22 @@ TASK_KEYS: Mapping[str, Mapping[str, Key]] = {
 }
 
 
+# Keys that a config may do without.
+OPTIONAL = ("data.dir", "model.auxiliary", "model.scales")
+# Values of the keys that a `config.json` of an earlier version does not have.
+LATER: Mapping[str, Any] = {
+  "data.columns": (),
+  "data.mask_suffix": "",
+  "data.value_range": (),
+  "data.flip_vertical": 0.0,
+  "data.rotate": 0.0,
+  "data.blur": 0.0,
+  "data.extra": "",
+  "eval.canvases": "auto",
+  "early_stopping.patience": 0,
+}
+
+
 def key_of(name: str, task: str) -> Key | None:
   """The entry of a dotted key; None for a key that a config added, or a field of the model.
 

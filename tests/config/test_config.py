@@ -81,7 +81,7 @@ def test_the_schedule_follows_total_steps_until_it_has_its_own():
     ("data.crop_size=769", "config.data.crop_size expects 2 values like (360, 360), got '769'"),
     ("data.crop_size=a,b", "config.data.crop_size expects 2 ints like (360, 360), got 'a,b'"),
     ("batch_size.x=1", "config.batch_size is the value 8 and has no key 'x'"),
-    ("data=1", "config.data is a group of keys; set one of them: data.c"),
+    ("data=1", "config.data is a group of keys; set one of them: data.blur"),
     ("model.arch=cgnet", "config.model.arch is 'cgnet', which is no model; did you mean 'cgnet_m3n21'?"),
     ("model.encoder.activation=prelou", "'prelu', 'relu'; did you mean 'prelu'?"),
     (
