@@ -112,9 +112,7 @@ def test_commands_run(page, monkeypatch):
       validate.validate_classes(config, data.dataset_info(config.data).classes)
     if name == "train":
       sizes = DEVICES.get(page, [1])
-      validate.validate_batches(
-        config, mesh_of(config, sizes[min(trained, len(sizes) - 1)]), keys=("batch_size",)
-      )
+      validate.validate_batches(config, mesh_of(config, sizes[min(trained, len(sizes) - 1)]))
       assert "WARNING" not in card.weights_row(config), f"{page}: {spec} starts from random weights"
       trained += 1
     if name == "plan" and flags["topology"] not in ("cpu", "gpu"):
@@ -122,7 +120,7 @@ def test_commands_run(page, monkeypatch):
       count = 1
       for side in chips:
         count *= int(side)
-      validate.validate_batches(config, mesh_of(config, count), keys=("batch_size",))
+      validate.validate_batches(config, mesh_of(config, count))
 
 
 def test_the_check_sees_the_commands():
@@ -131,5 +129,5 @@ def test_the_check_sees_the_commands():
     assert sum(name == "train" for name, _ in commands(page)) >= least, page
   config = typed("segnext_ade20k:tiny", [])
   with pytest.raises(UserError, match="32 device groups"):
-    validate.validate_batches(config, mesh_of(config, 32), keys=("batch_size",))
+    validate.validate_batches(config, mesh_of(config, 32))
   assert "WARNING" in card.weights_row(config)
