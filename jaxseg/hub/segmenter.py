@@ -1,0 +1,125 @@
+"""A net under one test-time rule, for images of any sizes: which share a batch, their labels and scores."""
+
+import functools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from jaxseg.crf import Refiner
+from jaxseg.evaluation.canvases import pad_to_canvases
+from jaxseg.evaluation.predictor import Predictor
+from jaxseg.evaluation.rule import InferenceRule
+from jaxseg.evaluation.views import collate
+from jaxseg.types import AnyArray, Preprocess
+
+
+class Segmenter:
+  """What `Net.predict_batch` and `jaxseg predict` are made of; each input size is compiled once.
+
+  Args:
+    model: with a segmentation head.
+    variables: its own.
+    preprocess: how it wants its image.
+    rule: how an image reaches the network.
+    crf: arguments of `jaxseg.crf.mean_field` (kernels, steps, method), or None.
+  """
+
+  def __init__(
+    self,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    *,
+    preprocess: Preprocess,
+    rule: InferenceRule,
+    crf: Mapping[str, Any] | None = None,
+  ):
+    self.rule = rule
+    self._model, self._variables, self._preprocess, self._crf = model, variables, preprocess, crf
+    self._predictor = _predictor(model, preprocess, rule)
+    if crf is not None:
+      self._refine = Refiner(steps=crf.get("steps", 10), method=crf.get("method", "exact"))
+
+  def key(self, size: tuple[int, int]) -> Hashable:
+    """What images of one batch have in common, from an image's rows and columns."""
+    return self.rule.key(self._preprocess.size or size)
+
+  def padded(self, sizes: Sequence[tuple[int, int]]) -> "Segmenter":
+    """The same for images of these sizes, padded to at most eight input sizes; itself where they are few."""
+    rule = pad_to_canvases(self.rule, [self._preprocess.size or size for size in sizes])
+    if rule == self.rule:
+      return self
+    return Segmenter(self._model, self._variables, preprocess=self._preprocess, rule=rule, crf=self._crf)
+
+  def batches(self, sizes: Sequence[tuple[int, int]], *, batch_size: int) -> Iterator[tuple[list[int], int]]:
+    """(numbers of the images that go together, rows of their batch), those of one key after one another.
+
+    All batches of a key have as many rows, so that it is compiled once; nine images at eight at most are
+    five, and four in a batch of five.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for number, size in enumerate(sizes):
+      groups.setdefault(self.key(size), []).append(number)
+    for numbers in groups.values():
+      parts = -(-len(numbers) // batch_size)
+      rows = -(-len(numbers) // parts)
+      for start in range(0, len(numbers), rows):
+        yield numbers[start : start + rows], rows
+
+  def labels(
+    self, images: Sequence[UInt8[AnyArray, "_ _ 3"]], *, count: int | None = None
+  ) -> list[Int[np.ndarray, "_ _"]]:
+    """The class of every pixel of images of one key, each at its own size.
+
+    `count` is the rows of their batch, which is filled up with black images; as many as the images unless
+    given.
+    """
+    if self._crf is not None:
+      return [np.asarray(jnp.argmax(self.refined(image), -1).astype(jnp.int32)) for image in images]
+    batch = self._batch(images, count)
+    labels = np.asarray(self._predictor.labels(self._variables, batch))
+    return [label[: image.shape[0], : image.shape[1]] for label, image in zip(labels, images, strict=False)]
+
+  def scores(self, image: UInt8[AnyArray, "h w 3"]) -> Float[np.ndarray, "h w k"]:
+    """Log probabilities before the CRF."""
+    batch = self._batch([image], None)
+    scores = self._predictor.scores(self._variables, batch)
+    return np.asarray(scores[0, : image.shape[0], : image.shape[1]])
+
+  def probabilities(self, image: UInt8[AnyArray, "h w 3"]) -> Float[np.ndarray, "h w k"]:
+    """Of every class, after the CRF where there is one."""
+    return np.exp(self.scores(image)) if self._crf is None else np.asarray(self.refined(image))
+
+  def refined(self, image: UInt8[AnyArray, "h w 3"]) -> Float[jax.Array, "h w k"]:
+    """The CRF's probabilities."""
+    return self._refine(-self.scores(image), image, self._crf["kernels"])
+
+  def _batch(self, images, count):
+    inputs = [np.asarray(published_size(image, self._preprocess)) for image in images]
+    sizes = [tuple(image.shape[:2]) for image in inputs]
+    results = [tuple(image.shape[:2]) for image in images]
+    examples = [{"image": image} for image in inputs]
+    return collate(self.rule, examples, sizes=sizes, count=count or len(images), results=results)
+
+
+@functools.lru_cache(maxsize=8)
+def _predictor(model: nn.Module, preprocess: Preprocess, rule: InferenceRule) -> Predictor:
+  """One for all calls, so that each size is compiled once."""
+  return Predictor(model, rule=rule, preprocess=preprocess)
+
+
+def published_size(image: UInt8[AnyArray, "_ _ 3"], preprocess: Preprocess) -> UInt8[AnyArray, "_ _ 3"]:
+  """The picture as the published pipeline resizes it, where it does."""
+  if preprocess.size is not None and tuple(preprocess.size) != image.shape[:2]:
+    # The published pipelines resize the 8-bit picture with Pillow: antialiased, columns first,
+    # and rounded to 8 bits after each axis.
+    method = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}[preprocess.resize]
+    rows, columns = preprocess.size
+    for shape in ((image.shape[0], columns, 3), (rows, columns, 3)):
+      resized = jax.image.resize(image.astype(jnp.float32), shape, method)
+      image = jnp.clip(jnp.floor(resized + 0.5), 0, 255).astype(jnp.uint8)
+  return image
