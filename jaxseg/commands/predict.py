@@ -10,9 +10,9 @@ files keep their places, and contact_sheet.png shows up to 24 of them. What cann
 end, the rest is done, and the exit code is 2.
 
 An image reaches the network as it is, or by the flags below; a workdir of train.py brings the rule and the
-CRF of its own config.eval, over which the flags go. A folder of many sizes is padded to at most eight input
-sizes, since each is compiled once; `--exact` takes every image as it is. An image of more than 6 million
-pixels goes through the network in windows, in bounded memory.
+CRF of its own config.eval, over which the flags go. Images of many sizes are continued by their mirror
+image to at most eight sizes, since each is compiled once; `--exact` takes every image as it is. An image of
+more than 6 million pixels goes through the network in windows, in bounded memory.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import dataclasses
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -30,6 +30,7 @@ import numpy as np
 
 from jaxseg import lazy
 from jaxseg.commands import outputs, predict_files, predict_video
+from jaxseg.commands.flags import parse_numbers, parse_size
 from jaxseg.commands.predict_files import File
 from jaxseg.config.values import nearest
 from jaxseg.console import print_line, printable
@@ -48,7 +49,6 @@ from jaxseg.models import align_corners_of
 
 _THUMBNAIL = 320  # the longer side of an image on the contact sheet
 _MOST_SHOWN = 24
-_SMALLEST = 32
 _EVERY = 10.0  # seconds between lines of a long video or a large image
 _WRITES = 4  # results that wait for the disk
 
@@ -83,7 +83,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--probabilities", action="store_true", help="write them too")
   parser.add_argument("--opacity", type=float, default=0.5, help="of the colours in overlays, 0 to 1")
-  parser.add_argument("--exact", action="store_true", help="pad no image to the size of others")
+  parser.add_argument("--exact", action="store_true", help="bring no image to the size of others")
   parser.add_argument(
     "--batch_size", type=int, help="images of one input size at once; default: 8, and 1 on a CPU"
   )
@@ -213,7 +213,9 @@ def _batches(
   if not exact and files:
     padded = segmenter.padded(sizes)
     if padded is not segmenter:
-      print_line("images of many sizes are padded to a few; --exact takes each as it is")
+      print_line(
+        "images of many sizes are continued by their mirror image to a few; --exact takes each as it is"
+      )
     segmenter = padded
   batches = list(segmenter.batches(sizes, batch_size=batch_size))
   count = len({segmenter.key(size) for size in sizes})
@@ -308,7 +310,7 @@ def _say_now_and_then(name: str, what: str) -> Callable[[int, int], None]:
   return say
 
 
-def _config_eval(source: str) -> Mapping[str, Any]:
+def _config_eval(source: str) -> Any:
   """`config.eval` of a workdir; {} for weights."""
   if pathlib.Path(source).is_dir() or ("://" in source and not source.startswith("hf://")):
     record = lazy.load("jaxseg.config.record")
@@ -317,7 +319,7 @@ def _config_eval(source: str) -> Mapping[str, Any]:
   return {}
 
 
-def make_rule(flags: argparse.Namespace, known: Mapping[str, Any]) -> tuple[InferenceRule, Settings | None]:
+def make_rule(flags: argparse.Namespace, known: Any) -> tuple[InferenceRule, Settings | None]:
   """How an image reaches the network, and the CRF: the flags over `known`, a workdir's `config.eval`.
 
   Raises:
@@ -337,9 +339,9 @@ def make_rule(flags: argparse.Namespace, known: Mapping[str, Any]) -> tuple[Infe
   elif values.get("mode") == "slide" and flags.crop_size:
     values |= {"crop_size": crop, "stride": stride}
   if flags.resize:
-    values["resize"] = _sides(flags.resize, "--resize")
+    values["resize"] = parse_size(flags.resize, "--resize")
   if flags.scales:
-    values["scales"] = _scales(flags.scales)
+    values["scales"] = parse_numbers(flags.scales, "--scales", low=0.05, high=16)
   if flags.flip:
     values["flip"] = True
   crf = None if flags.crf is None else _crf(flags.crf, dict(known.get("crf", {})))
@@ -347,8 +349,8 @@ def make_rule(flags: argparse.Namespace, known: Mapping[str, Any]) -> tuple[Infe
 
 
 def _windows(flags: argparse.Namespace) -> tuple[tuple[int, int], tuple[int, int]]:
-  crop = _sides(flags.crop_size or "512x512", "--crop_size")
-  stride = _sides(flags.stride, "--stride") if flags.stride else tuple(max(1, s * 2 // 3) for s in crop)
+  crop = parse_size(flags.crop_size or "512x512", "--crop_size")
+  stride = parse_size(flags.stride, "--stride") if flags.stride else tuple(max(1, s * 2 // 3) for s in crop)
   if any(s > c for s, c in zip(stride, crop, strict=True)):
     raise UserError(
       f"--stride {flags.stride} is larger than the windows, so that pixels would be skipped; give at most"
@@ -375,22 +377,3 @@ def _crf(text: str, known: dict[str, Any]) -> Settings:
     except ValueError:
       raise UserError(f"--crf has {name}={printable(value)!r}; expected a number") from None
   return Settings(**values)
-
-
-def _sides(text: str, flag: str) -> tuple[int, int]:
-  sides = text.lower().split("x")
-  if len(sides) != 2 or not all(side.isdigit() and _SMALLEST <= int(side) <= 65536 for side in sides):
-    raise UserError(
-      f"{flag} is {printable(text)!r}; expected HxW of at least {_SMALLEST} pixels, such as 512x512"
-    )
-  return int(sides[0]), int(sides[1])
-
-
-def _scales(text: str) -> tuple[float, ...]:
-  try:
-    scales = tuple(float(word) for word in text.split(","))
-  except ValueError:
-    scales = ()
-  if not scales or not all(0.05 <= scale <= 16 for scale in scales):
-    raise UserError(f"--scales is {printable(text)!r}; expected factors of 0.05 to 16, such as 0.75,1,1.25")
-  return scales

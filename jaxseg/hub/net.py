@@ -161,8 +161,8 @@ class Net:
     Args:
       images: each as in `predict`.
       batch_size: how many go through the network at once.
-      exact: False pads images of many sizes to at most eight input sizes, with zeros after normalisation,
-        because each size is compiled; a label near the border may then differ.
+      exact: False continues images of many sizes by their mirror image to at most eight sizes, because each
+        size is compiled; labels differ a little, most near the border.
       mode: this and the following as in `predict`.
       crop_size: of a window.
       stride: between windows.

@@ -27,6 +27,9 @@ class Segmenter:
     preprocess: how it wants its image.
     rule: how an image reaches the network.
     crf: arguments of `jaxseg.crf.mean_field` (kernels, steps, method), or None.
+    sides: (heights, widths) up to the next of which an image is mirrored at its lower and right border, or
+      (). The network sees more of the same there; zeros would be a scene of their own, which pulls at every
+      global mean.
   """
 
   def __init__(
@@ -37,8 +40,10 @@ class Segmenter:
     preprocess: Preprocess,
     rule: InferenceRule,
     crf: Mapping[str, Any] | None = None,
+    sides: tuple[tuple[int, ...], ...] = (),
   ):
     self.rule = rule
+    self._canvases = InferenceRule(canvas_sides=sides)
     self._model, self._variables, self._preprocess, self._crf = model, variables, preprocess, crf
     self._predictor = _predictor(model, preprocess, rule)
     if crf is not None:
@@ -46,14 +51,21 @@ class Segmenter:
 
   def key(self, size: tuple[int, int]) -> Hashable:
     """What images of one batch have in common, from an image's rows and columns."""
-    return self.rule.key(self._preprocess.size or size)
+    return self.rule.key(self._canvases.extent(self._preprocess.size or size))
 
   def padded(self, sizes: Sequence[tuple[int, int]]) -> "Segmenter":
-    """The same for images of these sizes, padded to at most eight input sizes; itself where they are few."""
-    rule = pad_to_canvases(self.rule, [self._preprocess.size or size for size in sizes])
-    if rule == self.rule:
+    """The same for images of these sizes, brought to at most eight; itself where they need not be.
+
+    Windows share their code by their grid, and a rule that resizes brings its own few sizes.
+    """
+    if self._preprocess.size or self.rule.resize or self.rule.mode == "slide":
       return self
-    return Segmenter(self._model, self._variables, preprocess=self._preprocess, rule=rule, crf=self._crf)
+    sides = pad_to_canvases(InferenceRule(), sizes).canvas_sides
+    if not sides:
+      return self
+    return Segmenter(
+      self._model, self._variables, preprocess=self._preprocess, rule=self.rule, crf=self._crf, sides=sides
+    )
 
   def batches(self, sizes: Sequence[tuple[int, int]], *, batch_size: int) -> Iterator[tuple[list[int], int]]:
     """(numbers of the images that go together, rows of their batch), those of one key after one another.
@@ -100,10 +112,20 @@ class Segmenter:
 
   def _batch(self, images, count):
     inputs = [np.asarray(published_size(image, self._preprocess)) for image in images]
+    if self._canvases.canvas_sides:
+      inputs = [_mirrored(image, self._canvases.extent(image.shape[:2])) for image in inputs]
+      results = [tuple(image.shape[:2]) for image in inputs]
+    else:
+      results = [tuple(image.shape[:2]) for image in images]
     sizes = [tuple(image.shape[:2]) for image in inputs]
-    results = [tuple(image.shape[:2]) for image in images]
     examples = [{"image": image} for image in inputs]
     return collate(self.rule, examples, sizes=sizes, count=count or len(images), results=results)
+
+
+def _mirrored(image: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _ 3"]:
+  """The image continued below and right by its mirror image, to `size`."""
+  below, right = (to - side for to, side in zip(size, image.shape[:2], strict=True))
+  return np.pad(image, ((0, below), (0, right), (0, 0)), mode="reflect") if below or right else image
 
 
 @functools.lru_cache(maxsize=8)

@@ -147,15 +147,15 @@ def test_the_rule_of_a_workdir_and_what_flags_change():
 def test_many_sizes_share_a_few_compiled_inputs(source, tmp_path, capsys):
   rng = np.random.default_rng(3)
   for i in range(10):
-    Image.fromarray(rng.integers(0, 256, (40 + i, 44 + 2 * i, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    Image.fromarray(rng.integers(0, 256, (40 + i, 44 + 8 * i, 3), np.uint8)).save(tmp_path / f"{i}.png")
   command = ["predict", str(tmp_path), f"--source={source}", f"--output={tmp_path / 'out'}", "--batch_size=4"]
   cli.main(command)
   said = capsys.readouterr().out
-  assert "10 of 10 files" in said and "padded to a few" in said
+  assert "10 of 10 files" in said and "mirror image to a few" in said
   total = int(said.split("compiling 1 of ")[1].split()[0])
   assert total <= 8 and f"compiling {total} of {total}" in said
   for i in range(10):
-    assert Image.open(tmp_path / "out" / f"{i}.png.label.png").size == (44 + 2 * i, 40 + i)
+    assert Image.open(tmp_path / "out" / f"{i}.png.label.png").size == (44 + 8 * i, 40 + i)
 
 
 def draw_video(path, frames, *, size=(48, 65), rate=12):
@@ -202,7 +202,7 @@ def test_a_video(source, tmp_path, capsys):
     (["{empty}"], "there is no image in"),
     (["{picture}", "--opacity=2"], "--opacity is 2.0; expected 0"),
     (["{picture}", "--crop_size=512"], "--crop_size is '512'; expected HxW"),
-    (["{picture}", "--scales=0,1"], "--scales is '0,1'; expected factors"),
+    (["{picture}", "--scales=0,1"], "--scales is '0,1'; expected numbers of 0.05 to 16"),
     (["{picture}", "--output={picture}"], "cannot be written"),
     (["{picture}", "--batch_size=0"], "--batch_size is 0; expected 1 image or more"),
     (["{picture}", "--crop_size=64x64", "--stride=65x64"], "--stride 65x64 is larger than the windows"),
