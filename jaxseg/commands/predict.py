@@ -10,9 +10,10 @@ files keep their places, and contact_sheet.png shows up to 24 of them. What cann
 end, the rest is done, and the exit code is 2.
 
 An image reaches the network as it is, or by the flags below; a workdir of train.py brings the rule and the
-CRF of its own config.eval, over which the flags go. Images of many sizes are continued by their mirror
-image to at most eight sizes, since each is compiled once; `--exact` takes every image as it is. An image of
-more than 6 million pixels goes through the network in windows, in bounded memory.
+CRF of its own config.eval, over which the flags go. Images of more than eight sizes are resized to
+eight for the network, since each is compiled, and their labels come back at the image's own size; `--exact`
+takes every image as it is. An image of more than 6 million pixels goes through the network in windows, in
+bounded memory.
 """
 
 import argparse
@@ -83,7 +84,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--probabilities", action="store_true", help="write them too")
   parser.add_argument("--opacity", type=float, default=0.5, help="of the colours in overlays, 0 to 1")
-  parser.add_argument("--exact", action="store_true", help="bring no image to the size of others")
+  parser.add_argument("--exact", action="store_true", help="resize no image to share the size of others")
   parser.add_argument(
     "--batch_size", type=int, help="images of one input size at once; default: 8, and 1 on a CPU"
   )
@@ -211,12 +212,10 @@ def _batches(
   files = sorted(files, key=lambda file: str(file.path))
   sizes = [file.size for file in files]
   if not exact and files:
-    padded = segmenter.padded(sizes)
-    if padded is not segmenter:
-      print_line(
-        "images of many sizes are continued by their mirror image to a few; --exact takes each as it is"
-      )
-    segmenter = padded
+    few = segmenter.for_sizes(sizes)
+    if few is not segmenter:
+      print_line("images of many sizes are resized to a few for the network; --exact takes each as it is")
+    segmenter = few
   batches = list(segmenter.batches(sizes, batch_size=batch_size))
   count = len({segmenter.key(size) for size in sizes})
   compiled = set()

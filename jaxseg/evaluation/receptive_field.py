@@ -27,7 +27,8 @@ def places_of(model: nn.Module, variables: Any, size: tuple[int, int]) -> dict[s
   """What can be looked at, fine to coarse, "head" last, with its shape (rows, columns, channels)."""
   image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
   shapes = jax.eval_shape(lambda v, x: _maps(model, v, x), variables, image)
-  return {name: tuple(shape.shape[1:]) for name, shape in shapes.items()}
+  order = sorted(shapes, key=lambda name: (name == HEAD, name))
+  return {name: tuple(shapes[name].shape[1:]) for name in order}
 
 
 def receptive_fields(
@@ -85,7 +86,7 @@ def luo_size(field: Float[np.ndarray, "h w"]) -> float:
 
 
 def middle_of(size: tuple[int, int], shape: tuple[int, ...]) -> tuple[int, int]:
-  """Where in an image of `size` the middle pixel of a map of `shape` lies: half a stride beside its middle."""
+  """Where the middle pixel of a map of `shape` lies in an image of `size`; half a stride off its middle."""
   return tuple(int((n // 2 + 0.5) * side / n) for side, n in zip(size, shape, strict=False))
 
 

@@ -161,8 +161,8 @@ class Net:
     Args:
       images: each as in `predict`.
       batch_size: how many go through the network at once.
-      exact: False continues images of many sizes by their mirror image to at most eight sizes, because each
-        size is compiled; labels differ a little, most near the border.
+      exact: False resizes images of more than eight sizes to eight for the network, because each size is
+        compiled; labels come back at each image's own size and differ a little.
       mode: this and the following as in `predict`.
       crop_size: of a window.
       stride: between windows.
@@ -189,7 +189,7 @@ class Net:
     rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip)
     segmenter = self._segmenter(rule, _settings(crf))
     if not exact:
-      segmenter = segmenter.padded([array.shape[:2] for array in arrays])
+      segmenter = segmenter.for_sizes([array.shape[:2] for array in arrays])
     labels: list[Any] = [None] * len(arrays)
     for numbers, rows in segmenter.batches([array.shape[:2] for array in arrays], batch_size=batch_size):
       found = segmenter.labels([arrays[number] for number in numbers], count=rows)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from jaxseg import lazy
 from jaxseg.crf import Refiner
-from jaxseg.evaluation.canvases import pad_to_canvases
+from jaxseg.evaluation.canvases import MOST_CANVASES
 from jaxseg.evaluation.predictor import Predictor
 from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.evaluation.views import collate
@@ -27,9 +28,7 @@ class Segmenter:
     preprocess: how it wants its image.
     rule: how an image reaches the network.
     crf: arguments of `jaxseg.crf.mean_field` (kernels, steps, method), or None.
-    sides: (heights, widths) up to the next of which an image is mirrored at its lower and right border, or
-      (). The network sees more of the same there; zeros would be a scene of their own, which pulls at every
-      global mean.
+    inputs: size of an image → size to which it is resized for the network, where that is another.
   """
 
   def __init__(
@@ -40,10 +39,10 @@ class Segmenter:
     preprocess: Preprocess,
     rule: InferenceRule,
     crf: Mapping[str, Any] | None = None,
-    sides: tuple[tuple[int, ...], ...] = (),
+    inputs: Mapping[tuple[int, int], tuple[int, int]] | None = None,
   ):
     self.rule = rule
-    self._canvases = InferenceRule(canvas_sides=sides)
+    self._inputs = inputs or {}
     self._model, self._variables, self._preprocess, self._crf = model, variables, preprocess, crf
     self._predictor = _predictor(model, preprocess, rule)
     if crf is not None:
@@ -51,20 +50,22 @@ class Segmenter:
 
   def key(self, size: tuple[int, int]) -> Hashable:
     """What images of one batch have in common, from an image's rows and columns."""
-    return self.rule.key(self._canvases.extent(self._preprocess.size or size))
+    return self.rule.key(self._preprocess.size or self._inputs.get(tuple(size), tuple(size)))
 
-  def padded(self, sizes: Sequence[tuple[int, int]]) -> "Segmenter":
-    """The same for images of these sizes, brought to at most eight; itself where they need not be.
+  def for_sizes(self, sizes: Sequence[tuple[int, int]]) -> "Segmenter":
+    """The same, which resizes images of these sizes to at most eight; itself where they need not be.
 
-    Windows share their code by their grid, and a rule that resizes brings its own few sizes.
+    Resized and not padded: a network with global means sees padding as a part of the scene. Windows share
+    their code by their grid, and a rule that resizes brings its own few sizes.
     """
     if self._preprocess.size or self.rule.resize or self.rule.mode == "slide":
       return self
-    sides = pad_to_canvases(InferenceRule(), sizes).canvas_sides
-    if not sides:
+    inputs = nearby_sizes(sizes)
+    if all(size == to for size, to in inputs.items()):
       return self
+    rule, crf = self.rule, self._crf
     return Segmenter(
-      self._model, self._variables, preprocess=self._preprocess, rule=self.rule, crf=self._crf, sides=sides
+      self._model, self._variables, preprocess=self._preprocess, rule=rule, crf=crf, inputs=inputs
     )
 
   def batches(self, sizes: Sequence[tuple[int, int]], *, batch_size: int) -> Iterator[tuple[list[int], int]]:
@@ -112,20 +113,46 @@ class Segmenter:
 
   def _batch(self, images, count):
     inputs = [np.asarray(published_size(image, self._preprocess)) for image in images]
-    if self._canvases.canvas_sides:
-      inputs = [_mirrored(image, self._canvases.extent(image.shape[:2])) for image in inputs]
-      results = [tuple(image.shape[:2]) for image in inputs]
-    else:
-      results = [tuple(image.shape[:2]) for image in images]
+    results = [tuple(image.shape[:2]) for image in images]
+    if self._inputs:
+      inputs = [
+        _resized(image, self._inputs.get(size, size)) for image, size in zip(inputs, results, strict=True)
+      ]
     sizes = [tuple(image.shape[:2]) for image in inputs]
     examples = [{"image": image} for image in inputs]
     return collate(self.rule, examples, sizes=sizes, count=count or len(images), results=results)
 
 
-def _mirrored(image: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _ 3"]:
-  """The image continued below and right by its mirror image, to `size`."""
-  below, right = (to - side for to, side in zip(size, image.shape[:2], strict=True))
-  return np.pad(image, ((0, below), (0, right), (0, 0)), mode="reflect") if below or right else image
+def nearby_sizes(
+  sizes: Sequence[tuple[int, int]], *, most: int = MOST_CANVASES
+) -> dict[tuple[int, int], tuple[int, int]]:
+  """Each size → itself where they are at most `most`, else one of so many near to it, multiples of 32.
+
+  Near in the logarithm of both sides: k-means from the sizes that are farthest from each other.
+  """
+  distinct = sorted(set(map(tuple, sizes)))
+  if len(distinct) <= most:
+    return {size: size for size in distinct}
+  points = np.log(np.asarray(distinct, np.float64))
+  centres = points[:1]
+  while len(centres) < most:
+    distance = np.linalg.norm(points[:, None] - centres, axis=-1).min(1)
+    centres = np.concatenate([centres, points[distance.argmax()][None]])
+  for _ in range(20):
+    nearest = np.linalg.norm(points[:, None] - centres, axis=-1).argmin(1)
+    centres = np.stack([points[nearest == i].mean(0) for i in np.unique(nearest)])
+  nearest = np.linalg.norm(points[:, None] - centres, axis=-1).argmin(1)
+  rounded = np.maximum(np.round(np.exp(centres) / 32), 1).astype(int) * 32
+  return {size: tuple(rounded[i].tolist()) for size, i in zip(distinct, nearest, strict=True)}
+
+
+def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _ 3"]:
+  if image.shape[:2] == tuple(size):
+    return image
+  cv2 = lazy.load("cv2")
+  smaller = size[0] * size[1] < image.shape[0] * image.shape[1]
+  how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+  return cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=how)
 
 
 @functools.lru_cache(maxsize=8)

@@ -151,7 +151,7 @@ def test_many_sizes_share_a_few_compiled_inputs(source, tmp_path, capsys):
   command = ["predict", str(tmp_path), f"--source={source}", f"--output={tmp_path / 'out'}", "--batch_size=4"]
   cli.main(command)
   said = capsys.readouterr().out
-  assert "10 of 10 files" in said and "mirror image to a few" in said
+  assert "10 of 10 files" in said and "resized to a few" in said
   total = int(said.split("compiling 1 of ")[1].split()[0])
   assert total <= 8 and f"compiling {total} of {total}" in said
   for i in range(10):

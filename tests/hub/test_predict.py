@@ -6,7 +6,7 @@ from PIL import Image
 
 from jaxseg.crf import Settings
 from jaxseg.evaluation.rule import InferenceRule
-from jaxseg.hub.segmenter import Segmenter
+from jaxseg.hub.segmenter import Segmenter, nearby_sizes
 
 SIZES = [(48, 64), (50, 71), (48, 64), (64, 48), (48, 64)]
 
@@ -49,7 +49,17 @@ def test_batches_of_one_input_size_have_as_many_rows(own):
   assert [(len(numbers), rows) for numbers, rows in batches] == [(5, 5), (4, 5), (1, 1)]
   many = [(48, 64 + i) for i in range(20)]
   assert len({segmenter.key(size) for size in many}) == 20
-  assert len({segmenter.padded(many).key(size) for size in many}) <= 8
+  assert len({segmenter.for_sizes(many).key(size) for size in many}) <= 8
+
+
+def test_sizes_that_stand_for_others_are_near():
+  rng = np.random.default_rng(0)
+  many = [tuple(size) for size in rng.integers(300, 900, (60, 2)).tolist()]
+  near = nearby_sizes(many)
+  assert len(set(near.values())) <= 8 and set(near) == set(many)
+  factors = np.array([np.array(near[size]) / size for size in many])
+  assert factors.max() < 1.5 and factors.min() > 1 / 1.5 and abs(np.log(factors).mean()) < 0.03
+  assert nearby_sizes(many[:8]) == {size: size for size in many[:8]}
 
 
 def test_what_is_wrong_with_an_image_of_a_batch(own, pictures):
