@@ -151,7 +151,11 @@ def _segment(
       writes.add(file, pixels, labels, probabilities)
       if len(files) > 1 and len(shown) < _MOST_SHOWN:
         step = max(1, max(file.size) // _THUMBNAIL)
-        small_copy = {"image": pixels[::step, ::step], "label": labels[::step, ::step].astype(np.uint8)}
+        # Copies: a view would keep the whole image.
+        small_copy = {
+          "image": pixels[::step, ::step].copy(),
+          "label": labels[::step, ::step].astype(np.uint8),
+        }
         shown.append({"id": printable(file.name), **small_copy})
       progress.advance()
 
@@ -177,7 +181,7 @@ def _segment(
         frames += predict_video.segment_video(
           file.path,
           output / file.name.with_name(f"{file.name.name}.overlay.mp4"),
-          lambda pixels: _frame_labels(pixels, segmenter, by_windows, flags.mode),
+          lambda pixels: _frame_labels(pixels, batch_size, segmenter, by_windows, flags.mode),
           palette=np.asarray(net.palette, np.uint8),
           opacity=flags.opacity,
           batch_size=batch_size,
@@ -291,11 +295,11 @@ class _Windows:
 
 
 def _frame_labels(
-  frames: Sequence[np.ndarray], segmenter: Segmenter, by_windows: _Windows, mode: str
+  frames: Sequence[np.ndarray], rows: int, segmenter: Segmenter, by_windows: _Windows, mode: str
 ) -> list[np.ndarray]:
   if frames[0].shape[0] * frames[0].shape[1] > predict_files.LARGE and mode == "auto":
     return [by_windows(frame) for frame in frames]
-  return segmenter.labels(frames)
+  return segmenter.labels(frames, count=rows)
 
 
 def _say_now_and_then(name: str, what: str) -> Callable[[int, int], None]:

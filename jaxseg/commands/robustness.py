@@ -135,6 +135,9 @@ def _evaluate(
   """{"source", "clean", "corruptions": Scores, "sizes": {short side: mIoU}} of one model."""
   config, mesh = tests.config, make_mesh(tests.config.mesh)
   if flags.agreement:
+    if config.eval.get("class_map"):  # from the model's classes to the data's, which are not scored
+      config = config.copy_and_resolve_references()
+      config.eval.class_map = ()
     source, info = _own_labels(model, source, config, mesh)
   else:
     info = data.dataset_info(config.data)

@@ -21,12 +21,12 @@ def read_image(image: Any) -> AnyArray:
 
     try:
       with Image.open(image) as opened:
-        upright = ImageOps.exif_transpose(opened)
-        upright.load()
+        opened.load()
+        ImageOps.exif_transpose(opened, in_place=True)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
       kind = type(error).__name__
       raise UserError(f"{printable(os.fspath(image))} cannot be read as an image ({kind})") from None
-    image = _rgb(upright, printable(os.fspath(image)))
+    image = _rgb(opened, printable(os.fspath(image)))
   elif not hasattr(image, "dtype") and hasattr(image, "convert"):
     from PIL import ImageOps
 
@@ -45,7 +45,7 @@ def _rgb(image: Any, name: str) -> np.ndarray:
     raise UserError(
       f"{name} has pixels of mode {image.mode}, expected 8 bits a channel; scale them to 0..255 first"
     )
-  return np.asarray(image.convert("RGB"))
+  return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _check_picture(image: AnyArray) -> None:
