@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxseg import catalog
 from jaxseg.commands import outputs, plots, predict_files
 from jaxseg.commands.flags import parse_size
 from jaxseg.commands.networks import Network, open_network
@@ -73,6 +74,11 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   networks = [open_network(source, dtype="float32") for source in flags.sources]
   known = [places_of(network.model, network.variables, size) for network in networks]
   places = flags.at.split(",") if flags.at else [p for p in known[0] if all(p in k for k in known)]
+  for network, shapes in zip(networks, known, strict=True):
+    for place in places:
+      if place not in shapes:
+        near = catalog.suggestion(place, shapes)
+        raise UserError(f"--at: {printable(network.name)} has no {printable(place)!r}; {near}")
   rows, fields, middles = [], [], []
   for network, shapes in zip(networks, known, strict=True):
     print_line(f"{printable(network.name)}: {', '.join(map(printable, places))}")

@@ -162,7 +162,7 @@ def _predictor(model: nn.Module, preprocess: Preprocess, rule: InferenceRule) ->
 
 
 def published_size(image: UInt8[AnyArray, "_ _ 3"], preprocess: Preprocess) -> UInt8[AnyArray, "_ _ 3"]:
-  """The picture as the published pipeline resizes it, where it does."""
+  """The image at the size that the published pipeline resizes it to, where `preprocess` says so."""
   if preprocess.size is not None and tuple(preprocess.size) != image.shape[:2]:
     # The published pipelines resize the 8-bit picture with Pillow: antialiased, columns first,
     # and rounded to 8 bits after each axis.
