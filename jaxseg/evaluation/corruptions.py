@@ -18,6 +18,8 @@ from jaxseg.errors import UserError
 
 Image = UInt8[np.ndarray, "h w 3"]
 Unit = Float[np.ndarray, "h w 3"]  # the same in 0..1
+Photo = UInt8[np.ndarray, "_ _ 3"]
+Number = int | float
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _TURQUOISE = (175, 238, 238)  # water in spatter
@@ -25,7 +27,7 @@ _MUD = (63, 42, 20)
 
 
 def corrupt(
-  image: Image, name: str, severity: int, *, rng: np.random.Generator, frost: Sequence[Image] = ()
+  image: Image, name: str, severity: int, *, rng: np.random.Generator, frost: Sequence[Photo] = ()
 ) -> Image:
   """The image with the corruption.
 
@@ -52,29 +54,29 @@ def corrupt(
   return (np.clip(function(unit, values, rng, **extra), 0, 1) * 255).astype(np.uint8)
 
 
-def _gaussian_noise(x: Unit, scale: float, rng: np.random.Generator) -> Unit:
+def _gaussian_noise(x: Unit, scale: Number, rng: np.random.Generator) -> Unit:
   return x + rng.normal(0, scale, x.shape).astype(np.float32)
 
 
-def _shot_noise(x: Unit, photons: float, rng: np.random.Generator) -> Unit:
+def _shot_noise(x: Unit, photons: Number, rng: np.random.Generator) -> Unit:
   return rng.poisson(x * photons).astype(np.float32) / photons
 
 
-def _impulse_noise(x: Unit, share: float, rng: np.random.Generator) -> Unit:
+def _impulse_noise(x: Unit, share: Number, rng: np.random.Generator) -> Unit:
   salt_or_pepper = (rng.random(x.shape) < 0.5).astype(np.float32)
   return np.where(rng.random(x.shape) < share, salt_or_pepper, x)
 
 
-def _speckle_noise(x: Unit, scale: float, rng: np.random.Generator) -> Unit:
+def _speckle_noise(x: Unit, scale: Number, rng: np.random.Generator) -> Unit:
   return x + x * rng.normal(0, scale, x.shape).astype(np.float32)
 
 
-def _gaussian_blur(x: Unit, sigma: float, rng: np.random.Generator) -> Unit:
+def _gaussian_blur(x: Unit, sigma: Number, rng: np.random.Generator) -> Unit:
   del rng
   return _blurred(x, sigma)
 
 
-def _defocus_blur(x: Unit, values: tuple[int, float], rng: np.random.Generator) -> Unit:
+def _defocus_blur(x: Unit, values: tuple[Number, Number], rng: np.random.Generator) -> Unit:
   del rng
   radius, soft = values
   reach, sides = (8, 3) if radius <= 8 else (radius, 5)
@@ -84,7 +86,7 @@ def _defocus_blur(x: Unit, values: tuple[int, float], rng: np.random.Generator) 
   return cv2.filter2D(x, -1, cv2.GaussianBlur(disk / disk.sum(), (sides, sides), soft))
 
 
-def _glass_blur(x: Unit, values: tuple[float, int, int], rng: np.random.Generator) -> Unit:
+def _glass_blur(x: Unit, values: tuple[Number, int, int], rng: np.random.Generator) -> Unit:
   sigma, reach, rounds = values
   x = _blurred(x, sigma)
   rows, columns = np.indices(x.shape[:2])
@@ -96,28 +98,28 @@ def _glass_blur(x: Unit, values: tuple[float, int, int], rng: np.random.Generato
   return _blurred(x, sigma)
 
 
-def _motion_blur(x: Unit, values: tuple[int, float], rng: np.random.Generator) -> Unit:
+def _motion_blur(x: Unit, values: tuple[Number, Number], rng: np.random.Generator) -> Unit:
   return _moved(x, *values, angle=rng.uniform(-45, 45))
 
 
-def _brightness(x: Unit, more: float, rng: np.random.Generator) -> Unit:
+def _brightness(x: Unit, more: Number, rng: np.random.Generator) -> Unit:
   del rng
   return _in_hsv(x, 2, lambda value: value + more)
 
 
-def _saturate(x: Unit, values: tuple[float, float], rng: np.random.Generator) -> Unit:
+def _saturate(x: Unit, values: tuple[Number, Number], rng: np.random.Generator) -> Unit:
   del rng
   factor, more = values
   return _in_hsv(x, 1, lambda saturation: saturation * factor + more)
 
 
-def _contrast(x: Unit, factor: float, rng: np.random.Generator) -> Unit:
+def _contrast(x: Unit, factor: Number, rng: np.random.Generator) -> Unit:
   del rng
   mean = x.mean((0, 1), keepdims=True)
   return (x - mean) * factor + mean
 
 
-def _fog(x: Unit, values: tuple[float, float], rng: np.random.Generator) -> Unit:
+def _fog(x: Unit, values: tuple[Number, Number], rng: np.random.Generator) -> Unit:
   thickness, decay = values
   largest = x.max()
   x = x + thickness * _plasma(x.shape, decay, rng)[..., None]
@@ -125,7 +127,7 @@ def _fog(x: Unit, values: tuple[float, float], rng: np.random.Generator) -> Unit
 
 
 def _frost(
-  x: Unit, values: tuple[float, float], rng: np.random.Generator, photos: Sequence[Image] = ()
+  x: Unit, values: tuple[Number, Number], rng: np.random.Generator, photos: Sequence[Photo] = ()
 ) -> Unit:
   share, ice_share = values
   height, width = x.shape[:2]
@@ -141,7 +143,7 @@ def _frost(
   return share * x + ice_share * photo[top : top + height, left : left + width]
 
 
-def _snow(x: Unit, values: Sequence[float], rng: np.random.Generator) -> Unit:
+def _snow(x: Unit, values: Sequence[Number], rng: np.random.Generator) -> Unit:
   mean, scale, zoom, least, radius, sigma, share = values
   cv2 = lazy.load("cv2")
   height, width = x.shape[:2]
@@ -156,7 +158,7 @@ def _snow(x: Unit, values: Sequence[float], rng: np.random.Generator) -> Unit:
   return x + flakes + flakes[::-1, ::-1]
 
 
-def _spatter(x: Unit, values: Sequence[float], rng: np.random.Generator) -> Unit:
+def _spatter(x: Unit, values: Sequence[Number], rng: np.random.Generator) -> Unit:
   mean, scale, sigma, least, strength, is_mud = values
   cv2 = lazy.load("cv2")
   liquid = _blurred(rng.normal(mean, scale, x.shape[:2]).astype(np.float32), sigma)
@@ -182,13 +184,13 @@ def _jpeg(image: Image, quality: int) -> Image:
   return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
 
 
-def _blurred(x: Any, sigma: float) -> Any:
+def _blurred(x: Any, sigma: Number) -> Any:
   cv2 = lazy.load("cv2")
   side = 2 * int(4 * sigma + 0.5) + 1
   return cv2.GaussianBlur(x, (side, side), sigma, borderType=cv2.BORDER_REPLICATE)
 
 
-def _moved(x: Any, radius: int, sigma: float, *, angle: float) -> Any:
+def _moved(x: Any, radius: int, sigma: Number, *, angle: Number) -> Any:
   """Motion blur: the mean over a way of 2 radius + 1 pixels in a direction (degrees), later ones weaker."""
   cv2 = lazy.load("cv2")
   steps = np.arange(2 * radius + 1)
@@ -208,7 +210,7 @@ def _in_hsv(x: Unit, channel: int, change: Callable[[Any], Any]) -> Unit:
   return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def _plasma(shape: Sequence[int], decay: float, rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
+def _plasma(shape: Sequence[int], decay: Number, rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
   """Clouds in 0..1 by the diamond-square algorithm, whose steps of half the size are weaker by `decay`²."""
   size = 1 << (max(shape[:2]) - 1).bit_length()
   heights = np.zeros((size, size))
@@ -216,7 +218,7 @@ def _plasma(shape: Sequence[int], decay: float, rng: np.random.Generator) -> Flo
   while step > 1:
     half = step // 2
 
-    def drawn(like: np.ndarray, scale: float = scale) -> np.ndarray:
+    def drawn(like: np.ndarray, scale: Number = scale) -> np.ndarray:
       return scale * rng.uniform(-scale, scale, like.shape)
 
     corners = heights[::step, ::step]
