@@ -49,17 +49,23 @@ class Part:
     parameters: trained values.
     macs: multiply-accumulates.
     largest: bytes of the largest array that it makes, before anything is fused.
+    output: (rows, columns, channels) of the map that it gives to others: a stage, or the decoder.
   """
 
   parameters: int = 0
   macs: int = 0
   largest: int = 0
+  output: tuple[int, ...] | None = None
 
   def __add__(self, other: "Part") -> "Part":
-    return Part(self.parameters + other.parameters, self.macs + other.macs, max(self.largest, other.largest))
+    """Both together; the output is the first's."""
+    largest = max(self.largest, other.largest)
+    return Part(self.parameters + other.parameters, self.macs + other.macs, largest, self.output)
 
 
-def count_by_part(model: nn.Module, image_shape: tuple[int, int]) -> dict[str, Part]:
+def count_by_part(
+  model: nn.Module, image_shape: tuple[int, int], *, variables: Any = None
+) -> dict[str, Part]:
   """`count_macs` and what else a part costs, by part: "encoder/stage1", "decoder/classifier", ...
 
   The blocks of a stage are one part. What a model does outside of its parts (an attention without

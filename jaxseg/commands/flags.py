@@ -75,7 +75,9 @@ def parse_size(text: str, flag: str) -> tuple[int, int]:
   return int(sides[0]), int(sides[1])
 
 
-def parse_numbers(text: str, flag: str, *, low: float, high: float, whole: bool = False) -> tuple[float, ...]:
+def parse_numbers(
+  text: str, flag: str, *, low: int | float, high: int | float, whole: bool = False
+) -> tuple[int | float, ...]:
   """The numbers of a text such as 0.75,1,1.25.
 
   Raises:

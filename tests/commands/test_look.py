@@ -33,6 +33,12 @@ def source(tmp_path_factory):
   return folder
 
 
+def size_of(path):
+  """(width, height) of a picture."""
+  with Image.open(path) as image:
+    return image.size
+
+
 def failed(words, capsys):
   with pytest.raises(SystemExit) as left:
     cli.main(words)
@@ -79,7 +85,7 @@ def test_throughput(source, tmp_path, capsys):
   for row in values["rows"]:
     assert 0 < row["latency_p50_ms"] <= row["latency_p99_ms"] and row["calls"] >= 5
     assert f"{row['images_per_second']:.4g}" in said
-  assert Image.open(tmp_path / "throughput.png").size[0] > 800
+  assert size_of(tmp_path / "throughput.png")[0] > 800
 
 
 def test_rates_are_those_of_the_clock(monkeypatch):
@@ -151,14 +157,21 @@ def test_explain_of_one_pixel(source, tmp_path, capsys):
   assert {row["side_95%"] for row in head} == {1} and "(drawn weights)" in capsys.readouterr().out
   stored = np.load(tmp_path / "receptive_fields.npz")
   assert stored["0_head"].shape == (32, 32) and np.count_nonzero(stored["0_head"]) == 1
-  assert Image.open(tmp_path / "receptive_fields.png").size[1] > 300
+  assert size_of(tmp_path / "receptive_fields.png")[1] > 300
 
 
 def test_photos_of_explain(tmp_path, capsys):
   rng = np.random.default_rng(0)
+  (tmp_path / "in").mkdir()
   for i, size in enumerate([(40, 48), (20, 90)]):
-    Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / f"{i}.png")
-  words = ["explain", "colour_only", f"--images={tmp_path}", f"--output={tmp_path / 'out'}", "--at=head"]
+    Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / "in" / f"{i}.png")
+  words = [
+    "explain",
+    "colour_only",
+    f"--images={tmp_path / 'in'}",
+    f"--output={tmp_path / 'out'}",
+    "--at=head",
+  ]
   cli.main([*words, "--size=32x32"])
   assert json.loads((tmp_path / "out" / "receptive_fields.json").read_text())["count"] == 1
   assert "has 64x64 pixels; give a smaller --size" in failed([*words, "--size=64x64"], capsys)
@@ -182,7 +195,7 @@ def test_robustness(source, tmp_path, capsys):
   assert first["corruptions"]["fog"]["1"] != first["clean"] and set(first["sizes"]) == {"48"}
   assert "mean of all" in said and "share of clean" in said and "short side 48" in said
   assert "| fog |" in (tmp_path / "robustness.md").read_text()
-  assert Image.open(tmp_path / "robustness.png").size[0] > 900
+  assert size_of(tmp_path / "robustness.png")[0] > 900
   # Against its own clean labels the clean score is 1, whatever the classes are called.
   cli.main([*words[:2], *words[3:], "--agreement", "--corruptions=contrast", "--severities=5", "--images=2"])
   (result,) = json.loads((tmp_path / "robustness.json").read_text())["results"]
