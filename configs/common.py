@@ -159,7 +159,9 @@ def base() -> ml_collections.ConfigDict:
   # Ends a run after so many evaluations without a better score; 0 never does.
   config.early_stopping = ml_collections.ConfigDict(dict(patience=0))
   # panel_every_steps=0 draws none; otherwise one at the end too.
-  config.log = ml_collections.ConfigDict(dict(every_steps=10, panel_every_steps=0, panel_images=4))
+  config.log = ml_collections.ConfigDict(
+    dict(every_steps=10, panel_every_steps=0, panel_images=4, trackers=(), project="jaxseg")
+  )
   # data=-1: what fsdp and spatial leave. devices=0: all of them.
   config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, spatial=1, devices=0))
   # Of a job of several processes (docs/launch.md), all in seconds.

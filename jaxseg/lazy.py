@@ -13,7 +13,14 @@ class MissingExtraError(UserError, ModuleNotFoundError):
 
 
 # Import name → the extra of pyproject.toml that brings it.
-_EXTRAS = {"huggingface_hub": "hub", "gcsfs": "tpu", "apache_beam": "beam"}
+_EXTRAS = {
+  "av": "video",
+  "wandb": "wandb",
+  "trackio": "trackio",
+  "huggingface_hub": "hub",
+  "gcsfs": "tpu",
+  "apache_beam": "beam",
+}
 
 
 def load(module: str) -> ModuleType:

@@ -32,7 +32,13 @@ FLAGS = {
   "eval": _TARGET + " crf" + _JOB,
   "plan": "config topology compiles dump",
   "config": "config keys",
-  "info": "params layout num_classes",
+  "info": "params layout num_classes size",
+  "predict": "source output mode crop_size stride resize scales flip crf probabilities opacity exact"
+  " batch_size",
+  "throughput": "size batch_sizes seconds dtype num_classes output",
+  "explain": "at images count size output",
+  "robustness": "config split images corruptions severities sizes frost agreement other_class_names seed"
+  " output",
   "check-dataset": "config split samples output",
   "prepare-dataset": "config beam_runner beam_options",
   "crf-search": _TARGET + " images rounds grid w1 sxy srgb",

@@ -48,3 +48,9 @@ def test_commands_name_files_that_exist():
   for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
     for path in re.findall(r"(?:configs|benchmarks)/\w+\.py", page.read_text()):
       assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_predict():
+  code = blocks("docs/predict.md")
+  assert code.count("assert") == 2
+  exec(compile(code, "docs/predict.md", "exec"), {"__name__": "page"})

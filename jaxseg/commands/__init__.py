@@ -21,7 +21,9 @@ class Command:
 
 COMMANDS = {
   "list": Command("jaxseg.commands.list", "the models by name, with their parts", changes=False),
-  "info": Command("jaxseg.commands.info", "one model: parameters, fields and their values", changes=False),
+  "info": Command(
+    "jaxseg.commands.info", "one model by part: parameters, MACs, memory, fields", changes=False
+  ),
   "config": Command("jaxseg.commands.config", "a config as it would run, with its recipe card"),
   "plan": Command("jaxseg.commands.plan", "memory, work and speed of a training step, before renting chips"),
   "check-dataset": Command("jaxseg.commands.check_dataset", "what a config's data hold, and a picture"),
@@ -30,6 +32,17 @@ COMMANDS = {
   ),
   "train": Command("jaxseg.commands.train", "train a model, or go on with a stopped run"),
   "eval": Command("jaxseg.commands.evaluate", "exact scores of a trained model, a report and a picture"),
-  "predict": Command("jaxseg.commands.predict", "segment photos: overlays and label maps", changes=False),
+  "predict": Command(
+    "jaxseg.commands.predict", "segment photos and videos: overlays, label maps", changes=False
+  ),
+  "throughput": Command(
+    "jaxseg.commands.throughput", "images/s and latency of inference on this device", changes=False
+  ),
+  "explain": Command(
+    "jaxseg.commands.explain", "what an output pixel looks at: effective receptive fields", changes=False
+  ),
+  "robustness": Command(
+    "jaxseg.commands.robustness", "scores under 16 corruptions and at other image sizes, with a plot"
+  ),
   "crf-search": Command("jaxseg.commands.crf_search", "the best CRF behind a network, on a validation split"),
 }

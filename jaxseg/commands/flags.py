@@ -4,9 +4,11 @@ import argparse
 from collections.abc import Sequence
 
 from jaxseg.config.values import nearest
+from jaxseg.console import printable
 from jaxseg.errors import UserError
 
 PREFIX = "--config."
+LEAST_SIDE = 32  # pixels that every model takes
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,3 +59,39 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     if getattr(flags, name, None) == "":
       raise UserError(f"--{name} is empty; give a folder, or leave it out")
   return flags
+
+
+def parse_size(text: str, flag: str) -> tuple[int, int]:
+  """(rows, columns) of a text such as 512x1024.
+
+  Raises:
+    UserError: another form, or a side that no model takes.
+  """
+  sides = text.lower().split("x")
+  if len(sides) != 2 or not all(side.isdigit() and LEAST_SIDE <= int(side) <= 65_536 for side in sides):
+    raise UserError(
+      f"{flag} is {printable(text)!r}; expected HxW of at least {LEAST_SIDE} pixels, such as 512x512"
+    )
+  return int(sides[0]), int(sides[1])
+
+
+def parse_numbers(
+  text: str, flag: str, *, low: int | float, high: int | float, whole: bool = False
+) -> tuple[int | float, ...]:
+  """The numbers of a text such as 0.75,1,1.25.
+
+  Raises:
+    UserError: no numbers, one beyond `low` to `high`, or one twice.
+  """
+  try:
+    numbers = tuple((int if whole else float)(word) for word in text.split(","))
+  except ValueError:
+    numbers = ()
+  if not numbers or not all(low <= number <= high for number in numbers):
+    kind = "whole numbers" if whole else "numbers"
+    raise UserError(
+      f"{flag} is {printable(text)!r}; expected {kind} of {low:g} to {high:g} with commas between them"
+    )
+  if len(set(numbers)) < len(numbers):
+    raise UserError(f"{flag} is {printable(text)!r}, in which a number occurs twice; give each once")
+  return numbers

@@ -1,6 +1,16 @@
-"""One model: parameters, fields and their values; with --params each parameter and how it is trained."""
+"""One model: its parts with their output, parameters, MACs and memory; fields and their values.
+
+  jaxseg info segformer_b0 --size=512x512
+  jaxseg info runs/mine --params
+
+MODEL is a name of `jaxseg list`, a config file or a workdir. MACs are multiply-accumulates of convolutions
+and matrix products for one image, padded taps included. Memory is that of float32 parameters, and of the
+largest array that a part makes of one image before a compiler fuses anything. `--params` lists each parameter
+and how it is trained.
+"""
 
 import argparse
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,18 +19,19 @@ import jax
 import numpy as np
 
 from jaxseg import catalog, lazy, models
+from jaxseg.commands.flags import parse_size
 from jaxseg.config.parts import parts_of
 from jaxseg.console import printable
 from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
-from jaxseg.macs import count_macs
+from jaxseg.macs import Part, count_by_part
 
 _IMAGE = (1, 64, 64, 3)
-_MACS_AT = (512, 512)
+_MIB = 1 << 20
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """MODEL, --num_classes, --params, --layout."""
+  """MODEL, --num_classes, --params, --size, --layout."""
   parser.add_argument("model", help="name, config file or workdir")
   parser.add_argument(
     "--num_classes", type=int, default=19, help="of a model given by name; default: %(default)s"
@@ -28,6 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--params", action="store_true", help="path, shape, published name, rate and decay of each"
   )
+  parser.add_argument("--size", metavar="HxW", default="512x512", help="of an image; default: %(default)s")
   parser.add_argument("--layout", help="whose published names --params shows: official, mmseg, ...")
 
 
@@ -36,19 +48,31 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   del changes
   if flags.num_classes < 1:
     raise UserError(f"--num_classes is {flags.num_classes}; expected at least 1")
-  return model_info(flags.model, num_classes=flags.num_classes, params=flags.params, layout=flags.layout)
+  return model_info(
+    flags.model,
+    num_classes=flags.num_classes,
+    params=flags.params,
+    layout=flags.layout,
+    size=parse_size(flags.size, "--size"),
+  )
 
 
 def model_info(
-  name: str, *, num_classes: int = 19, params: bool = False, layout: str | None = None
+  name: str,
+  *,
+  num_classes: int = 19,
+  params: bool = False,
+  layout: str | None = None,
+  size: tuple[int, int] = (512, 512),
 ) -> list[str]:
-  """Lines about a model: its parameter count, every field with its value, and each parameter.
+  """Lines about a model: a table of its parts, every field with its value, and each parameter.
 
   Args:
     name: a model, a config file, or a workdir.
     num_classes: of a model given by name.
     params: a line for each parameter.
     layout: whose names of the parameters to show.
+    size: rows and columns of an image.
 
   Raises:
     UserError: no such model (the nearest is named), config or layout.
@@ -65,14 +89,66 @@ def model_info(
     parts = [("encoder", ENCODERS[name], {})] if name in ENCODERS else parts_of(name)
     fields = {part: catalog.defaults(entry) | dict(published) for part, entry, published in parts}
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros(_IMAGE, np.float32), train=False))
-  total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"]))
-  lines = [f"{name}: {total:,} parameters" + ("" if name in ENCODERS else f" for {num_classes} classes")]
-  lines.append(f"{count_macs(model, _MACS_AT) / 1e9:.4g} GMACs at {_MACS_AT[0]}x{_MACS_AT[1]}")
+  parts = count_by_part(model, size, variables=shapes)
+  total = sum(parts.values(), Part())
+  lines = [
+    f"{name}: {total.parameters:,} parameters"
+    + ("" if name in ENCODERS else f" for {num_classes} classes")
+    + f", {total.macs / 1e9:.4g} GMACs at {size[0]}x{size[1]}"
+  ]
+  lines += ["", *_table(parts, size), ""]
   for part, values in fields.items():
     offered = part == "aux_decoder" and getattr(model, part, None) is None
     lines.append(f"{part}{' (offered, off)' if offered else ''}:")
     lines += [f"  {field} = {value!r}" for field, value in values.items() if field != "num_classes"]
   return lines + (_parameters(shapes["params"], config, layout) if params else [])
+
+
+def _table(parts: dict[str, Part], size: tuple[int, int]) -> list[str]:
+  """Rows of the parts, sums of encoder and decoder, and of all."""
+  groups: dict[str, list[str]] = {}
+  for name in parts:
+    group = name.split("/")[0]
+    groups.setdefault(group if any(other.startswith(f"{group}/") for other in parts) else "", []).append(name)
+  rows = []
+  everything = sum(parts.values(), Part())
+
+  def add(label: str, part: Part) -> None:
+    shape = part.output
+    rows.append(
+      (
+        label,
+        f"{shape[2]:,} x {shape[0]}x{shape[1]}" if shape else "",
+        f"1/{round(size[0] / shape[0])}" if shape else "",
+        f"{part.parameters:,}",
+        f"{part.macs / 1e9:.3f}",
+        f"{part.macs / everything.macs:.1%}" if everything.macs else "",
+        f"{part.parameters * 4 / _MIB:.2f}",
+        f"{part.largest / _MIB:.1f}",
+      )
+    )
+
+  for group, names in groups.items():
+    if group:
+      own = parts.get(group, Part())
+      inner = [name for name in names if name != group]
+      add(group, sum((parts[name] for name in inner), own))
+      for name in inner:
+        add(f"  {name.removeprefix(group + '/')}", parts[name])
+      if own.macs:
+        add("  (between them)", dataclasses.replace(own, output=None))
+    else:
+      for name in names:
+        add(name, parts[name])
+  add("all", everything)
+  head = ("part", "output", "stride", "parameters", "GMACs", "", "params MiB", "largest MiB")
+  widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+  lines = []
+  for row in [head, *rows]:
+    cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+    lines.append("  ".join(cells).rstrip())
+  rule = "-" * max(map(len, lines))
+  return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
 
 
 def _config(name: str) -> Any:

@@ -1,316 +1,382 @@
-"""Segments images: an overlay, a label map in the classes' colours, and probabilities on request.
+"""Segments images and videos: an overlay, a label map in the classes' colours, and probabilities on request.
 
   jaxseg predict photo.jpg --source=cgnet_cityscapes.pth
-  jaxseg predict holiday/ --source=runs/mine --output=segmented
+  jaxseg predict holiday/ ride.mp4 --source=runs/mine --output=segmented
 
-For NAME.jpg the output folder gets NAME.overlay.png and NAME.label.png, a palette image whose values are the
-class ids; with `--probabilities` also NAME.probabilities.npz (float16, h w k). A folder is searched with all
-folders in it, its files keep their places, and contact_sheet.png shows up to 24 of them. What cannot be read
-is named at the end, and the rest is done.
+For NAME.jpg the output folder gets NAME.jpg.overlay.png and NAME.jpg.label.png, a palette image whose
+values are the class ids; with `--probabilities` also NAME.jpg.probabilities.npz (float16, h w k). For a video
+it gets NAME.mp4.overlay.mp4 (`pip install 'jaxseg[video]'`). A folder is searched with all folders in it, its
+files keep their places, and contact_sheet.png shows up to 24 of them. What cannot be read is named at the
+end, the rest is done, and the exit code is 2.
 
-A folder of many sizes is padded to a few input sizes, since each is compiled once; `--exact` takes every
-image as it is. An image of more than 6 million pixels goes through the network in windows.
+An image reaches the network as it is, or by the flags below; a workdir of train.py brings the rule and the
+CRF of its own config.eval, over which the flags go. Images of more than eight sizes are resized to
+eight for the network, since each is compiled, and their labels come back at the image's own size; `--exact`
+takes every image as it is. An image of more than 6 million pixels goes through the network in windows, in
+bounded memory.
 """
 
 import argparse
+import collections
 import dataclasses
-import io
-import os
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
 
 from jaxseg import lazy
-from jaxseg.commands import outputs
+from jaxseg.commands import outputs, predict_files, predict_video
+from jaxseg.commands.flags import parse_numbers, parse_size
+from jaxseg.commands.predict_files import File
+from jaxseg.config.values import nearest
 from jaxseg.console import print_line, printable
-from jaxseg.crf import Settings, mean_field
+from jaxseg.crf import Settings
 from jaxseg.data import overlay
 from jaxseg.data.progress import Progress
 from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError
-from jaxseg.evaluation.canvases import pad_to_canvases
-from jaxseg.evaluation.predictor import Predictor
+from jaxseg.evaluation.inference import forward
 from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.evaluation.tiled import predict_tiled
 from jaxseg.hub import Net, from_pretrained
+from jaxseg.hub.reading import read_image
+from jaxseg.hub.segmenter import Segmenter
 from jaxseg.models import align_corners_of
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
-LARGE = 6_000_000  # pixels; more go through the network in windows
-_SMALLEST = 32
 _THUMBNAIL = 320  # the longer side of an image on the contact sheet
 _MOST_SHOWN = 24
-
-
-@dataclasses.dataclass(frozen=True)
-class _Image:
-  """A file to segment, the name of its results below the output folder, and its rows and columns."""
-
-  path: pathlib.Path
-  name: pathlib.PurePath
-  size: tuple[int, int] = (0, 0)
-
-  @property
-  def is_large(self) -> bool:
-    return self.size[0] * self.size[1] > LARGE
+_EVERY = 10.0  # seconds between lines of a long video or a large image
+_WRITES = 4  # results that wait for the disk
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """The images, --source, --output and how an image reaches the network."""
-  parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER")
+  """The files, --source, --output and how an image reaches the network."""
+  parser.add_argument("files", nargs="+", metavar="IMAGE|FOLDER|VIDEO")
   parser.add_argument(
     "--source", required=True, help="weights, a workdir, or org/name on the Hugging Face hub"
   )
   parser.add_argument("--output", metavar="DIR", default="runs/predict", help="default: %(default)s")
-  parser.add_argument("--mode", choices=("auto", "whole", "slide"), default="auto", help="auto: by size")
-  parser.add_argument("--crop_size", metavar="HxW", default="512x512", help="of a window")
+  parser.add_argument(
+    "--mode",
+    choices=("auto", "whole", "slide"),
+    default="auto",
+    help="the network over the whole image or over windows; auto: the workdir's, large images by windows",
+  )
+  parser.add_argument("--crop_size", metavar="HxW", help="of a window; default: 512x512")
   parser.add_argument("--stride", metavar="HxW", help="between windows; two thirds of them unless given")
-  parser.add_argument("--scales", metavar="S,S", default="1", help="of which the probabilities are averaged")
+  parser.add_argument("--resize", metavar="LONGxSHORT", help="fit the image into that before the network")
+  parser.add_argument(
+    "--scales", metavar="S,S", help="of which the probabilities are averaged; default: 1, or the workdir's"
+  )
   parser.add_argument("--flip", action="store_true", help="add the mirrored image")
-  parser.add_argument("--crf", action="store_true", help="refine by the papers' fully-connected CRF")
+  parser.add_argument(
+    "--crf",
+    nargs="?",
+    const="",
+    metavar="KEY=VALUE,...",
+    help="refine by the fully-connected CRF: the papers' values, or a workdir's, changed by what is given:"
+    " w1, sxy, srgb, w2, smooth, steps, method",
+  )
   parser.add_argument("--probabilities", action="store_true", help="write them too")
   parser.add_argument("--opacity", type=float, default=0.5, help="of the colours in overlays, 0 to 1")
-  parser.add_argument("--exact", action="store_true", help="pad no image to the size of others")
+  parser.add_argument("--exact", action="store_true", help="resize no image to share the size of others")
+  parser.add_argument(
+    "--batch_size", type=int, help="images of one input size at once; default: 8, and 1 on a CPU"
+  )
 
 
 def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[str]:
-  """Segments all images; the lines say what was written and what could not be read."""
+  """Segments all files; the lines say what was written.
+
+  Raises:
+    UserError: a wrong flag; or at the end, that files could not be read, with what is wrong with each.
+  """
   del changes
   if not 0 <= flags.opacity <= 1:
     raise UserError(f"--opacity is {flags.opacity}; expected 0 (the image) to 1 (the colours)")
-  crop = _sides(flags.crop_size, "--crop_size")
-  stride = _sides(flags.stride, "--stride") if flags.stride else tuple(max(1, s * 2 // 3) for s in crop)
-  views = dict(scales=_scales(flags.scales), flip=flags.flip)
-  rule = InferenceRule(**views)
-  if flags.mode == "slide":
-    rule = InferenceRule(mode="slide", crop_size=crop, stride=stride, **views)
-  files = list(find_images(flags.images))
+  if flags.batch_size is not None and flags.batch_size < 1:
+    raise UserError(f"--batch_size is {flags.batch_size}; expected 1 image or more")
+  rule, crf = make_rule(flags, _config_eval(flags.source))
+  files = list(predict_files.find_files(flags.files))
+  if any(file.is_video for file in files):
+    lazy.load("av")
+    if flags.probabilities:
+      raise UserError("--probabilities are written for images alone; leave it out, or leave out the videos")
+  with warnings.catch_warnings():
+    # Pillow warns of images that are large; ours go through in windows, and read_size has a limit.
+    warnings.simplefilter("ignore", lazy.load("PIL.Image").DecompressionBombWarning)
+    return _segment(flags, rule, crf, files)
+
+
+def _segment(
+  flags: argparse.Namespace, rule: InferenceRule, crf: Settings | None, files: list[File]
+) -> list[str]:
   images, refused = [], []
   for file in files:
     try:
-      images.append(dataclasses.replace(file, size=read_size(file.path)))
+      if not file.is_video:
+        images.append(dataclasses.replace(file, size=predict_files.read_size(file.path)))
     except UserError as error:
       refused.append(str(error))
   large = [image for image in images if image.is_large and flags.mode != "whole"]
-  if large and (views["scales"] != (1.0,) or flags.flip or flags.crf or flags.probabilities):
+  if large and (rule.scales != (1.0,) or rule.flip or rule.resize or crf is not None or flags.probabilities):
     raise UserError(
-      f"{printable(large[0].path)} has more than {LARGE:,} pixels and goes through the network in windows,"
-      " which take no --scales, --flip, --crf or --probabilities; leave these out, or give --mode=whole"
+      f"{printable(large[0].path)} has more than {predict_files.LARGE:,} pixels and goes through the network"
+      " in windows, which take no --scales, --flip, --resize, --crf or --probabilities; leave these out, or"
+      " give --mode=whole"
     )
+  small = [image for image in images if image not in large]
   output = pathlib.Path(outputs.try_folder(flags.output))
   net = from_pretrained(flags.source)
   if not net.classes or not hasattr(net.model, "decoder"):
     raise UserError(f"{flags.source} holds {net.arch} without a segmentation head; give a segmentation model")
-  small = [image for image in images if image not in large]
-  if not flags.exact and small:
-    padded = pad_to_canvases(rule, [image.size for image in small])
-    if padded != rule:
-      print_line("images of many sizes are padded to a few; --exact takes each as it is")
-    rule = padded
-  predictor = Predictor(net.model, rule=rule, preprocess=net.preprocess)
-  began, shown, compiled = time.monotonic(), [], set()
-  keys = {rule.key(image.size) for image in small}
-  with Progress(len(images)) as progress:
-    # Equal input sizes after one another: each is compiled when the first image of it comes.
-    for image in sorted(small, key=lambda i: (rule.key(i.size), str(i.path))) + large:
-      key = rule.key(image.size)
-      if image not in large and key not in compiled:
-        compiled.add(key)
-        if len(keys) > 1:
-          print_line(f"compiling {len(compiled)} of {len(keys)}")
+  segmenter = Segmenter(
+    net.model,
+    net.variables,
+    preprocess=net.preprocess,
+    rule=rule,
+    crf=None if crf is None else dict(kernels=crf.kernels, steps=crf.steps, method=crf.method),
+  )
+  by_windows = _Windows(net, flags)
+  batch_size = flags.batch_size or (1 if jax.default_backend() == "cpu" else 8)
+  began, shown, frames = time.monotonic(), [], 0
+  with Progress(len(files)) as progress, _Writes(net, output, flags.opacity) as writes:
+
+    def finish(file: File, pixels: np.ndarray, labels: np.ndarray, probabilities: Any = None) -> None:
+      writes.add(file, pixels, labels, probabilities)
+      if len(files) > 1 and len(shown) < _MOST_SHOWN:
+        step = max(1, max(file.size) // _THUMBNAIL)
+        # Copies: a view would keep the whole image.
+        small_copy = {
+          "image": pixels[::step, ::step].copy(),
+          "label": labels[::step, ::step].astype(np.uint8),
+        }
+        shown.append({"id": printable(file.name), **small_copy})
+      progress.advance()
+
+    for batch, rows, segment in _batches(segmenter, small, batch_size, exact=flags.exact, refused=refused):
+      if flags.probabilities:
+        for file, pixels in batch:
+          probabilities = segment.probabilities(pixels)
+          finish(file, pixels, probabilities.argmax(-1), probabilities)
+        continue
+      for (file, pixels), labels in zip(
+        batch, segment.labels([pixels for _, pixels in batch], count=rows), strict=True
+      ):
+        finish(file, pixels, labels)
+    for file in large:
       try:
-        pixels = read_image(image.path)
+        pixels = read_image(file.path)
       except UserError as error:
         refused.append(str(error))
         continue
-      if image in large:
-        labels, probabilities = _by_windows(net, pixels, crop, stride), None
-      else:
-        labels, probabilities = _at_once(net, predictor, pixels, flags)
-      _write(output / image.name, pixels, labels, probabilities, net, flags.opacity)
-      if len(files) > 1 and len(shown) < _MOST_SHOWN:
-        step = max(1, max(image.size) // _THUMBNAIL)
-        small_copy = {"image": pixels[::step, ::step], "label": labels[::step, ::step].astype(np.uint8)}
-        shown.append({"id": printable(image.name), **small_copy})
+      finish(file, pixels, by_windows(pixels, _say_now_and_then(printable(file.name), "windows")))
+    for file in (file for file in files if file.is_video):
+      try:
+        frames += predict_video.segment_video(
+          file.path,
+          output / file.name.with_name(f"{file.name.name}.overlay.mp4"),
+          lambda pixels: _frame_labels(pixels, batch_size, segmenter, by_windows, flags.mode),
+          palette=np.asarray(net.palette, np.uint8),
+          opacity=flags.opacity,
+          batch_size=batch_size,
+          progress=_say_now_and_then(printable(file.name), "frames"),
+        )
+      except UserError as error:
+        refused.append(str(error))
       progress.advance()
-  done = len(files) - len(refused)
-  lines = [
-    f"{done} of {len(files)} images in {time.monotonic() - began:.1f} s, written to {printable(output)}"
-  ]
-  if refused:
-    lines += [f"{len(refused)} could not be read:", *(f"  {text}" for text in refused)]
-  if not done:
-    raise UserError("\n".join(lines[1:]))
   if len(shown) > 1:
     info = DatasetInfo(name="predicted", classes=net.classes, palette=np.asarray(net.palette, np.uint8))
-    outputs.write(outputs.epath.Path(output / "contact_sheet.png"), _png(overlay.sheet(shown, info)))
-  return lines
-
-
-def find_images(places: Sequence[str]) -> Iterator[_Image]:
-  """The files themselves, and those in folders; hidden ones are left out.
-
-  Raises:
-    UserError: a place that is not there, or nothing that is an image.
-  """
-  found = False
-  for place in map(pathlib.Path, places):
-    if place.is_dir():
-      for folder, inner, files in os.walk(place):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(files):
-          path = pathlib.Path(folder) / name
-          if path.suffix.lower() in SUFFIXES and not name.startswith(".") and path.is_file():
-            found = True
-            yield _Image(path, path.relative_to(place))
-    elif place.is_file():
-      found = True
-      yield _Image(place, pathlib.PurePath(place.name))
-    else:
-      raise UserError(f"there is no file or folder {printable(place)!r}")
-  if not found:
-    raise UserError(
-      f"there is no image in {', '.join(map(printable, places))}; looked for {', '.join(SUFFIXES)}"
-    )
-
-
-def read_size(path: pathlib.Path) -> tuple[int, int]:
-  """(rows, columns) of an image file, upright, from its header.
-
-  Raises:
-    UserError: it is no image, or too small.
-  """
-  pillow = lazy.load("PIL.Image")
-  try:
-    with pillow.open(path) as image:
-      columns, rows = image.size
-      if image.getexif().get(0x0112, 1) >= 5:  # orientations that swap rows and columns
-        rows, columns = columns, rows
-  except pillow.DecompressionBombError:
-    raise UserError(f"{printable(path)} has more than {2 * pillow.MAX_IMAGE_PIXELS:,} pixels") from None
-  except (OSError, ValueError, SyntaxError) as error:
-    raise UserError(
-      f"{printable(path)} cannot be read ({type(error).__name__}): damaged, or no image"
-    ) from None
-  if min(rows, columns) < _SMALLEST:
-    raise UserError(f"{printable(path)} is {rows}x{columns}; a side needs at least {_SMALLEST} pixels")
-  return rows, columns
-
-
-def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-  """An image file as RGB, turned upright by its EXIF orientation.
-
-  Raises:
-    UserError: it cannot be decoded, or has 16 bits a channel.
-  """
-  cv2 = lazy.load("cv2")
-  try:
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB) if data.size else None
-  except (OSError, cv2.error) as error:
-    raise UserError(f"{printable(path)} cannot be read ({error})") from None
-  if image is None:
-    raise UserError(f"{printable(path)} is damaged, or no image")
-  if image.dtype != np.uint8:
-    raise UserError(
-      f"{printable(path)} has {image.dtype} pixels, expected 8 bits a channel; scale them to 0..255 first"
-    )
-  return image
-
-
-def blend(
-  image: UInt8[np.ndarray, "h w 3"],
-  labels: Integer[np.ndarray, "h w"],
-  palette: UInt8[np.ndarray, "k 3"],
-  opacity: float,
-) -> UInt8[np.ndarray, "h w 3"]:
-  """The image with the classes' colours laid over it; in strips, as a large image has no room for floats."""
-  mixed = np.empty_like(image)
-  for top in range(0, len(image), 256):
-    rows = slice(top, top + 256)
-    colors = palette[labels[rows]]
-    mixed[rows] = np.round(image[rows] * np.float32(1 - opacity) + colors * np.float32(opacity))
-  return mixed
-
-
-def _at_once(
-  net: Net, predictor: Predictor, image: np.ndarray, flags: argparse.Namespace
-) -> tuple[np.ndarray, Float[np.ndarray, "h w k"] | None]:
-  """Label map, and probabilities where they are asked for."""
-  rows, columns = image.shape[:2]
-  batch = {"image": image[None]}
-  if not (flags.crf or flags.probabilities):
-    return np.asarray(predictor.labels(net.variables, batch)[0, :rows, :columns]), None
-  scores = predictor.scores(net.variables, batch)[0, :rows, :columns]
-  probabilities = jnp.exp(scores)
-  if flags.crf:
-    crf = Settings()
-    probabilities = mean_field(-scores, image, crf.kernels, steps=crf.steps, method=crf.method)
-  labels = np.asarray(jnp.argmax(probabilities, -1).astype(jnp.int32))
-  return labels, np.asarray(probabilities, np.float16) if flags.probabilities else None
-
-
-def _by_windows(net: Net, image: np.ndarray, crop: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
-  return predict_tiled(
-    lambda variables, windows: net.model.apply(variables, windows, train=False)["logits"],
-    net.variables,
-    image,
-    preprocess=net.preprocess,
-    num_classes=len(net.classes),
-    crop_size=crop,
-    stride=stride,
-    align_corners=align_corners_of(net.model),
+    sheet = predict_files.png(overlay.sheet(shown, info))
+    outputs.write(outputs.epath.Path(output / "contact_sheet.png"), sheet)
+  done = len(files) - len(refused)
+  line = f"{done} of {len(files)} files in {time.monotonic() - began:.1f} s, written to {printable(output)}"
+  line += f" ({frames} frames of video)" if frames else ""
+  if not refused:
+    return [line]
+  print_line(line)
+  raise UserError(
+    "\n  ".join([f"{len(refused)} of {len(files)} files could not be read or not to the end:", *refused])
   )
 
 
-def _write(place: pathlib.Path, image, labels, probabilities, net: Net, opacity: float) -> None:
-  """NAME.overlay.png, NAME.label.png and perhaps NAME.probabilities.npz, for `place` = .../NAME.jpg."""
-  pillow = lazy.load("PIL.Image")
-  palette = np.asarray(net.palette, np.uint8)
-  place.parent.mkdir(parents=True, exist_ok=True)
+def _batches(
+  segmenter: Segmenter, files: list[File], batch_size: int, *, exact: bool, refused: list[str]
+) -> Iterator[tuple[list[tuple[File, np.ndarray]], int, Segmenter]]:
+  """([(file, its pixels)], rows of the batch, what segments it); the next batch is read meanwhile.
 
-  def write(kind: str, data: bytes) -> None:
-    # With the image's own suffix: a.png and a.jpg are two images.
-    outputs.write(outputs.epath.Path(place.with_name(f"{place.name}.{kind}")), data)
+  Batches of one input size come after one another, and a line says when a new one is compiled. What cannot
+  be read goes to `refused`.
+  """
+  files = sorted(files, key=lambda file: str(file.path))
+  sizes = [file.size for file in files]
+  if not exact and files:
+    few = segmenter.for_sizes(sizes)
+    if few is not segmenter:
+      print_line("images of many sizes are resized to a few for the network; --exact takes each as it is")
+    segmenter = few
+  batches = list(segmenter.batches(sizes, batch_size=batch_size))
+  count = len({segmenter.key(size) for size in sizes})
+  compiled = set()
+  with ThreadPoolExecutor(max_workers=2, thread_name_prefix="read") as pool:
+    ahead: collections.deque[list[Future]] = collections.deque()
+    for i, (numbers, rows) in enumerate(batches):
+      while len(ahead) < 2 and i + len(ahead) < len(batches):
+        ahead.append([pool.submit(read_image, files[n].path) for n in batches[i + len(ahead)][0]])
+      batch = []
+      for number, pixels in zip(numbers, ahead.popleft(), strict=True):
+        try:
+          batch.append((files[number], pixels.result()))
+        except UserError as error:
+          refused.append(str(error))
+      key = segmenter.key(sizes[numbers[0]])
+      if not batch:
+        continue
+      if key not in compiled:
+        compiled.add(key)
+        if count > 1:
+          print_line(f"compiling {len(compiled)} of {count}")
+      yield batch, rows, segmenter
 
-  write("overlay.png", _png(blend(image, labels, palette, opacity)))
-  if len(palette) <= 256:
-    ids = pillow.fromarray(labels.astype(np.uint8))
-    ids.putpalette(palette.reshape(-1).tolist())
-  else:
-    ids = pillow.fromarray(labels.astype(np.uint16))
-  buffer = io.BytesIO()
-  ids.save(buffer, "PNG")
-  write("label.png", buffer.getvalue())
-  if probabilities is not None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, probabilities=probabilities, classes=np.array(net.classes))
-    write("probabilities.npz", buffer.getvalue())
+
+class _Writes:
+  """Results on their way to the disk, a few at a time, while the next images are segmented."""
+
+  def __init__(self, net: Net, output: pathlib.Path, opacity: float):
+    self._net, self._output, self._opacity = net, output, opacity
+    self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write")
+    self._pending: collections.deque[Future] = collections.deque()
+
+  def add(self, file: File, pixels: np.ndarray, labels: np.ndarray, probabilities: Any) -> None:
+    """Raises UserError where an earlier result could not be written."""
+    # A large one is waited for: two of them would not fit into memory.
+    while len(self._pending) >= (1 if file.is_large else _WRITES):
+      self._pending.popleft().result()
+    write, place = predict_files.write_results, self._output / file.name
+    settings = dict(net=self._net, opacity=self._opacity)
+    self._pending.append(self._pool.submit(write, place, pixels, labels, probabilities, **settings))
+
+  def __enter__(self) -> "_Writes":
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+    self._pool.shutdown(wait=True)
+    if kind is None:
+      for pending in self._pending:
+        pending.result()
 
 
-def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-  cv2 = lazy.load("cv2")
-  return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+class _Windows:
+  """Label maps of images that are too large for the network at once."""
 
+  def __init__(self, net: Net, flags: argparse.Namespace):
+    self._net = net
+    self._crop, self._stride = _windows(flags)
+    model = forward(net.model)
+    self._apply = lambda variables, windows: model(variables, windows)["logits"]
 
-def _sides(text: str, flag: str) -> tuple[int, int]:
-  sides = text.lower().split("x")
-  if len(sides) != 2 or not all(side.isdigit() and _SMALLEST <= int(side) <= 65536 for side in sides):
-    raise UserError(
-      f"{flag} is {printable(text)!r}; expected HxW of at least {_SMALLEST} pixels, such as 512x512"
+  def __call__(self, image: np.ndarray, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+    return predict_tiled(
+      self._apply,
+      self._net.variables,
+      image,
+      preprocess=self._net.preprocess,
+      num_classes=len(self._net.classes),
+      crop_size=self._crop,
+      stride=self._stride,
+      align_corners=align_corners_of(self._net.model),
+      progress=progress,
     )
-  return int(sides[0]), int(sides[1])
 
 
-def _scales(text: str) -> tuple[float, ...]:
-  try:
-    scales = tuple(float(word) for word in text.split(","))
-  except ValueError:
-    scales = ()
-  if not scales or not all(0.05 <= scale <= 16 for scale in scales):
-    raise UserError(f"--scales is {printable(text)!r}; expected factors of 0.05 to 16, such as 0.75,1,1.25")
-  return scales
+def _frame_labels(
+  frames: Sequence[np.ndarray], rows: int, segmenter: Segmenter, by_windows: _Windows, mode: str
+) -> list[np.ndarray]:
+  if frames[0].shape[0] * frames[0].shape[1] > predict_files.LARGE and mode == "auto":
+    return [by_windows(frame) for frame in frames]
+  return segmenter.labels(frames, count=rows)
+
+
+def _say_now_and_then(name: str, what: str) -> Callable[[int, int], None]:
+  last = [time.monotonic()]
+
+  def say(done: int, total: int) -> None:
+    if time.monotonic() - last[0] >= _EVERY:
+      last[0] = time.monotonic()
+      print_line(f"{name}: {done:,}{f' of {total:,}' if total else ''} {what}")
+
+  return say
+
+
+def _config_eval(source: str) -> Any:
+  """`config.eval` of a workdir; {} for weights."""
+  if pathlib.Path(source).is_dir() or ("://" in source and not source.startswith("hf://")):
+    record = lazy.load("jaxseg.config.record")
+    if record.is_workdir(source):
+      return record.read_config(source).eval
+  return {}
+
+
+def make_rule(flags: argparse.Namespace, known: Any) -> tuple[InferenceRule, Settings | None]:
+  """How an image reaches the network, and the CRF: the flags over `known`, a workdir's `config.eval`.
+
+  Raises:
+    UserError: a flag, or a combination, that makes no sense.
+  """
+  values: dict[str, Any] = {}
+  if known:
+    rule = lazy.load("jaxseg.config.rule").make_inference_rule(known)
+    values = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
+  crop, stride = _windows(flags)
+  if flags.mode != "auto":
+    values["mode"] = flags.mode
+    if flags.mode == "slide":
+      values |= {"crop_size": crop, "stride": stride}
+    else:
+      values |= {"crop_size": (0, 0), "stride": (0, 0)}
+  elif values.get("mode") == "slide" and flags.crop_size:
+    values |= {"crop_size": crop, "stride": stride}
+  if flags.resize:
+    values["resize"] = parse_size(flags.resize, "--resize")
+  if flags.scales:
+    values["scales"] = parse_numbers(flags.scales, "--scales", low=0.05, high=16)
+  if flags.flip:
+    values["flip"] = True
+  crf = None if flags.crf is None else _crf(flags.crf, dict(known.get("crf", {})))
+  return InferenceRule(**values), crf
+
+
+def _windows(flags: argparse.Namespace) -> tuple[tuple[int, int], tuple[int, int]]:
+  crop = parse_size(flags.crop_size or "512x512", "--crop_size")
+  stride = parse_size(flags.stride, "--stride") if flags.stride else tuple(max(1, s * 2 // 3) for s in crop)
+  if any(s > c for s, c in zip(stride, crop, strict=True)):
+    raise UserError(
+      f"--stride {flags.stride} is larger than the windows, so that pixels would be skipped; give at most"
+      f" {crop[0]}x{crop[1]}"
+    )
+  return crop, stride
+
+
+def _crf(text: str, known: dict[str, Any]) -> Settings:
+  """The papers' settings, a workdir's, and what the flag says, the later over the earlier."""
+  names = [field.name for field in dataclasses.fields(Settings)]
+  values = {name: known[name] for name in names if name in known}
+  for part in filter(None, text.split(",")):
+    name, equals, value = part.partition("=")
+    if name not in names or not equals:
+      raise UserError(
+        f"--crf holds {printable(part)!r}; expected KEY=VALUE with {', '.join(names)}{nearest(name, names)}"
+      )
+    if name == "method":
+      values[name] = value
+      continue
+    try:
+      values[name] = int(value) if name == "steps" else float(value)
+    except ValueError:
+      raise UserError(f"--crf has {name}={printable(value)!r}; expected a number") from None
+  return Settings(**values)

@@ -107,6 +107,8 @@ _COMMON: dict[str, Key] = {
   "checkpoint.save_pretrained": Key(bool, "whether the best weights go to WORKDIR/best"),
   "log.every_steps": Key(int, "steps a line", _COUNT),
   "log.panel_every_steps": Key(int, "0 draws no pictures", _COUNT_OR_0),
+  "log.trackers": Key(tuple[Literal["wandb", "trackio"], ...], "beside TensorBoard, by their own libraries"),
+  "log.project": Key(str, "the trackers' project"),
   "log.panel_images": Key(int, "images of a picture", Range(0, 256)),
   "mesh.data": Key(int, "parts of the batch; -1 is what the others leave", Range(-1, 10**6)),
   "mesh.fsdp": Key(int, "parts of parameters and optimizer state", Range(-1, 10**6)),

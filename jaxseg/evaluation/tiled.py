@@ -37,7 +37,8 @@ def predict_tiled(
   """The class of every pixel, uint8 (int32 from 256 classes on).
 
   Args:
-    apply: (variables, normalised windows b h w 3) → logits b h/s w/s k.
+    apply: (variables, normalised windows b h w 3) → logits b h/s w/s k; the same function for every image,
+      so that it is compiled once.
     variables: of the model.
     image: RGB of any size.
     preprocess: from uint8 to the model's input.
@@ -53,7 +54,7 @@ def predict_tiled(
   tops, lefts = (_starts(side, w, s) for side, w, s in zip((rows, columns), window, stride, strict=True))
   panels = _panels(lefts, window[1], columns, max(held // (window[0] * num_classes), 2 * window[1]))
   width = max(own[-1] + window[1] - start for start, _, own in panels)
-  run = jax.jit(lambda v, x: apply(v, preprocess(x)[None])[0].astype(jnp.float32))
+  run = _network(apply, preprocess)
   labels = np.empty((rows, columns), np.uint8 if num_classes <= 256 else np.int32)
   total, done = len(tops) * len(lefts), 0
   shared: dict[tuple[int, int], np.ndarray] = {}  # of windows that reach into the next panel
@@ -77,6 +78,11 @@ def predict_tiled(
       part, sums = _finish(sums, ready=ready)
       labels[top : top + ready, start:finished] = np.asarray(part)[:, : finished - start]
   return labels
+
+
+@functools.lru_cache(maxsize=4)
+def _network(apply: Callable[..., Array], preprocess: Preprocess) -> Callable[..., Array]:
+  return jax.jit(lambda v, x: apply(v, preprocess(x)[None])[0].astype(jnp.float32))
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:

@@ -7,21 +7,22 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from jaxseg import __version__, catalog, lazy
 from jaxseg.crf import Settings, mean_field
 from jaxseg.errors import UserError
 from jaxseg.evaluation.inference import label_map
-from jaxseg.evaluation.predictor import Predictor
 from jaxseg.evaluation.rule import MODES, InferenceRule
+from jaxseg.hub.reading import read_image
+from jaxseg.hub.segmenter import Segmenter, published_size
 from jaxseg.layers.resize import resize_logits
 from jaxseg.models import align_corners_of
 from jaxseg.pretrained import saved, tree
@@ -104,37 +105,97 @@ class Net:
         no sense, or a model without classes.
     """
     image = read_image(image)
-    if mode not in MODES:
-      raise UserError(f"mode is {mode!r}; {catalog.suggestion(mode, MODES)}")
-    if not self.classes or not hasattr(self.model, "decoder"):
-      raise UserError(f"{self.arch} without a segmentation head gives no label map; use model.apply")
-    if mode == "slide":
-      crop_size = crop_size or _CROP
-      stride = stride or tuple(max(1, side * 2 // 3) for side in crop_size)
-    rule = InferenceRule(
-      mode=mode,
-      crop_size=crop_size or (0, 0),
-      stride=stride or (0, 0),
-      resize=resize,
-      multiple=multiple,
-      multiple_rule=multiple_rule,
-      scales=scales,
-      flip=flip,
-    )
+    rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip)
+    crf = _settings(crf)
     if crf is None:
       if not rule.plain:
-        return self._by_rule(image, rule, "labels")
+        return self._segmenter(rule).labels([image])[0]
       return np.asarray(_labels(self.variables, image, model=self.model, preprocess=self.preprocess))
-    if isinstance(crf, Settings):
-      crf = dict(kernels=crf.kernels, steps=crf.steps, method=crf.method)
-    if set(crf) - set(_CRF) or "kernels" not in crf:
-      raise UserError(f"crf has the keys {sorted(crf)}, expected kernels and perhaps {', '.join(_CRF[1:])}")
-    if rule.plain:
-      unary = _unary(self.variables, image, model=self.model, preprocess=self.preprocess)
-    else:
-      unary = -self._by_rule(image, rule, "scores")
-    refined = mean_field(unary, image, **crf)
-    return np.asarray(jnp.argmax(refined, -1).astype(jnp.int32))
+    return np.asarray(jnp.argmax(self._refined(image, rule, crf), -1).astype(jnp.int32))
+
+  def probabilities(
+    self,
+    image: Any,
+    *,
+    mode: str = "whole",
+    crop_size: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+    resize: tuple[int, ...] = (),
+    multiple: int = 0,
+    multiple_rule: str = "pad",
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    crf: Mapping[str, Any] | Settings | None = None,
+  ) -> Float[np.ndarray, "h w k"]:
+    """The probability of every class at every pixel, at the image's own size; float32, sums of 1.
+
+    Arguments and errors are those of `predict`, whose label is the largest.
+    """
+    image = read_image(image)
+    rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip)
+    crf = _settings(crf)
+    if crf is None:
+      return np.exp(-np.asarray(self._unary(image, rule)))
+    return np.asarray(self._refined(image, rule, crf))
+
+  def predict_batch(
+    self,
+    images: Sequence[Any],
+    *,
+    batch_size: int = 8,
+    exact: bool = True,
+    mode: str = "whole",
+    crop_size: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+    resize: tuple[int, ...] = (),
+    multiple: int = 0,
+    multiple_rule: str = "pad",
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    crf: Mapping[str, Any] | Settings | None = None,
+  ) -> list[Int[np.ndarray, "_ _"]]:
+    """The label maps of many images of any sizes, each at its own, in the order of the images.
+
+    Images whose network input has the same size go through the network together.
+
+    Args:
+      images: each as in `predict`.
+      batch_size: how many go through the network at once.
+      exact: False resizes images of more than eight sizes to eight for the network, because each size is
+        compiled; labels come back at each image's own size and differ a little.
+      mode: this and the following as in `predict`.
+      crop_size: of a window.
+      stride: between windows.
+      resize: (long, short) that an image is fitted into.
+      multiple: what the sides of the network's input have to divide by.
+      multiple_rule: "pad" or "resize".
+      scales: factors over which the softmax is averaged.
+      flip: averages with the mirrored image, too.
+      crf: refine each result.
+
+    Raises:
+      UserError: as `predict`; the message names the image by its number.
+    """
+    if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
+      images = list(images)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+      raise UserError(f"batch_size is {batch_size!r}; expected a whole number of images, 1 or more")
+    arrays = []
+    for i, image in enumerate(images):
+      try:
+        arrays.append(np.asarray(read_image(image)))
+      except UserError as error:
+        raise UserError(f"image {i}: {error}") from None
+    rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip)
+    segmenter = self._segmenter(rule, _settings(crf))
+    if not exact:
+      segmenter = segmenter.for_sizes([array.shape[:2] for array in arrays])
+    labels: list[Any] = [None] * len(arrays)
+    for numbers, rows in segmenter.batches([array.shape[:2] for array in arrays], batch_size=batch_size):
+      found = segmenter.labels([arrays[number] for number in numbers], count=rows)
+      for number, label in zip(numbers, found, strict=True):
+        labels[number] = label
+    return labels
 
   def overlay(self, image: Any, label: AnyArray) -> UInt8[np.ndarray, "h w 3"]:
     """The image with half of each class's colour over it; the image alone where the label is no class.
@@ -181,13 +242,36 @@ class Net:
           " and check the name and your right to write"
         ) from error
 
-  def _by_rule(self, image: AnyArray, rule: InferenceRule, kind: str) -> np.ndarray:
-    """The "labels" or "scores" that `Predictor` gives for one picture."""
-    rows, columns = image.shape[:2]
-    picture = np.asarray(_published_size(image, self.preprocess))
-    batch = {"image": picture[None], "size": np.array([[rows, columns]], np.int32)}
-    predictor = _predictor(self.model, self.preprocess, rule)
-    return np.asarray(getattr(predictor, kind)(self.variables, batch)[0, :rows, :columns])
+  def _rule(self, mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip) -> InferenceRule:
+    if mode not in MODES:
+      raise UserError(f"mode is {mode!r}; {catalog.suggestion(mode, MODES)}")
+    if not self.classes or not hasattr(self.model, "decoder"):
+      raise UserError(f"{self.arch} without a segmentation head gives no label map; use model.apply")
+    if mode == "slide":
+      crop_size = crop_size or _CROP
+      stride = stride or tuple(max(1, side * 2 // 3) for side in crop_size)
+    return InferenceRule(
+      mode=mode,
+      crop_size=crop_size or (0, 0),
+      stride=stride or (0, 0),
+      resize=resize,
+      multiple=multiple,
+      multiple_rule=multiple_rule,
+      scales=scales,
+      flip=flip,
+    )
+
+  def _segmenter(self, rule: InferenceRule, crf: Mapping[str, Any] | None = None) -> Segmenter:
+    return Segmenter(self.model, self.variables, preprocess=self.preprocess, rule=rule, crf=crf)
+
+  def _unary(self, image: AnyArray, rule: InferenceRule) -> Float[AnyArray, "h w k"]:
+    """Negative log probabilities."""
+    if rule.plain:
+      return _unary(self.variables, image, model=self.model, preprocess=self.preprocess)
+    return -self._segmenter(rule).scores(image)
+
+  def _refined(self, image: AnyArray, rule: InferenceRule, crf: Mapping[str, Any]) -> jax.Array:
+    return mean_field(self._unary(image, rule), image, **crf)
 
   def save_pretrained(self, directory: str | os.PathLike) -> None:
     """Writes model.safetensors, config.json and a model card; `from_pretrained(directory)` reads them."""
@@ -219,62 +303,19 @@ def _unary(variables, image, *, model, preprocess):
   return -jax.nn.log_softmax(resize_logits(logits, image.shape[:2], align_corners=corners)[0])
 
 
-@functools.lru_cache(maxsize=8)
-def _predictor(model: nn.Module, preprocess: Preprocess, rule: InferenceRule) -> Predictor:
-  """One for all calls, so that each size is compiled once."""
-  return Predictor(model, rule=rule, preprocess=preprocess)
+def _settings(crf: Mapping[str, Any] | Settings | None) -> Mapping[str, Any] | None:
+  """What `mean_field` takes, from what a caller gave."""
+  if crf is None:
+    return None
+  if isinstance(crf, Settings):
+    return dict(kernels=crf.kernels, steps=crf.steps, method=crf.method)
+  if set(crf) - set(_CRF) or "kernels" not in crf:
+    raise UserError(f"crf has the keys {sorted(crf)}, expected kernels and perhaps {', '.join(_CRF[1:])}")
+  return crf
 
 
 def _outputs(variables, image, model, preprocess):
-  return model.apply(variables, preprocess(_published_size(image, preprocess))[None], train=False)
-
-
-def _published_size(image, preprocess):
-  """The picture as the published pipeline resizes it, where it does."""
-  if preprocess.size is not None and tuple(preprocess.size) != image.shape[:2]:
-    # The published pipelines resize the 8-bit picture with Pillow: antialiased, columns first,
-    # and rounded to 8 bits after each axis.
-    method = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}[preprocess.resize]
-    rows, columns = preprocess.size
-    for shape in ((image.shape[0], columns, 3), (rows, columns, 3)):
-      resized = jax.image.resize(image.astype(jnp.float32), shape, method)
-      image = jnp.clip(jnp.floor(resized + 0.5), 0, 255).astype(jnp.uint8)
-  return image
-
-
-def read_image(image: Any) -> AnyArray:
-  """An image as `predict` wants it, from an array, the path of a file, or a PIL image.
-
-  Raises:
-    UserError: no image file, or an array of another kind.
-  """
-  if isinstance(image, str | os.PathLike):
-    from PIL import Image, ImageOps
-
-    try:
-      with Image.open(image) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-      raise UserError(f"{os.fspath(image)} cannot be read as an image ({type(error).__name__})") from None
-  if not hasattr(image, "dtype") and hasattr(image, "convert"):
-    image = np.asarray(image.convert("RGB"))
-  _check_picture(image)
-  return image
-
-
-def _check_picture(image: AnyArray) -> None:
-  shape = tuple(image.shape)
-  if image.ndim == 2 or (image.ndim == 3 and shape[-1] == 1):
-    raise UserError(f"image has shape {shape}, a grey picture; repeat it to three channels: h w 3")
-  if image.ndim == 4:
-    raise UserError(f"image has shape {shape}, a batch; predict takes one picture h w 3: image[0]")
-  if image.ndim != 3 or shape[-1] != 3:
-    raise UserError(f"image has shape {shape}, expected RGB as height, width, 3")
-  if image.dtype != np.uint8:
-    raise UserError(
-      f"image is {image.dtype}, expected uint8 RGB in 0..255; predict normalises it by itself"
-      " (a float picture in 0..1 becomes one by `(image * 255).round().astype('uint8')`)"
-    )
+  return model.apply(variables, preprocess(published_size(image, preprocess))[None], train=False)
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ from jaxseg.train.profile import Profile
 from jaxseg.train.speed import Speed
 from jaxseg.train.state import TrainState
 from jaxseg.train.tasks import Report, headline
+from jaxseg.train.trackers import Tracker, Trackers
 
 Line = tuple[int, dict[str, float]]
 
@@ -139,7 +140,7 @@ class Timing(Hook):
 
 
 class Metrics(Hook):
-  """`metrics.jsonl`, `speed.jsonl`, TensorBoard and the terminal."""
+  """`metrics.jsonl`, `speed.jsonl`, TensorBoard, other trackers and the terminal."""
 
   def __init__(
     self,
@@ -149,10 +150,11 @@ class Metrics(Hook):
     rates: Callable[[], Mapping[str, float]],
     learning_rates: Sequence[float],
     progress: Progress,
+    trackers: Mapping[str, Tracker] | None = None,
   ):
     active = jax.process_index() == 0
     self.log = MetricsLog(directory, resume_step=start, active=active)
-    self.board = Board(directory, resume_step=start, active=active)
+    self.board = Trackers(Board(directory, resume_step=start, active=active), trackers or {})
     self.progress = progress
     self._speed = MetricsLog(directory, resume_step=start, active=active, name=SPEED)
     self._rates, self._learning_rates = rates, learning_rates

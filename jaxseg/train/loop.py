@@ -34,6 +34,7 @@ from jaxseg.train.speed import card_row
 from jaxseg.train.state import TrainState
 from jaxseg.train.step import Step
 from jaxseg.train.tasks import Report
+from jaxseg.train.trackers import open_trackers
 
 LOG = "log.txt"
 _LINEAGE = ("licence", "lineage")
@@ -294,7 +295,12 @@ def _train(
     say=progress.say,
   )
   metrics = hooks.Metrics(
-    directory, start=start, rates=timing.take, learning_rates=rates.tolist(), progress=progress
+    directory,
+    start=start,
+    rates=timing.take,
+    learning_rates=rates.tolist(),
+    progress=progress,
+    trackers=open_trackers(config, directory, active=first),
   )
   keeps_best = config.checkpoint.get("save_pretrained", True)
   evaluation = hooks.Evaluation(

@@ -1,5 +1,6 @@
 """`jaxseg predict`: what it writes for a folder of mixed files, and what it says of those it cannot read."""
 
+import av
 import cv2
 import jax
 import numpy as np
@@ -8,9 +9,12 @@ from PIL import Image
 
 import jaxseg
 from jaxseg import cli
-from jaxseg.commands import predict
+from jaxseg import config as config_lib
+from jaxseg.commands import predict, predict_files
+from jaxseg.crf import Settings
 from jaxseg.errors import UserError
 from jaxseg.hub import Net
+from jaxseg.hub.reading import read_image
 from jaxseg.types import Preprocess
 
 PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
@@ -32,7 +36,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-  """Upright and turned, colour and grey, in folders, and five files that cannot be segmented."""
+  """Upright and turned, colour and grey, in folders, and six files that cannot be segmented."""
   folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
   (folder / "inner").mkdir()
   (folder / ".thumbnails").mkdir()
@@ -46,22 +50,29 @@ def pictures(tmp_path_factory):
   cv2.imwrite(str(folder / ".thumbnails" / "a.png"), image)
   (folder / "notes.txt").write_text("no image")
   cv2.imwrite(str(folder / "tiny.png"), image[:20, :20])
-  cv2.imwrite(str(folder / "deep.png"), image.astype(np.uint16) * 256)
+  cv2.imwrite(str(folder / "deep.png"), image[..., 0].astype(np.uint16) * 256)
   data = (folder / "a.png").read_bytes()
   (folder / "cut.png").write_bytes(data[: len(data) // 2])
+  data = (folder / "a.JPG").read_bytes()
+  (folder / "cut.jpg").write_bytes(data[: len(data) * 3 // 4])
   (folder / "empty.jpg").write_bytes(b"")
   (folder / "evil\x1b[2J.png").write_bytes(b"hello")
   return folder
 
 
 def test_a_folder(source, pictures, tmp_path, capsys):
-  cli.main(
-    ["predict", str(pictures), f"--source={source}", f"--output={tmp_path}", "--probabilities", "--exact"]
-  )
-  said = capsys.readouterr().out
-  assert "4 of 9 images" in said and "5 could not be read:" in said
-  for name in ("tiny.png is 20x20", "deep.png has uint16", "cut.png", "empty.jpg", r"evil\x1b[2J.png"):
+  with pytest.raises(SystemExit) as left:
+    cli.main(
+      ["predict", str(pictures), f"--source={source}", f"--output={tmp_path}", "--probabilities", "--exact"]
+    )
+  printed = capsys.readouterr()
+  said = printed.out + printed.err
+  assert left.value.code == 2
+  assert "4 of 10 files" in said and "6 of 10 files could not be read" in said
+  assert [f"compiling {i} of 2" in said for i in (1, 2, 3)] == [True, True, False]
+  for name in ("tiny.png is 20x20", "deep.png has pixels of mode I;16", "cut.png", "cut.jpg", "empty.jpg"):
     assert name in said, said
+  assert r"evil\x1b[2J.png" in said
   assert "\x1b" not in said and "thumbnails" not in said
   written = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*") if p.is_file()}
   names = ("a.png", "a.JPG", "turned.jpg", "inner/grey.bmp")
@@ -70,7 +81,7 @@ def test_a_folder(source, pictures, tmp_path, capsys):
 
   net = jaxseg.from_pretrained(source)
   for name in names:
-    image = predict.read_image(pictures / name)
+    image = read_image(pictures / name)
     assert image.shape[:2] == ((64, 48) if name == "turned.jpg" else (48, 64))
     with Image.open(tmp_path / f"{name}.label.png") as png:
       labels = np.asarray(png)
@@ -90,7 +101,7 @@ def test_a_large_image_goes_through_in_windows(source, tmp_path, monkeypatch, ca
   """Its labels are those of sliding windows over the whole."""
   image = cv2.resize(np.random.default_rng(1).integers(0, 256, (6, 8, 3), np.uint8), (150, 120))
   cv2.imwrite(str(tmp_path / "large.png"), image[..., ::-1])
-  monkeypatch.setattr(predict, "LARGE", 10_000)
+  monkeypatch.setattr(predict_files, "LARGE", 10_000)
   command = ["predict", str(tmp_path / "large.png"), f"--source={source}", f"--output={tmp_path / 'out'}"]
   cli.main([*command, "--crop_size=64x64", "--stride=40x40"])
   labels = np.asarray(Image.open(tmp_path / "out" / "large.png.label.png"))
@@ -102,6 +113,89 @@ def test_a_large_image_goes_through_in_windows(source, tmp_path, monkeypatch, ca
   assert left.value.code == 2 and "goes through the network in windows" in capsys.readouterr().err
 
 
+def test_the_rule_and_the_crf_are_those_of_predict(source, tmp_path):
+  image = cv2.resize(np.random.default_rng(2).integers(0, 256, (6, 8, 3), np.uint8), (64, 48))
+  Image.fromarray(image).save(tmp_path / "a.png")
+  command = ["predict", str(tmp_path / "a.png"), f"--source={source}", f"--output={tmp_path}"]
+  crf = dict(w1=6.0, sxy=9.0, srgb=30.0, steps=2, method="exact")
+  text = ",".join(f"{name}={value}" for name, value in crf.items())
+  cli.main([*command, "--flip", "--scales=1,1.25", f"--crf={text}"])
+  net, rule = jaxseg.from_pretrained(source), dict(flip=True, scales=(1.0, 1.25))
+  expected = net.predict(image, **rule, crf=Settings(**crf))
+  labels = np.asarray(Image.open(tmp_path / "a.png.label.png"))
+  assert np.mean(labels == expected) >= 0.999
+  assert np.mean(labels == net.predict(image, **rule)) < 0.999
+  assert np.mean(labels == net.predict(image, crf=Settings(**crf))) < 0.999
+
+
+def test_the_rule_of_a_workdir_and_what_flags_change():
+  known = config_lib.load("cgnet_m3n21_synthetic:smoke").eval
+  with known.unlocked():
+    known.update(mode="slide", crop_size=(64, 96), stride=(32, 48), flip=True)
+    known.crf.sxy = 99.0
+  parser = predict.argparse.ArgumentParser()
+  predict.add_flags(parser)
+  flags = lambda *words: parser.parse_args(["x.jpg", "--source=x", *words])  # noqa: E731
+  rule, crf = predict.make_rule(flags(), known)
+  assert (rule.mode, rule.crop_size, rule.stride, rule.flip, crf) == ("slide", (64, 96), (32, 48), True, None)
+  rule, crf = predict.make_rule(flags("--mode=whole", "--scales=0.5", "--crf=w1=2"), known)
+  assert (rule.mode, rule.scales, crf.sxy, crf.w1) == ("whole", (0.5,), 99.0, 2.0)
+  rule, crf = predict.make_rule(flags("--crf"), {})
+  assert rule.plain and crf == Settings()
+
+
+def test_many_sizes_share_a_few_compiled_inputs(source, tmp_path, capsys):
+  rng = np.random.default_rng(3)
+  for i in range(10):
+    Image.fromarray(rng.integers(0, 256, (40 + i, 44 + 8 * i, 3), np.uint8)).save(tmp_path / f"{i}.png")
+  command = ["predict", str(tmp_path), f"--source={source}", f"--output={tmp_path / 'out'}", "--batch_size=4"]
+  cli.main(command)
+  said = capsys.readouterr().out
+  assert "10 of 10 files" in said and "resized to a few" in said
+  total = int(said.split("compiling 1 of ")[1].split()[0])
+  assert total <= 8 and f"compiling {total} of {total}" in said
+  for i in range(10):
+    labels = np.asarray(Image.open(tmp_path / "out" / f"{i}.png.label.png"))
+    assert labels.shape == (40 + i, 44 + 8 * i)
+
+
+def draw_video(path, frames, *, size=(48, 65), rate=12):
+  """A square that walks to the right."""
+  with av.open(str(path), "w") as sink:
+    stream = sink.add_stream("mpeg4", rate=rate)
+    stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+    for i in range(frames):
+      image = np.full((*size, 3), 40, np.uint8)
+      image[10:30, 2 * i : 2 * i + 20] = (220, 180, 30)
+      sink.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+    sink.mux(stream.encode(None))
+
+
+def test_a_video(source, tmp_path, capsys):
+  draw_video(tmp_path / "walk.mp4", 10, size=(48, 64))
+  command = ["predict", str(tmp_path / "walk.mp4"), f"--source={source}", f"--output={tmp_path / 'out'}"]
+  cli.main([*command, "--batch_size=4", "--opacity=1"])
+  assert "(10 frames of video)" in capsys.readouterr().out
+  net = jaxseg.from_pretrained(source)
+  with (
+    av.open(str(tmp_path / "walk.mp4")) as before,
+    av.open(str(tmp_path / "out/walk.mp4.overlay.mp4")) as made,
+  ):
+    frames = [list(c.decode(video=0)) for c in (before, made)]
+    assert made.streams.video[0].average_rate == 12
+  assert [float(f.time) for f in frames[0]] == pytest.approx([float(f.time) for f in frames[1]], abs=1e-3)
+  for old, new in zip(*frames, strict=True):
+    expected = PALETTE[net.predict(old.to_ndarray(format="rgb24"))].astype(int)
+    # Far from perfect where colours meet: chroma is stored at half the size.
+    assert np.median(np.abs(new.to_ndarray(format="rgb24") - expected)) < 8
+  # What breaks off is written as far as it goes, and named.
+  data = (tmp_path / "walk.mp4").read_bytes()
+  (tmp_path / "cut.avi").write_bytes(data[: len(data) // 3])
+  with pytest.raises(SystemExit):
+    cli.main(["predict", str(tmp_path / "cut.avi"), *command[2:]])
+  assert "cut.avi" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   "words, sentence",
   [
@@ -109,16 +203,25 @@ def test_a_large_image_goes_through_in_windows(source, tmp_path, monkeypatch, ca
     (["{empty}"], "there is no image in"),
     (["{picture}", "--opacity=2"], "--opacity is 2.0; expected 0"),
     (["{picture}", "--crop_size=512"], "--crop_size is '512'; expected HxW"),
-    (["{picture}", "--scales=0,1"], "--scales is '0,1'; expected factors"),
+    (["{picture}", "--scales=0,1"], "--scales is '0,1'; expected numbers of 0.05 to 16"),
     (["{picture}", "--output={picture}"], "cannot be written"),
+    (["{picture}", "--batch_size=0"], "--batch_size is 0; expected 1 image or more"),
+    (["{picture}", "--crop_size=64x64", "--stride=65x64"], "--stride 65x64 is larger than the windows"),
+    (["{picture}", "--crf=w3=1"], "--crf holds 'w3=1'; expected KEY=VALUE with w1, sxy"),
+    (["{picture}", "--crf=w1=much"], "--crf has w1='much'; expected a number"),
+    (["{picture}", "--crf=steps=0"], "steps is 0; expected a whole number"),
+    (["{video}", "--probabilities"], "are written for images alone"),
+    (["{video}"], "a.mp4 holds no frame that can be decoded"),
   ],
 )
 def test_wrong_words_are_a_sentence(words, sentence, source, tmp_path, capsys):
   (tmp_path / "empty").mkdir()
   cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
-  words = [w.format(empty=tmp_path / "empty", picture=tmp_path / "a.png") for w in words]
+  (tmp_path / "a.mp4").write_bytes(b"no video")
+  names = dict(empty=tmp_path / "empty", picture=tmp_path / "a.png", video=tmp_path / "a.mp4")
+  words = [word.format(**names) for word in words]
   with pytest.raises(SystemExit) as left:
-    cli.main(["predict", *words, f"--source={source}"])
+    cli.main(["predict", f"--output={tmp_path / 'out'}", *words, f"--source={source}"])
   assert left.value.code == 2 and sentence in capsys.readouterr().err
 
 
@@ -127,5 +230,5 @@ def test_nothing_that_can_be_read_is_a_failure(source, tmp_path):
   parser = predict.argparse.ArgumentParser()
   predict.add_flags(parser)
   flags = parser.parse_args([str(tmp_path), f"--source={source}", f"--output={tmp_path / 'out'}"])
-  with pytest.raises(UserError, match="1 could not be read"):
+  with pytest.raises(UserError, match="1 of 1 files could not be read"):
     predict.run(flags, [])

@@ -16,7 +16,7 @@ import jaxseg
 from jaxseg import crf, hub
 from jaxseg.decoders.segformer import AllMLP
 from jaxseg.evaluation import make_eval_step, make_predict
-from jaxseg.hub.net import read_image
+from jaxseg.hub.reading import read_image
 from jaxseg.models import align_corners_of
 from jaxseg.pretrained import tree
 from jaxseg.train import make_loss
@@ -133,6 +133,13 @@ def test_images_by_path_and_as_pil_images(own, tmp_path):
   (tmp_path / "text.png").write_text("no image")
   with pytest.raises(ValueError, match="cannot be read as an image"):
     own.predict(str(tmp_path / "text.png"))
+  with Image.open(tmp_path / "turned.png") as opened:
+    np.testing.assert_array_equal(read_image(opened), picture)
+  Image.fromarray(picture[..., 0].astype(np.uint16) * 256).save(tmp_path / "deep.png")
+  with pytest.raises(ValueError, match=r"deep.png has pixels of mode I;16, expected 8 bits"):
+    read_image(tmp_path / "deep.png")
+  with pytest.raises(ValueError, match="image is a list; expected a uint8 array"):
+    own.predict([[0]])
 
 
 def test_overlay_colours_what_has_a_class(own):
