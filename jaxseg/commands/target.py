@@ -15,6 +15,7 @@ from etils import epath
 from jaxseg import config as config_lib
 from jaxseg.checkpoint.reading import restore_step
 from jaxseg.config import record
+from jaxseg.config.keys import name_of
 from jaxseg.console import printable
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
@@ -127,9 +128,13 @@ def choose_config(
     config = record.read_config(flags.workdir)
   else:
     raise UserError("--source needs --config=FILE, which says on what data to evaluate")
-  if "crf" not in config.eval:  # a run from before there was one
-    with config.unlocked():
+  with config.unlocked():  # a run from before there were these
+    if "crf" not in config.eval:
       config.eval.crf = ml_collections.ConfigDict(dataclasses.asdict(Settings()))
+    if name_of(config) == "segmentation":
+      for key, value in (("details", True), ("absent_classes", "mmsegmentation"), ("class_map", ())):
+        if key not in config.eval:
+          config.eval[key] = value
   if (flags.config or flags.source) and any(key.startswith("model.") for key, _ in changes):
     raise UserError(
       "config.model is not the model that is evaluated, so that changing it has no effect;"

@@ -75,6 +75,8 @@ class Evaluator:
         ignore_label=config.loss.ignore_label,
         align_corners=config.loss.align_corners,
         canvases=config.eval.get("canvases", "auto"),
+        details=config.eval.get("details", True),
+        absent=config.eval.get("absent_classes", "mmsegmentation"),
       )
     return self._split
 
