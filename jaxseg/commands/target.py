@@ -20,6 +20,7 @@ from jaxseg.console import printable
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError
+from jaxseg.evaluation.class_map import make_class_map
 from jaxseg.train import best
 from jaxseg.types import Preprocess
 
@@ -149,21 +150,28 @@ def choose_config(
   return config
 
 
-def check_classes(model: TrainedModel, info: DatasetInfo, *, other_names: bool = False) -> None:
-  """The model's classes are those of the data.
+def check_classes(
+  model: TrainedModel, info: DatasetInfo, *, other_names: bool = False, class_map: Sequence[Any] = ()
+) -> None:
+  """The model's classes are those of the data, or `class_map` says which is which.
 
   Args:
     model: what is evaluated.
     info: of the data.
     other_names: whether the same number under other names will do.
+    class_map: `config.eval.class_map`.
 
   Raises:
-    UserError: another number of classes, or other names or another order.
+    UserError: a map of classes that there are not; without one, another number of classes, or other names
+      or another order.
   """
+  if class_map:
+    make_class_map(class_map, num_model=model.num_classes, num_data=info.num_classes)
+    return
   if info.num_classes != model.num_classes:
     raise UserError(
       f"{model.name} has {model.num_classes} classes, but {info.name} has {info.num_classes};"
-      " choose the data that it was trained for"
+      " choose the data that it was trained for, or say which class is which with config.eval.class_map"
     )
   if other_names or not model.classes or tuple(model.classes) == tuple(info.classes):
     return

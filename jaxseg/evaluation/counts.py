@@ -5,7 +5,7 @@ that scores do not depend on batches or on the mesh.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -160,6 +160,11 @@ class Sums:
       batch = getattr(counts, name)
       if batch is not None:
         self._sums[name] = np.asarray(batch, np.int64) + self._sums.get(name, 0)
+
+  def add_up(self, over_processes: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Takes the sum over all processes of everything but the images."""
+    self.matrix = over_processes(self.matrix)
+    self._sums = {name: over_processes(self._sums[name]) for name in sorted(self._sums)}
 
   def details(self) -> Details:
     """Of all batches so far."""

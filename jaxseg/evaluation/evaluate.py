@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxseg.errors import UserError
 from jaxseg.evaluation.ahead import AheadOfTime, Waiting, shapes_on_mesh
+from jaxseg.evaluation.class_map import ClassMap, mapped, mapped_terms, never_predicting
 from jaxseg.evaluation.counts import Counts, Sums, Terms, count_all, terms_of_logits
 from jaxseg.evaluation.inference import PredictFn, forward, label_map
 from jaxseg.evaluation.predictor import Predictor
@@ -53,6 +54,7 @@ def make_eval_step(
   align_corners: bool | None = None,
   rule: InferenceRule = _AS_IS,
   details: bool = False,
+  class_map: ClassMap | None = None,
 ) -> EvalStep:
   """(variables, {"image" uint8, "label"}) → confusion matrix int32 [truth, prediction], compiled.
 
@@ -60,10 +62,20 @@ def make_eval_step(
   is spread over it and the matrix is the sum over all of it. With `details` the step gives all
   `Counts` instead. The rest is as in `evaluate`.
   """
+  if class_map is not None:
+    align_corners = align_corners_of(model, given=align_corners)
+    model = never_predicting(model, class_map)
   if not rule.plain:
-    predictor = Predictor(model, rule=rule, preprocess=preprocess, mesh=mesh, align_corners=align_corners)
+    predictor = Predictor(
+      model,
+      rule=rule,
+      preprocess=preprocess,
+      mesh=mesh,
+      align_corners=align_corners,
+      class_map=class_map,
+    )
     return _RuleStep(predictor, num_classes, ignore_label, mesh, details)
-  return _PlainStep(model, num_classes, preprocess, mesh, ignore_label, align_corners, details)
+  return _PlainStep(model, num_classes, preprocess, mesh, ignore_label, align_corners, details, class_map)
 
 
 class _RuleStep:
@@ -84,7 +96,7 @@ class _RuleStep:
 class _PlainStep:
   """An `EvalStep` of images as they are."""
 
-  def __init__(self, model, num_classes, preprocess, mesh, ignore_label, align_corners, details):
+  def __init__(self, model, num_classes, preprocess, mesh, ignore_label, align_corners, details, class_map):
     apply, corners = forward(model), align_corners_of(model, given=align_corners)
     self._mesh, self._ignore_label = mesh, ignore_label
 
@@ -92,9 +104,9 @@ class _PlainStep:
       labels = jnp.asarray(batch["label"])
       outputs = apply(variables, preprocess(jnp.asarray(batch["image"])))
       if details:
-        terms = _terms(outputs, labels, align_corners=corners)
+        terms = _terms(outputs, labels, align_corners=corners, class_map=class_map)
         return count_all(terms, labels, num_classes=num_classes, ignore_label=ignore_label)
-      pred = label_map(outputs, labels.shape[1:3], align_corners=corners)
+      pred = mapped(label_map(outputs, labels.shape[1:3], align_corners=corners), class_map)
       return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
 
     # All comes as it is laid out already: variables split over fsdp or whole, the batch by `to_global`.
@@ -132,16 +144,17 @@ class _PlainStep:
     self._count.compile_ahead(calls)
 
 
-def _terms(outputs: Any, labels: jax.Array, *, align_corners: bool) -> Terms:
+def _terms(outputs: Any, labels: jax.Array, *, align_corners: bool, class_map: ClassMap | None) -> Terms:
   """Of a model's outputs; the map of all classes at the labels' size is never held."""
   logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
   size = labels.shape[1:3]
   if logits.ndim == 3:
     return Terms(label_map(logits, size))
+  terms_of = terms_of_logits if class_map is None else mapped_terms(class_map)
   labels, logits = labels.astype(jnp.int32), jnp.asarray(logits)
   if tuple(logits.shape[1:3]) == tuple(size):
-    return Terms(*terms_of_logits(logits.astype(jnp.float32), labels)[0])
-  return Terms(*map_upsampled(terms_of_logits, logits, (labels,), align_corners=align_corners)[0])
+    return Terms(*terms_of(logits.astype(jnp.float32), labels)[0])
+  return Terms(*map_upsampled(terms_of, logits, (labels,), align_corners=align_corners)[0])
 
 
 def _filled(batch: Batch, mesh: Mesh | None, ignore_label: int) -> Batch:
@@ -167,6 +180,7 @@ def evaluate(
   align_corners: bool | None = None,
   rule: InferenceRule = _AS_IS,
   details: bool = False,
+  class_map: ClassMap | None = None,
   members: Sequence[Sequence[int]] | None = None,
   progress: Callable[[int], None] | None = None,
   compile_ahead: Callable[[EvalStep, Mapping[str, Any]], None] | None = None,
@@ -187,6 +201,8 @@ def evaluate(
     align_corners: of the resize from the decoder's resolution to the label's; None takes the decoder's own.
     rule: how a picture reaches the network and comes back.
     details: whether boundaries, calibration, loss and each image are counted, too (`Report.details`).
+    class_map: for each class of the model its class of the labels or -1 (`make_class_map`); None where they
+      are the same.
     members: numbers of the images of each batch of all processes, for `Report.details.images`; None counts
       the rows that this process gives.
     progress: called with the number of images so far (of this process, fillers not counted).
@@ -206,6 +222,7 @@ def evaluate(
     align_corners=align_corners,
     rule=rule,
     details=details,
+    class_map=class_map,
   )
   if mesh is not None:
     variables = on_mesh(variables, mesh)

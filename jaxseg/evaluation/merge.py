@@ -6,7 +6,8 @@ of all of them meet; sliding windows give every view at its own full size, so th
 as it comes (`add_view`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,14 +69,15 @@ def merge_terms(
   labels: Integer[AnyArray, "b y x"],
   *,
   images: int,
+  terms_of: Callable[..., Any] = terms_of_logits,
 ) -> Terms:
-  """The classes of `merge_labels` with their probabilities, and the loss of the labels."""
+  """The classes of `merge_labels` with their probabilities, and the loss of the labels, by `terms_of`."""
   size = labels.shape[1:]
   labels = labels.astype(jnp.int32)
 
   def terms(maps, start, rows):
     merged = maps[0] if len(maps) == 1 else _log_mean(_mean(maps))
-    return terms_of_logits(merged, lax.dynamic_slice_in_dim(labels, start, rows, axis=1))[0]
+    return terms_of(merged, lax.dynamic_slice_in_dim(labels, start, rows, axis=1))[0]
 
   return Terms(*_by_rows(logits, ways, size, images, terms))
 
@@ -108,14 +110,14 @@ def labels_of_sum(total: Float[AnyArray, "b y x k"]) -> Int[Array, "b y x"]:
 
 
 def terms_of_sum(
-  total: Float[AnyArray, "b y x k"], labels: Integer[AnyArray, "b y x"], *, views: int
+  total: Float[AnyArray, "b y x k"],
+  labels: Integer[AnyArray, "b y x"],
+  *,
+  views: int,
+  terms_of: Callable[..., Any] = terms_of_logits,
 ) -> Terms:
   """`merge_terms` of views that `add_view` added up."""
-  labels = labels.astype(jnp.int32)
-  target = labels[..., None] == jnp.arange(total.shape[-1])
-  true = jnp.sum(jnp.where(target, total, 0.0), axis=-1)
-  confidence = jnp.max(total, axis=-1) / views
-  return Terms(labels_of_sum(total), confidence, -_log_mean(true / views))
+  return Terms(*terms_of(scores_of_sum(total, views=views), labels.astype(jnp.int32))[0])
 
 
 def scores_of_sum(total: Float[AnyArray, "b y x k"], *, views: int) -> Float[Array, "b y x k"]:

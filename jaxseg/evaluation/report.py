@@ -94,7 +94,7 @@ class Report:
     }
 
   def scalars(self) -> dict[str, float]:
-    """{"mIoU", "mAcc", "aAcc"}, and those of `details`, for logs and for the choice of the best checkpoint."""
+    """{"mIoU", "mAcc", "aAcc"}, and those of `details`; the first is what a run is judged by."""
     return {"mIoU": self.miou, "mAcc": self.macc, "aAcc": self.aacc, **self._detailed()}
 
   def _detailed(self) -> dict[str, float]:

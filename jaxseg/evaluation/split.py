@@ -11,6 +11,7 @@ from jaxseg.data.pipeline import SameSize, eval_batches, group_by_size
 from jaxseg.data.source import Source, known_sizes
 from jaxseg.errors import UserError
 from jaxseg.evaluation.canvases import check_sizes, pad_to_canvases, spread_batch
+from jaxseg.evaluation.class_map import ClassMap
 from jaxseg.evaluation.evaluate import evaluate
 from jaxseg.evaluation.inference import PredictFn
 from jaxseg.evaluation.report import Report
@@ -42,6 +43,7 @@ class SplitEvaluator:
       more; "exact" never does.
     details: whether all of `jaxseg.evaluation.counts` is counted, or the confusion matrix alone.
     absent: which classes a mean leaves out (`jaxseg.metrics.mean_over_classes`).
+    class_map: where the model has other classes than the labels, see `evaluate`.
 
   Raises:
     UserError: an image that cannot go through a network by the rule, with its name; another `canvases`.
@@ -64,6 +66,7 @@ class SplitEvaluator:
     canvases: Literal["auto", "exact"] | str = "auto",
     details: bool = False,
     absent: AbsentRule | str = "mmsegmentation",
+    class_map: ClassMap | None = None,
   ):
     if canvases not in CANVASES:
       raise UserError(f"config.eval.canvases is {canvases!r}; expected 'auto' or 'exact'")
@@ -77,6 +80,7 @@ class SplitEvaluator:
       ignore_label=ignore_label,
       align_corners=align_corners,
       details=details,
+      class_map=class_map,
     )
     self._absent = absent
     sizes = known_sizes(source)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxseg import sharding
-from jaxseg.evaluation import Grouping, InferenceRule, evaluate, make_predict
+from jaxseg.evaluation import Grouping, InferenceRule, Predictor, evaluate
 from jaxseg.layers.resize import resize_logits
 from jaxseg.metrics import boundary_counts, trimap_counts
 from tests.evaluation.test_evaluate import PREPROCESS, batches, examples
@@ -85,11 +85,7 @@ def test_under_a_rule_with_pictures_of_two_sizes(model, rule):
   sizes = [p["label"].shape for p in pictures]
   batch = Grouping(rule).collate(pictures, sizes=sizes, count=4)
   report = evaluate(*model, [batch], rule=rule, **SETTINGS)
-  run = make_predict(model[0], preprocess=PREPROCESS, rule=rule)
-  pred = np.full(batch["label"].shape, 0)
-  for n, p in enumerate(pictures):
-    h, w = sizes[n]
-    pred[n, :h, :w] = run(model[1], p["image"][None])[0]
+  pred = Predictor(model[0], rule=rule, preprocess=PREPROCESS).labels(model[1], batch)
   counts = counted(boundary_counts, pred, batch["label"], np.array([*sizes, (1, 1)]))
   np.testing.assert_array_equal(report.details.boundary, counts)
   alone = evaluate(*model, [batch], rule=rule, num_classes=3, preprocess=PREPROCESS)
