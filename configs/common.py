@@ -152,6 +152,7 @@ def base() -> ml_collections.ConfigDict:
       canvases="auto",
       # Counts boundaries, calibration, loss and every image beside the confusion matrix, for report.html.
       details=True,
+      report_images=12,
       # Which classes a mean leaves out: those in neither truth nor prediction ("mmsegmentation"), or every
       # class without a hit ("cgnet", the evaluation of that paper's code).
       absent_classes="mmsegmentation",

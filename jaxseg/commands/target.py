@@ -25,6 +25,13 @@ from jaxseg.train import best
 from jaxseg.types import Preprocess
 
 _TRACED = (64, 64)
+# Keys of config.eval that older runs lack.
+_LATER_KEYS = (
+  ("details", True),
+  ("report_images", 12),
+  ("absent_classes", "mmsegmentation"),
+  ("class_map", ()),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +140,7 @@ def choose_config(
     if "crf" not in config.eval:
       config.eval.crf = ml_collections.ConfigDict(dataclasses.asdict(Settings()))
     if name_of(config) == "segmentation":
-      for key, value in (("details", True), ("absent_classes", "mmsegmentation"), ("class_map", ())):
+      for key, value in _LATER_KEYS:
         if key not in config.eval:
           config.eval[key] = value
   if (flags.config or flags.source) and any(key.startswith("model.") for key, _ in changes):

@@ -163,6 +163,7 @@ _SEGMENTATION: dict[str, Key] = {
     Literal["auto", "exact"], "auto pads evaluations in the course of training to at most eight input sizes"
   ),
   "eval.details": Key(bool, "also counts boundaries, calibration, loss and each image"),
+  "eval.report_images": Key(int, "images that report.html shows", Range(0, 256)),
   "eval.absent_classes": Key(
     Literal["mmsegmentation", "cgnet"], "whose rule says which classes a mean over classes leaves out"
   ),

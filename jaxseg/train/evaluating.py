@@ -68,6 +68,11 @@ class Evaluator:
     return self._config.loss.ignore_label
 
   @property
+  def report_images(self) -> int:
+    """How many images a report shows."""
+    return self._config.eval.get("report_images", 12)
+
+  @property
   def source(self) -> Source:
     """The evaluation split, opened once: by whoever made this, or at the first call."""
     if self._source is None:

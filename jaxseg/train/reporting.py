@@ -1,19 +1,80 @@
 """`report.html` of an evaluation: which images it shows, and what of the run stands beside the scores."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import ml_collections
 import numpy as np
 from etils import epath
 
+from jaxseg.config.rule import make_inference_rule
 from jaxseg.data.source import DatasetInfo
-from jaxseg.evaluation.page import Example, choose_images, make_example, render_page, report_values
+from jaxseg.errors import UserError
+from jaxseg.evaluation.page import (
+  Example,
+  choose_images,
+  iou_picture,
+  make_example,
+  matrix_picture,
+  render_page,
+  report_values,
+)
 from jaxseg.evaluation.report import Report
 from jaxseg.train.evaluating import Evaluator
-from jaxseg.train.metrics import METRICS, read_metrics
+from jaxseg.train.metrics import METRICS, Board, read_metrics
 
+FOLDER = "eval"  # in a workdir
 PAGE = "report.html"
+VALUES = "report.json"
 CARD = "recipe.txt"
+
+
+def write(
+  workdir: epath.PathLike,
+  report: Report,
+  evaluator: Evaluator,
+  variables: Any,
+  *,
+  config: ml_collections.ConfigDict,
+  step: int,
+) -> str:
+  """`WORKDIR/eval/report.html` and `report.json` of a run's evaluation; the sentence that says so.
+
+  Every process of a job has to call it. A file that cannot be written is a sentence, too: it must not end a
+  run that is saved.
+  """
+  examples = choose_examples(report, evaluator, variables)
+  if jax.process_index():
+    return ""
+  facts = {
+    "source": str(workdir),
+    "step": step,
+    "data": config.data.name,
+    "split": config.data.eval_split,
+    "images": len(evaluator.source),
+    "rule": make_inference_rule(config.eval).text(),
+  }
+  folder = epath.Path(workdir) / FOLDER
+  try:
+    page = render(report, evaluator.info, facts=facts, examples=examples, workdir=workdir)
+    values = json.dumps({**facts, **report.to_dict(evaluator.info.classes)}, indent=1, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in ((VALUES, values + "\n"), (PAGE, page)):
+      part = folder / f"{name}.part"
+      part.write_bytes(text.encode())
+      part.replace(folder / name)
+  except (OSError, UserError) as error:
+    return f"the report could not be written: {error}"
+  return f"report in {folder / PAGE}"
+
+
+def draw(board: Board, step: int, report: Report, classes: Sequence[str]) -> None:
+  """The confusion matrix and the IoU of every class, for TensorBoard."""
+  if jax.process_index() == 0:
+    board.image(step, "eval/confusion_matrix", matrix_picture(report.matrix, classes))
+    board.image(step, "eval/IoU_by_class", iou_picture(report.by_class()["IoU"], classes))
 
 
 def choose_examples(
@@ -29,7 +90,7 @@ def choose_examples(
   label map by other means, is called by each for itself. Without it the images are padded to one canvas, so
   that a prediction can differ a little from the one that was scored.
   """
-  chosen = choose_images(report)
+  chosen = choose_images(report, most=evaluator.report_images)
   if not chosen:
     return []
   source = evaluator.source

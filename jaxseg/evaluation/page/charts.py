@@ -23,8 +23,8 @@ class Series:
   """
 
   name: str
-  x: Sequence[float]
-  y: Sequence[float]
+  x: Sequence[float | int | None]
+  y: Sequence[float | int | None]
   style: str = "line"
   labels: Sequence[str] = ()
 

@@ -35,10 +35,15 @@ def confused_pairs(matrix: np.ndarray, *, most: int) -> list[tuple[int, int, int
   return [(int(t), int(p), int(wrong[t, p])) for t, p in cells if wrong[t, p]]
 
 
-def choose_images(report: Report, *, worst: int = 5, best: int = 3, confused: int = 4) -> list[Chosen]:
-  """Images of `report.details`; each is in one group only; every process chooses the same."""
-  if report.details is None:
+def choose_images(report: Report, *, most: int = 12) -> list[Chosen]:
+  """Images of `report.details`; each is in one group only, and every process chooses the same.
+
+  Of twelve, five are the worst, three the best, four those in which the most confused pairs are.
+  """
+  if report.details is None or most < 1:
     return []
+  worst, best = -(-most * 5 // 12), most // 4
+  confused = most - worst - best
   images = report.details.images
   scores = report.details.image_iou(report.absent)
   order = np.argsort(np.nan_to_num(scores, nan=1.0), kind="stable")

@@ -173,7 +173,7 @@ def _details(report: Report) -> tuple[Any, Any, Any]:
     return None, None, None
   calibration = None
   if report.details.calibration is not None:
-    confidence, accuracy, share = reliability(report.details.calibration)
+    confidence, accuracy, share = (x.tolist() for x in reliability(report.details.calibration))
     calibration = {
       "chart": chart(
         [
@@ -187,7 +187,7 @@ def _details(report: Report) -> tuple[Any, Any, Any]:
         x_range=(0.0, 1.0),
         y_range=(0.0, 1.0),
       ),
-      "rows": list(zip(confidence.tolist(), accuracy.tolist(), share.tolist(), strict=True)),
+      "rows": list(zip(confidence, accuracy, share, strict=True)),
     }
   widths = report.trimap_miou()
   trimap = chart(
@@ -200,9 +200,9 @@ def _details(report: Report) -> tuple[Any, Any, Any]:
   histogram = None
   if len(scores) >= 10:
     counts, edges = np.histogram(scores[~np.isnan(scores)], bins=20, range=(0.0, 1.0))
-    steps = [(x, n) for i, n in enumerate(counts) for x in (edges[i], edges[i + 1])]
+    steps = [(float(x), float(n)) for i, n in enumerate(counts) for x in (edges[i], edges[i + 1])]
     histogram = chart(
-      [Series("images", [x for x, _ in steps], [float(n) for _, n in steps])],
+      [Series("images", [x for x, _ in steps], [n for _, n in steps])],
       title="Images by mIoU",
       x_label="mIoU of an image",
       y_label="images",
