@@ -117,10 +117,16 @@ def find_pictures(folder: str) -> list[str]:
   root = epath.Path(folder).expanduser()
   if not root.is_dir():
     raise UserError(f"--images {folder!r} is no folder; give the folder of the test pictures")
-  found = sorted(str(path) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+  found, folders = [], [root]
+  while folders:  # epath has no rglob
+    for path in folders.pop().iterdir():
+      if path.is_dir():
+        folders.append(path)
+      elif path.suffix.lower() in SUFFIXES:
+        found.append(str(path))
   if not found:
     raise UserError(f"--images {folder!r} has no .png, .jpg or .jpeg file")
-  return found
+  return sorted(found)
 
 
 def folder_pictures(paths: list[str], folder: str) -> Iterator[tuple[str, np.ndarray]]:
