@@ -30,6 +30,7 @@ COMMANDS = {
   ),
   "train": Command("jaxseg.commands.train", "train a model, or go on with a stopped run"),
   "eval": Command("jaxseg.commands.evaluate", "exact scores of a trained model, a report and a picture"),
+  "compare": Command("jaxseg.commands.compare", "finished runs side by side", changes=False),
   "predict": Command("jaxseg.commands.predict", "segment photos: overlays and label maps", changes=False),
   "crf-search": Command("jaxseg.commands.crf_search", "the best CRF behind a network, on a validation split"),
 }

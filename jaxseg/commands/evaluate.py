@@ -152,6 +152,7 @@ def evaluate(
   shown = reporting.choose_examples(report, evaluator, subject.variables, predict=predict)
   if first:
     facts = _facts(subject, config) | {"images": count, "rule": make_inference_rule(config.eval).text()}
+    facts |= reporting.size_facts(subject.model, subject.variables, config)
     if config.eval.get("class_map", ()):
       facts["class_map"] = [list(pair) for pair in config.eval.class_map]
     if crf is not None:

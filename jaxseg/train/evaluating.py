@@ -63,6 +63,11 @@ class Evaluator:
     return self._info
 
   @property
+  def model(self) -> nn.Module:
+    """What is evaluated."""
+    return self._model
+
+  @property
   def ignore_label(self) -> int:
     """The label that is not counted."""
     return self._config.loss.ignore_label

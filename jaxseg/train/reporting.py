@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
@@ -22,12 +23,14 @@ from jaxseg.evaluation.page import (
   report_values,
 )
 from jaxseg.evaluation.report import Report
+from jaxseg.macs import count_macs
 from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.metrics import METRICS, Board, read_metrics
 
 FOLDER = "eval"  # in a workdir
 PAGE = "report.html"
 VALUES = "report.json"
+COST = "cost.json"
 CARD = "recipe.txt"
 
 
@@ -40,7 +43,7 @@ def write(
   config: ml_collections.ConfigDict,
   step: int,
 ) -> str:
-  """`WORKDIR/eval/report.html` and `report.json` of a run's evaluation; the sentence that says so.
+  """`WORKDIR/eval/report.html`, `report.json` and `WORKDIR/cost.json` of a run; the sentence that says so.
 
   Every process of a job has to call it. A file that cannot be written is a sentence, too: it must not end a
   run that is saved.
@@ -55,19 +58,47 @@ def write(
     "split": config.data.eval_split,
     "images": len(evaluator.source),
     "rule": make_inference_rule(config.eval).text(),
+    **size_facts(evaluator.model, variables, config),
   }
+  cost = {key: facts[key] for key in ("parameters", "macs")} | _memory()
   folder = epath.Path(workdir) / FOLDER
   try:
     page = render(report, evaluator.info, facts=facts, examples=examples, workdir=workdir)
     values = json.dumps({**facts, **report.to_dict(evaluator.info.classes)}, indent=1, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in ((VALUES, values + "\n"), (PAGE, page)):
-      part = folder / f"{name}.part"
+    for path, text in (
+      (folder / VALUES, values + "\n"),
+      (folder / PAGE, page),
+      (epath.Path(workdir) / COST, json.dumps(cost) + "\n"),
+    ):
+      part = path.with_name(f"{path.name}.part")
       part.write_bytes(text.encode())
-      part.replace(folder / name)
+      part.replace(path)
   except (OSError, UserError) as error:
     return f"the report could not be written: {error}"
   return f"report in {folder / PAGE}"
+
+
+def size_facts(model: nn.Module, variables: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Parameters and MACs of one image, at the crop size of the training."""
+  height, width = config.data.crop_size
+  return {
+    "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"])),
+    "macs": count_macs(model, (height, width)),
+    "macs_size": [height, width],
+  }
+
+
+def _memory() -> dict[str, int]:
+  """{"memory": peak bytes} of this process's first device, or of the process where a device does not say."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if "peak_bytes_in_use" in stats:
+    return {"memory": int(stats["peak_bytes_in_use"])}
+  try:
+    import resource  # not on Windows
+  except ImportError:
+    return {}
+  return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def draw(board: Board, step: int, report: Report, classes: Sequence[str]) -> None:

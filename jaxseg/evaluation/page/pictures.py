@@ -31,6 +31,7 @@ class Example:
     layers: (name, address) of the pictures, all of one size.
     size: width and height of the pictures.
     right: share of its labelled pixels that are right.
+    why: caption in place of the score.
   """
 
   chosen: Chosen
@@ -38,6 +39,7 @@ class Example:
   layers: tuple[tuple[str, str], ...]
   size: tuple[int, int]
   right: float
+  why: str = ""
 
 
 def make_example(
@@ -73,7 +75,7 @@ def make_example(
   layers = [("image", _jpeg(small)), ("label", _colours(truth, known(truth), palette))]
   for title, prediction in predictions:
     found = nearest(prediction)
-    errors = title.replace("prediction", "error") if "prediction" in title else f"{title}, error"
+    errors = "error" if title == "prediction" else f"{title}, error"
     layers.append((title, _colours(found, known(found), palette)))
     layers.append((errors, _jpeg(_errors(small, known(truth), truth == found))))
   labelled = known(label)

@@ -135,7 +135,7 @@ def example_groups(examples: Sequence[Example], classes: Sequence[str]) -> list[
     for example in examples:
       if example.chosen.group != key:
         continue
-      why = f"mIoU {example.chosen.score:.4f}, {example.right:.1%} of the pixels right"
+      why = example.why or f"mIoU {example.chosen.score:.4f}, {example.right:.1%} of the pixels right"
       if example.chosen.pair is not None:
         a, b = (classes[i] for i in example.chosen.pair)
         why = f"{a} taken for {b} in {example.chosen.pixels:,} pixels; {why}"
