@@ -40,7 +40,7 @@ def test_table_and_page(runs, tmp_path, capsys):
     '<th scope="row">seed',
   ):
     assert words in page, words
-  assert page.count('class="example"') == 1
+  assert page.count('<article class="example') == 1
 
 
 def test_an_evaluation_alone_has_no_pictures(runs, tmp_path, capsys):
