@@ -133,6 +133,13 @@ def test_charts_leave_out_what_is_not_finite_and_shorten_what_is_long():
   assert logarithmic["x_ticks"][0]["text"] == "10"
 
 
+def test_pictures_for_tensorboard(report):
+  names = ["$x_", EVIL, "a", "b$"]  # no formulas
+  for picture in (matrix_picture(report.matrix, names), iou_picture(report.by_class()["IoU"], names)):
+    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+
+
 @pytest.fixture(scope="module")
 def browser():
   webdriver = pytest.importorskip("selenium.webdriver")
