@@ -150,6 +150,14 @@ def base() -> ml_collections.ConfigDict:
       # "auto" pads the evaluations in the course of training to at most eight input sizes; the last one, and
       # eval.py, are exact. "exact" never pads.
       canvases="auto",
+      # Counts boundaries, calibration, loss and every image beside the confusion matrix, for report.html.
+      details=True,
+      report_images=12,
+      # Which classes a mean leaves out: those in neither truth nor prediction ("mmsegmentation"), or every
+      # class without a hit ("cgnet", the evaluation of that paper's code).
+      absent_classes="mmsegmentation",
+      # (class of the model, class of the data) pairs, where weights of other classes are scored.
+      class_map=(),
       # Behind the network where eval.py is given --crf: w1, sxy, srgb; w2, smooth; steps, method.
       crf=dataclasses.asdict(Settings()),
     )

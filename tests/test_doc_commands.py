@@ -29,7 +29,8 @@ _JOB = " coordinator num_processes process_id"
 _TARGET = "config workdir source split step output other_class_names"
 FLAGS = {
   "train": "config workdir" + _JOB,
-  "eval": _TARGET + " crf" + _JOB,
+  "eval": _TARGET + " crf output_labels images" + _JOB,
+  "compare": "output images",
   "plan": "config topology compiles dump",
   "config": "config keys",
   "info": "params layout num_classes size",

@@ -54,6 +54,8 @@ def said(code, *, cwd):
 def test_a_wheel_has_configs_and_types(clone, tmp_path):
   site = build(clone, "wheel", tmp_path / "wheel")
   assert (site / "jaxseg" / "py.typed").exists()
+  templates = "jaxseg/evaluation/page/templates"
+  assert {p.name for p in (site / templates).iterdir()} == {p.name for p in (ROOT / templates).iterdir()}
   assert {p.name for p in (site / "jaxseg" / "configs").iterdir()} == {
     p.name for p in (ROOT / "configs").glob("*.py")
   }

@@ -44,5 +44,6 @@ COMMANDS = {
   "robustness": Command(
     "jaxseg.commands.robustness", "scores under 16 corruptions and at other image sizes, with a plot"
   ),
+  "compare": Command("jaxseg.commands.compare", "finished runs side by side", changes=False),
   "crf-search": Command("jaxseg.commands.crf_search", "the best CRF behind a network, on a validation split"),
 }

@@ -15,14 +15,23 @@ from etils import epath
 from jaxseg import config as config_lib
 from jaxseg.checkpoint.reading import restore_step
 from jaxseg.config import record
+from jaxseg.config.keys import name_of
 from jaxseg.console import printable
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError
+from jaxseg.evaluation.class_map import make_class_map
 from jaxseg.train import best
 from jaxseg.types import Preprocess
 
 _TRACED = (64, 64)
+# Keys of config.eval that older runs lack.
+_LATER_KEYS = (
+  ("details", True),
+  ("report_images", 12),
+  ("absent_classes", "mmsegmentation"),
+  ("class_map", ()),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +136,13 @@ def choose_config(
     config = record.read_config(flags.workdir)
   else:
     raise UserError("--source needs --config=FILE, which says on what data to evaluate")
-  if "crf" not in config.eval:  # a run from before there was one
-    with config.unlocked():
+  with config.unlocked():  # a run from before there were these
+    if "crf" not in config.eval:
       config.eval.crf = ml_collections.ConfigDict(dataclasses.asdict(Settings()))
+    if name_of(config) == "segmentation":
+      for key, value in _LATER_KEYS:
+        if key not in config.eval:
+          config.eval[key] = value
   if (flags.config or flags.source) and any(key.startswith("model.") for key, _ in changes):
     raise UserError(
       "config.model is not the model that is evaluated, so that changing it has no effect;"
@@ -144,21 +157,28 @@ def choose_config(
   return config
 
 
-def check_classes(model: TrainedModel, info: DatasetInfo, *, other_names: bool = False) -> None:
-  """The model's classes are those of the data.
+def check_classes(
+  model: TrainedModel, info: DatasetInfo, *, other_names: bool = False, class_map: Sequence[Any] = ()
+) -> None:
+  """The model's classes are those of the data, or `class_map` says which is which.
 
   Args:
     model: what is evaluated.
     info: of the data.
     other_names: whether the same number under other names will do.
+    class_map: `config.eval.class_map`.
 
   Raises:
-    UserError: another number of classes, or other names or another order.
+    UserError: a map of classes that there are not; without one, another number of classes, or other names
+      or another order.
   """
+  if class_map:
+    make_class_map(class_map, num_model=model.num_classes, num_data=info.num_classes)
+    return
   if info.num_classes != model.num_classes:
     raise UserError(
       f"{model.name} has {model.num_classes} classes, but {info.name} has {info.num_classes};"
-      " choose the data that it was trained for"
+      " choose the data that it was trained for, or say which class is which with config.eval.class_map"
     )
   if other_names or not model.classes or tuple(model.classes) == tuple(info.classes):
     return

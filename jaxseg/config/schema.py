@@ -172,6 +172,16 @@ _SEGMENTATION: dict[str, Key] = {
   "eval.canvases": Key(
     Literal["auto", "exact"], "auto pads evaluations in the course of training to at most eight input sizes"
   ),
+  "eval.details": Key(bool, "also counts boundaries, calibration, loss and each image"),
+  "eval.report_images": Key(int, "images that report.html shows", Range(0, 256)),
+  "eval.absent_classes": Key(
+    Literal["mmsegmentation", "cgnet"], "whose rule says which classes a mean over classes leaves out"
+  ),
+  "eval.class_map": Key(
+    tuple[tuple[int, int], ...],
+    "(class of the model, class of the data) pairs for weights of other classes; others are never predicted",
+    Range(0, 65_535),
+  ),
   "eval.crf.w1": Key(float, "weight of the appearance kernel", Range(0, 1e6)),
   "eval.crf.sxy": Key(float, "its standard deviation in pixels", _POSITIVE),
   "eval.crf.srgb": Key(float, "its standard deviation in grey levels", _POSITIVE),

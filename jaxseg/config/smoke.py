@@ -56,7 +56,7 @@ def _shrink_segmentation(config: ml_collections.ConfigDict, names: tuple[str, ..
   if config.loss.class_weights and config.loss.class_weights != "auto":
     config.loss.class_weights += (1.0,) * (len(names) - len(config.loss.class_weights))
   config.data.update(name="synthetic", label_map=(), resize=())
-  config.eval.update(resize=(), scales=(1.0,), flip=False)
+  config.eval.update(resize=(), scales=(1.0,), flip=False, report_images=2)
   if config.eval.mode == "slide":
     config.eval.update(crop_size=(_SMOKE_SIZE * 3 // 4,) * 2, stride=(_SMOKE_SIZE // 2,) * 2)
   config.log.update(panel_every_steps=0, panel_images=2)

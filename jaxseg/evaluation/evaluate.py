@@ -1,4 +1,4 @@
-"""Exact evaluation of a split: one integer confusion matrix over every labelled pixel."""
+"""Exact evaluation of a split: integer counts of every labelled pixel, of which scores are ratios."""
 
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -12,10 +12,13 @@ from jax.sharding import Mesh
 
 from jaxseg.errors import UserError
 from jaxseg.evaluation.ahead import AheadOfTime, Waiting, shapes_on_mesh
+from jaxseg.evaluation.class_map import ClassMap, mapped, mapped_terms, never_predicting
+from jaxseg.evaluation.counts import Counts, Sums, Terms, count_all, terms_of_logits
 from jaxseg.evaluation.inference import PredictFn, forward, label_map
 from jaxseg.evaluation.predictor import Predictor
 from jaxseg.evaluation.report import Report
 from jaxseg.evaluation.rule import InferenceRule
+from jaxseg.layers.upsampled import map_upsampled
 from jaxseg.metrics import confusion_matrix
 from jaxseg.models import align_corners_of
 from jaxseg.sharding import groups_of_process, on_mesh, replicated, to_global
@@ -24,9 +27,9 @@ from jaxseg.types import IGNORE_LABEL, Batch, Preprocess
 
 @runtime_checkable
 class EvalStep(Protocol):
-  """(variables, batch) → confusion matrix; `compile_ahead` as in `Predictor`."""
+  """(variables, batch) → confusion matrix, or `Counts`; `compile_ahead` as in `Predictor`."""
 
-  def __call__(self, variables: Mapping[str, Any], batch: Batch) -> jax.Array: ...
+  def __call__(self, variables: Mapping[str, Any], batch: Batch) -> Any: ...
   def compile_ahead(
     self,
     variables: Mapping[str, Any],
@@ -50,54 +53,67 @@ def make_eval_step(
   ignore_label: int = IGNORE_LABEL,
   align_corners: bool | None = None,
   rule: InferenceRule = _AS_IS,
+  details: bool = False,
+  class_map: ClassMap | None = None,
 ) -> EvalStep:
   """(variables, {"image" uint8, "label"}) → confusion matrix int32 [truth, prediction], compiled.
 
   Labels keep their own resolution, to which the logits are brought. Under a mesh the batch
-  is spread over it and the matrix is the sum over all of it. The rest is as in `evaluate`.
+  is spread over it and the matrix is the sum over all of it. With `details` the step gives all
+  `Counts` instead. The rest is as in `evaluate`.
   """
+  if class_map is not None:
+    align_corners = align_corners_of(model, given=align_corners)
+    model = never_predicting(model, class_map)
   if not rule.plain:
-    predictor = Predictor(model, rule=rule, preprocess=preprocess, mesh=mesh, align_corners=align_corners)
-    return _RuleStep(predictor, num_classes, ignore_label, mesh)
-  return _PlainStep(model, num_classes, preprocess, mesh, ignore_label, align_corners)
+    predictor = Predictor(
+      model,
+      rule=rule,
+      preprocess=preprocess,
+      mesh=mesh,
+      align_corners=align_corners,
+      class_map=class_map,
+    )
+    return _RuleStep(predictor, num_classes, ignore_label, mesh, details)
+  return _PlainStep(model, num_classes, preprocess, mesh, ignore_label, align_corners, details, class_map)
 
 
 class _RuleStep:
   """An `EvalStep` of a rule that is not plain."""
 
-  def __init__(self, predictor: Predictor, num_classes: int, ignore_label: int, mesh: Mesh | None):
-    self._predictor, self._mesh = predictor, mesh
+  def __init__(
+    self, predictor: Predictor, num_classes: int, ignore_label: int, mesh: Mesh | None, details: bool
+  ):
+    self._count, self._mesh = predictor.count_all if details else predictor.count, mesh
     self._num_classes, self._ignore_label = num_classes, ignore_label
     self.compile_ahead = predictor.compile_ahead
 
-  def __call__(self, variables: Mapping[str, Any], batch: Batch) -> jax.Array:
+  def __call__(self, variables: Mapping[str, Any], batch: Batch) -> Any:
     batch = _filled(batch, self._mesh, self._ignore_label)
-    return self._predictor.count(
-      variables, batch, num_classes=self._num_classes, ignore_label=self._ignore_label
-    )
+    return self._count(variables, batch, num_classes=self._num_classes, ignore_label=self._ignore_label)
 
 
 class _PlainStep:
   """An `EvalStep` of images as they are."""
 
-  def __init__(self, model, num_classes, preprocess, mesh, ignore_label, align_corners):
+  def __init__(self, model, num_classes, preprocess, mesh, ignore_label, align_corners, details, class_map):
     apply, corners = forward(model), align_corners_of(model, given=align_corners)
     self._mesh, self._ignore_label = mesh, ignore_label
 
     def count(variables, batch):
       labels = jnp.asarray(batch["label"])
-      pred = label_map(
-        apply(variables, preprocess(jnp.asarray(batch["image"]))),
-        labels.shape[1:3],
-        align_corners=corners,
-      )
+      outputs = apply(variables, preprocess(jnp.asarray(batch["image"])))
+      if details:
+        terms = _terms(outputs, labels, align_corners=corners, class_map=class_map)
+        return count_all(terms, labels, num_classes=num_classes, ignore_label=ignore_label)
+      pred = mapped(label_map(outputs, labels.shape[1:3], align_corners=corners), class_map)
       return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
 
     # All comes as it is laid out already: variables split over fsdp or whole, the batch by `to_global`.
     options = {} if mesh is None else {"out_shardings": replicated(mesh)}
     self._count = AheadOfTime(jax.jit(count, **options), mesh=mesh)
 
-  def __call__(self, variables: Mapping[str, Any], batch: Batch) -> jax.Array:
+  def __call__(self, variables: Mapping[str, Any], batch: Batch) -> Any:
     if "image" not in batch:
       raise UserError(
         f"a batch has {sorted(batch)} and no image; under a plain rule batches are made without a Grouping"
@@ -128,6 +144,19 @@ class _PlainStep:
     self._count.compile_ahead(calls)
 
 
+def _terms(outputs: Any, labels: jax.Array, *, align_corners: bool, class_map: ClassMap | None) -> Terms:
+  """Of a model's outputs; the map of all classes at the labels' size is never held."""
+  logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
+  size = labels.shape[1:3]
+  if logits.ndim == 3:
+    return Terms(label_map(logits, size))
+  terms_of = terms_of_logits if class_map is None else mapped_terms(class_map)
+  labels, logits = labels.astype(jnp.int32), jnp.asarray(logits)
+  if tuple(logits.shape[1:3]) == tuple(size):
+    return Terms(*terms_of(logits.astype(jnp.float32), labels)[0])
+  return Terms(*map_upsampled(terms_of, logits, (labels,), align_corners=align_corners)[0])
+
+
 def _filled(batch: Batch, mesh: Mesh | None, ignore_label: int) -> Batch:
   """`batch` with its last row repeated, without a label, until the device groups share it evenly."""
   rows = len(batch["label"])
@@ -150,6 +179,9 @@ def evaluate(
   ignore_label: int = IGNORE_LABEL,
   align_corners: bool | None = None,
   rule: InferenceRule = _AS_IS,
+  details: bool = False,
+  class_map: ClassMap | None = None,
+  members: Sequence[Sequence[int]] | None = None,
   progress: Callable[[int], None] | None = None,
   compile_ahead: Callable[[EvalStep, Mapping[str, Any]], None] | None = None,
 ) -> Report:
@@ -168,6 +200,11 @@ def evaluate(
     ignore_label: pixels with this label are not counted.
     align_corners: of the resize from the decoder's resolution to the label's; None takes the decoder's own.
     rule: how a picture reaches the network and comes back.
+    details: whether boundaries, calibration, loss and each image are counted, too (`Report.details`).
+    class_map: for each class of the model its class of the labels or -1 (`make_class_map`); None where they
+      are the same.
+    members: numbers of the images of each batch of all processes, for `Report.details.images`; None counts
+      the rows that this process gives.
     progress: called with the number of images so far (of this process, fillers not counted).
     compile_ahead: called with the step and the variables before the first batch, for whoever knows the
       sizes to come (`EvalStep.compile_ahead`).
@@ -184,25 +221,49 @@ def evaluate(
     ignore_label=ignore_label,
     align_corners=align_corners,
     rule=rule,
+    details=details,
+    class_map=class_map,
   )
   if mesh is not None:
     variables = on_mesh(variables, mesh)
   if compile_ahead is not None:
     compile_ahead(step, variables)
-  total = np.zeros((num_classes, num_classes), np.int64)
+  sums = Sums(num_classes)
   pending, images = None, 0
-  for batch in batches:
+  for number, batch in enumerate(batches):
     counts = step(variables, batch)
+    names = _members(batch, ignore_label, images) if members is None else _named(batch, members[number])
     # The previous batch is fetched while this one is computed.
     if pending is not None:
-      total += np.asarray(pending, np.int64)
-    pending = counts
+      _add(sums, *pending)
+    pending = counts, names
     images += _images(batch, ignore_label)
     if progress is not None:
       progress(images)
   if pending is None:
     raise UserError("there are no batches to evaluate; check the split and its folder")
-  return Report(total + np.asarray(pending, np.int64))
+  _add(sums, *pending)
+  return Report(sums.matrix, details=sums.details() if details else None)
+
+
+def _add(sums: Sums, counts: Any, members: Sequence[tuple[int, str]]) -> None:
+  if isinstance(counts, Counts):
+    sums.add(jax.device_get(counts), members)
+  else:
+    sums.matrix += np.asarray(counts, np.int64)
+
+
+def _members(batch: Batch, ignore_label: int, first: int) -> list[tuple[int, str]]:
+  """(number, name) of the rows of a batch that one process made; fillers are its last rows."""
+  count = _images(batch, ignore_label) if "id" in batch else len(batch["label"])
+  names = [str(name) for name in batch["id"]] if "id" in batch else [""] * count
+  return [(first + row, names[row]) for row in range(count)]
+
+
+def _named(batch: Batch, indices: Sequence[int]) -> list[tuple[int, str]]:
+  """The names are those of this process's rows: of all of them where it is the only one."""
+  names = [str(name) for name in batch["id"]] if "id" in batch and jax.process_count() == 1 else []
+  return [(index, names[row] if row < len(names) else "") for row, index in enumerate(indices)]
 
 
 @functools.lru_cache(maxsize=4)

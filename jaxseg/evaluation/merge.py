@@ -6,13 +6,15 @@ of all of them meet; sliding windows give every view at its own full size, so th
 as it comes (`add_view`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
+from jaxseg.evaluation.counts import Terms, terms_of_logits
 from jaxseg.types import AnyArray
 
 # {"rows": b Y i, "columns": b X j}, of `views.ways_back`.
@@ -41,7 +43,7 @@ def merge_labels(
   def classes(scores):
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
-  return _by_rows(logits, ways, size, images, lambda maps: classes(_mean(maps)))
+  return _by_rows(logits, ways, size, images, lambda maps, *_: classes(_mean(maps)))
 
 
 def merge_scores(
@@ -53,12 +55,31 @@ def merge_scores(
 ) -> Float[Array, "b {size[0]} {size[1]} k"]:
   """Log-probabilities of every pixel: the log softmax, or the logarithm of the views' mean softmax."""
 
-  def scores(maps):
+  def scores(maps, *_):
     if len(maps) == 1:
       return jax.nn.log_softmax(maps[0])
     return _log_mean(_mean(maps))
 
   return _by_rows(logits, ways, size, images, scores)
+
+
+def merge_terms(
+  logits: Sequence[Float[AnyArray, "b _ _ k"]],
+  ways: Sequence[Way | None],
+  labels: Integer[AnyArray, "b y x"],
+  *,
+  images: int,
+  terms_of: Callable[..., Any] = terms_of_logits,
+) -> Terms:
+  """The classes of `merge_labels` with their probabilities, and the loss of the labels, by `terms_of`."""
+  size = labels.shape[1:]
+  labels = labels.astype(jnp.int32)
+
+  def terms(maps, start, rows):
+    merged = maps[0] if len(maps) == 1 else _log_mean(_mean(maps))
+    return terms_of(merged, lax.dynamic_slice_in_dim(labels, start, rows, axis=1))[0]
+
+  return Terms(*_by_rows(logits, ways, size, images, terms))
 
 
 def add_view(
@@ -88,6 +109,17 @@ def labels_of_sum(total: Float[AnyArray, "b y x k"]) -> Int[Array, "b y x"]:
   return jnp.argmax(total, axis=-1).astype(jnp.int32)
 
 
+def terms_of_sum(
+  total: Float[AnyArray, "b y x k"],
+  labels: Integer[AnyArray, "b y x"],
+  *,
+  views: int,
+  terms_of: Callable[..., Any] = terms_of_logits,
+) -> Terms:
+  """`merge_terms` of views that `add_view` added up."""
+  return Terms(*terms_of(scores_of_sum(total, views=views), labels.astype(jnp.int32))[0])
+
+
 def scores_of_sum(total: Float[AnyArray, "b y x k"], *, views: int) -> Float[Array, "b y x k"]:
   """`merge_scores` of views that `add_view` added up."""
   return _log_mean(total / views)
@@ -105,13 +137,19 @@ def _mean(maps):
 
 
 def _by_rows(logits, ways, size, images, finish):
+  """`finish` of (the views' maps, first row, rows), some rows at a time; of every array that it returns."""
   some_rows, rounds = _rows_of(logits, ways, size, images)
+  rows = size[0] // rounds
   if rounds == 1:
-    return finish(some_rows(0))
-  starts = jnp.arange(rounds) * (size[0] // rounds)
-  parts = lax.map(lambda start: finish(some_rows(start)), starts)  # n b rows ...
-  parts = jnp.moveaxis(parts, 0, 1)
-  return parts.reshape(parts.shape[0], size[0], *parts.shape[3:])
+    return finish(some_rows(0), 0, rows)
+  starts = jnp.arange(rounds) * rows
+  parts = lax.map(lambda start: finish(some_rows(start), start, rows), starts)  # n b rows ...
+
+  def joined(x):
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], size[0], *x.shape[3:])
+
+  return jax.tree.map(joined, parts)
 
 
 def _rows_of(logits, ways, size, images):

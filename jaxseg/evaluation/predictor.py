@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int
 from jaxseg.errors import UserError
 from jaxseg.evaluation import merge, views
 from jaxseg.evaluation.ahead import AheadOfTime, Waiting, shapes_on_mesh
+from jaxseg.evaluation.class_map import ClassMap, mapped, mapped_terms
+from jaxseg.evaluation.counts import Counts, count_all, terms_of_logits
 from jaxseg.evaluation.inference import PredictFn, forward, label_map
 from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.evaluation.windows import mirrored, slide_logits
@@ -39,6 +41,7 @@ class Predictor:
     mesh: where to run; None for the default device.
     spread: under a mesh, whether a batch is spread over it; otherwise every device does all of it.
     align_corners: of every resize of logits; None takes the decoder's own.
+    class_map: of the counts, whose labels are then other classes than the model's.
   """
 
   def __init__(
@@ -50,7 +53,10 @@ class Predictor:
     mesh: Mesh | None = None,
     spread: bool = True,
     align_corners: bool | None = None,
+    class_map: ClassMap | None = None,
   ):
+    self._class_map = class_map
+    self._terms_of = terms_of_logits if class_map is None else mapped_terms(class_map)
     self._apply, self._rule, self._preprocess = forward(model), rule, preprocess
     self._mesh, self._spread = mesh, mesh is not None and spread
     self._align_corners = align_corners_of(model, given=align_corners)
@@ -59,12 +65,18 @@ class Predictor:
     self._labels = self._jit(merge.merge_labels, static=("size", "images"))
     self._scores = self._jit(merge.merge_scores, static=("size", "images"))
     self._count = self._jit(self._counts, static=("images", "num_classes", "ignore_label"), whole=True)
+    self._count_all = self._jit(
+      self._all_counts, static=("images", "num_classes", "ignore_label"), whole=True
+    )
     # Of views at their own full size only the sum is kept.
     self._sums = rule.mode == "slide" and len(rule.scales) * (1 + rule.flip) > 1
     self._add = self._jit(merge.add_view, static=("size", "images"), donate=("total",))
     self._labels_of_sum = self._jit(merge.labels_of_sum)
     self._scores_of_sum = self._jit(merge.scores_of_sum, static=("views",))
     self._count_of_sum = self._jit(self._counts_of_sum, static=("num_classes", "ignore_label"), whole=True)
+    self._count_all_of_sum = self._jit(
+      self._all_counts_of_sum, static=("views", "num_classes", "ignore_label"), whole=True
+    )
 
   def compile_ahead(
     self,
@@ -105,6 +117,22 @@ class Predictor:
     logits, ways, images = self._parts(variables, batch)
     with self._on_mesh():
       return self._count(logits, ways, labels, images=images, **settings)
+
+  def count_all(
+    self, variables: Mapping[str, Any], batch: Batch, *, num_classes: int, ignore_label: int = IGNORE_LABEL
+  ) -> Counts:
+    """Everything that is counted over the batch of all processes."""
+    batch = self._prepared(batch)
+    settings = dict(num_classes=num_classes, ignore_label=ignore_label)
+    placed = self._place({"label": batch["label"], "size": batch["size"]})
+    labels, sizes = placed["label"], placed["size"]
+    if self._sums:
+      total, count = self._sum(variables, batch)
+      with self._on_mesh():
+        return self._count_all_of_sum(total, labels, sizes, views=count, **settings)
+    logits, ways, images = self._parts(variables, batch)
+    with self._on_mesh():
+      return self._count_all(logits, ways, labels, sizes, images=images, **settings)
 
   def labels(self, variables: Mapping[str, Any], batch: Batch) -> Int[Array, "b _ _"]:
     """The class of every pixel; each row's own part is the first rows and columns, as many as its size."""
@@ -198,12 +226,20 @@ class Predictor:
     return logits
 
   def _counts(self, logits, ways, labels, *, images, num_classes, ignore_label):
-    pred = merge.merge_labels(logits, ways, labels.shape[1:], images=images)
+    pred = mapped(merge.merge_labels(logits, ways, labels.shape[1:], images=images), self._class_map)
     return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
 
   def _counts_of_sum(self, total, labels, *, num_classes, ignore_label):
-    pred = merge.labels_of_sum(total)
+    pred = mapped(merge.labels_of_sum(total), self._class_map)
     return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
+
+  def _all_counts(self, logits, ways, labels, sizes, *, images, **settings):
+    terms = merge.merge_terms(logits, ways, labels, images=images, terms_of=self._terms_of)
+    return count_all(terms, labels, sizes=sizes, **settings)
+
+  def _all_counts_of_sum(self, total, labels, sizes, *, views, **settings):
+    terms = merge.terms_of_sum(total, labels, views=views, terms_of=self._terms_of)
+    return count_all(terms, labels, sizes=sizes, **settings)
 
   def _jit(
     self, function, *, static: tuple[str, ...] = (), donate: tuple[str, ...] = (), whole: bool = False

@@ -8,15 +8,26 @@ from typing import Any
 import numpy as np
 
 from jaxseg.errors import UserError
+from jaxseg.evaluation.counts import Details
 from jaxseg.metrics import (
   accuracy_per_class,
   dice_per_class,
+  expected_calibration_error,
+  frequency_weighted_iou,
+  iou_of_counts,
   iou_per_class,
   mean_accuracy,
   mean_dice,
   mean_iou,
+  mean_loss,
+  mean_over_classes,
   pixel_accuracy,
+  precision_per_class,
+  reliability,
 )
+from jaxseg.metrics.boundary import TRIMAP_WIDTHS
+
+_HEADS = {"Precision": "Prec", "BoundaryIoU": "BIoU"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,10 +38,14 @@ class Report:
     matrix: int64 [truth, prediction], pixels.
     canvases: 0 for the exact rule; else to how many canvases the images were padded, as evaluations in the
       course of training do: their scores differ from the exact rule's.
+    details: further counts; None where only the matrix was counted.
+    absent: which classes a mean over classes leaves out, see `jaxseg.metrics.mean_over_classes`.
   """
 
   matrix: np.ndarray
   canvases: int = 0
+  details: Details | None = None
+  absent: str = "mmsegmentation"
 
   @property
   def note(self) -> str:
@@ -41,13 +56,13 @@ class Report:
 
   @property
   def miou(self) -> float:
-    """Mean IoU over the classes that occur in truth or prediction."""
-    return mean_iou(self.matrix)
+    """Mean IoU over the classes that `absent` leaves: those that occur in truth or prediction."""
+    return mean_iou(self.matrix, absent=self.absent)
 
   @property
   def mdice(self) -> float:
     """Mean Dice coefficient, or F1 score, over the same classes."""
-    return mean_dice(self.matrix)
+    return mean_dice(self.matrix, absent=self.absent)
 
   @property
   def macc(self) -> float:
@@ -59,37 +74,106 @@ class Report:
     """Share of the labelled pixels that are right."""
     return pixel_accuracy(self.matrix)
 
+  @property
+  def fwiou(self) -> float:
+    """IoU weighted by the classes' shares of the truth."""
+    return frequency_weighted_iou(self.matrix)
+
+  def boundary_iou(self) -> np.ndarray | None:
+    """Boundary IoU of every class; None without details."""
+    return None if self.details is None else iou_of_counts(self.details.boundary)
+
+  def trimap_miou(self) -> dict[int, float]:
+    """{pixels on each side of a contour: mean IoU there}; {} without details."""
+    if self.details is None:
+      return {}
+    scores = iou_of_counts(self.details.trimap)
+    return {
+      width: mean_over_classes(row, absent=self.absent)
+      for width, row in zip(TRIMAP_WIDTHS, scores, strict=True)
+    }
+
   def scalars(self) -> dict[str, float]:
-    """{"mIoU", "mAcc", "aAcc"}, for logs and for the choice of the best checkpoint."""
-    return {"mIoU": self.miou, "mAcc": self.macc, "aAcc": self.aacc}
+    """{"mIoU", "mAcc", "aAcc"}, and those of `details`; the first is what a run is judged by."""
+    return {"mIoU": self.miou, "mAcc": self.macc, "aAcc": self.aacc, **self._detailed()}
+
+  def _detailed(self) -> dict[str, float]:
+    if self.details is None:
+      return {}
+    scores = {
+      "fwIoU": self.fwiou,
+      "boundary_mIoU": mean_over_classes(self.boundary_iou(), absent=self.absent),
+    }
+    if self.details.images:
+      scores["image_mIoU"] = float(np.nanmean(self.details.image_iou(self.absent)))
+    if self.details.calibration is not None:
+      scores |= {
+        "ECE": expected_calibration_error(self.details.calibration),
+        "val_loss": mean_loss(self.details.loss),
+      }
+    return scores
 
   def table(self, classes: Sequence[str] | None = None) -> str:
-    """One line a class (IoU, accuracy, share of the labelled pixels), then the means."""
+    """One line a class (IoU, accuracy, precision, F1, share of the labelled pixels), then the means."""
     classes = self._names(classes)
     width = max(5, *map(len, classes))
     share = self.matrix.sum(1) / max(self.matrix.sum(), 1)
-    lines = [f"{'class':<{width}}     IoU     Acc  pixels"]
-    for row in zip(classes, iou_per_class(self.matrix), accuracy_per_class(self.matrix), share, strict=True):
-      lines.append(f"{row[0]:<{width}}  {_score(row[1])}  {_score(row[2])}  {row[3]:6.2%}")
+    shown = self.by_class()
+    shown = {name: shown[name] for name in ("IoU", "Acc", "Precision", "F1", "BoundaryIoU") if name in shown}
+    heads = "  ".join(f"{_HEADS.get(name, name):>6}" for name in shown)
+    lines = [f"{'class':<{width}}  {heads}  pixels"]
+    for i, name in enumerate(classes):
+      scores = "  ".join(_score(values[i]) for values in shown.values())
+      lines.append(f"{name:<{width}}  {scores}  {share[i]:6.2%}")
     lines.append(f"{'mean':<{width}}  {_score(self.miou)}  {_score(self.macc)}")
     lines.append(f"mIoU {self.miou:.4f}  mAcc {self.macc:.4f}  aAcc {self.aacc:.4f}  mDice {self.mdice:.4f}")
+    if self.details is not None:
+      lines.append("  ".join(f"{name} {value:.4f}" for name, value in self._detailed().items()))
     return "\n".join(lines)
 
   def to_dict(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
     """Plain values for JSON; a score that is not defined is None."""
     classes = self._names(classes)
-    scores = (iou_per_class(self.matrix), accuracy_per_class(self.matrix), dice_per_class(self.matrix))
+    columns = self.by_class()
+    details: dict[str, Any] = {}
+    if self.details is not None:
+      details["trimap_mIoU"] = {str(width): _plain(score) for width, score in self.trimap_miou().items()}
+      if self.details.calibration is not None:
+        curve = zip(*reliability(self.details.calibration), strict=True)
+        names = ("confidence", "accuracy", "share")
+        details["calibration"] = [dict(zip(names, map(_plain, point), strict=True)) for point in curve]
+      details["image_scores"] = [
+        {"index": image.index, **({"id": image.name} if image.name else {}), "mIoU": _plain(score)}
+        for image, score in zip(self.details.images, self.details.image_iou(self.absent), strict=True)
+      ]
     return {
       **{name: _plain(value) for name, value in self.scalars().items()},
       "mDice": _plain(self.mdice),
+      "fwIoU": _plain(self.fwiou),
+      "absent_classes": self.absent,
       "pixels": int(self.matrix.sum()),
       **({"canvases": self.canvases, "note": self.note} if self.canvases else {}),
       "classes": [
-        {"name": name, "IoU": _plain(iou), "Acc": _plain(acc), "Dice": _plain(dice)}
-        for name, iou, acc, dice in zip(classes, *scores, strict=True)
+        {"name": name, **{column: _plain(values[i]) for column, values in columns.items()}}
+        for i, name in enumerate(classes)
       ],
+      **details,
       "matrix": self.matrix.tolist(),
     }
+
+  def by_class(self) -> dict[str, np.ndarray]:
+    """{name of a score: its value for every class, NaN where it is not defined}; "F1" is Dice."""
+    columns = {
+      "IoU": iou_per_class(self.matrix),
+      "Acc": accuracy_per_class(self.matrix),
+      "Precision": precision_per_class(self.matrix),
+      "Recall": accuracy_per_class(self.matrix),
+      "F1": dice_per_class(self.matrix),
+      "Dice": dice_per_class(self.matrix),
+    }
+    if self.details is not None:
+      columns["BoundaryIoU"] = self.boundary_iou()
+    return columns
 
   def to_json(self, classes: Sequence[str] | None = None) -> str:
     """`to_dict` as text."""

@@ -11,11 +11,13 @@ from jaxseg.data.pipeline import SameSize, eval_batches, group_by_size
 from jaxseg.data.source import Source, known_sizes
 from jaxseg.errors import UserError
 from jaxseg.evaluation.canvases import check_sizes, pad_to_canvases, spread_batch
+from jaxseg.evaluation.class_map import ClassMap
 from jaxseg.evaluation.evaluate import evaluate
 from jaxseg.evaluation.inference import PredictFn
 from jaxseg.evaluation.report import Report
 from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.evaluation.views import Grouping
+from jaxseg.metrics.ratios import AbsentRule
 from jaxseg.sharding import rows_to_read
 from jaxseg.types import IGNORE_LABEL, Preprocess
 
@@ -39,6 +41,9 @@ class SplitEvaluator:
     align_corners: of the resize of logits; None takes the decoder's own.
     canvases: "auto" pads the images of inexact evaluations to at most eight input sizes, where the split has
       more; "exact" never does.
+    details: whether all of `jaxseg.evaluation.counts` is counted, or the confusion matrix alone.
+    absent: which classes a mean leaves out (`jaxseg.metrics.mean_over_classes`).
+    class_map: where the model has other classes than the labels, see `evaluate`.
 
   Raises:
     UserError: an image that cannot go through a network by the rule, with its name; another `canvases`.
@@ -59,6 +64,9 @@ class SplitEvaluator:
     ignore_label: int = IGNORE_LABEL,
     align_corners: bool | None = None,
     canvases: Literal["auto", "exact"] | str = "auto",
+    details: bool = False,
+    absent: AbsentRule | str = "mmsegmentation",
+    class_map: ClassMap | None = None,
   ):
     if canvases not in CANVASES:
       raise UserError(f"config.eval.canvases is {canvases!r}; expected 'auto' or 'exact'")
@@ -71,7 +79,10 @@ class SplitEvaluator:
       mesh=mesh,
       ignore_label=ignore_label,
       align_corners=align_corners,
+      details=details,
+      class_map=class_map,
     )
+    self._absent = absent
     sizes = known_sizes(source)
     try:
       check_sizes(rule, sizes, split=split)
@@ -121,11 +132,13 @@ class SplitEvaluator:
         source=self.source,
       ),
       rule=rule,
+      members=[[index for index, _ in group] for group in groups],
       progress=progress,
       compile_ahead=compile_ahead,
       **self._settings,
     )
-    return dataclasses.replace(report, canvases=len(keys) if rule.canvas_sides else 0)
+    canvases = len(keys) if rule.canvas_sides else 0
+    return dataclasses.replace(report, canvases=canvases, absent=self._absent)
 
 
 class _Names:

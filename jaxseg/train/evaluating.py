@@ -1,13 +1,13 @@
 """Evaluation as a run does it: a model's exact scores, and a picture of the first images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from jaxseg import data
 from jaxseg.config.rule import make_inference_rule
@@ -15,6 +15,8 @@ from jaxseg.console import print_line
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.evaluation.canvases import pad_to_canvases
+from jaxseg.evaluation.class_map import make_class_map, never_predicting
+from jaxseg.evaluation.inference import PredictFn
 from jaxseg.evaluation.panel import panel
 from jaxseg.evaluation.predictor import make_predict
 from jaxseg.evaluation.refined import RefinedNetwork, make_scores
@@ -36,13 +38,44 @@ class Evaluator:
     preprocess: Preprocess,
     mesh: Mesh,
     source: Source | None = None,
+    num_classes: int | None = None,
   ):
-    self._model, self._config, self._info = model, config, info
+    """`num_classes` are the model's, where `config.eval.class_map` brings them to others of the data."""
+    self._config, self._info = config, info
     self._source = source
+    self._corners = align_corners_of(model, given=config.loss.align_corners)
+    self._class_map = None
+    self._model = model
+    self._restricted: nn.Module | PredictFn = model
+    if config.eval.get("class_map", ()):
+      self._class_map = make_class_map(
+        config.eval.class_map, num_model=num_classes or info.num_classes, num_data=info.num_classes
+      )
+      self._restricted = never_predicting(model, self._class_map)
     self._preprocess, self._mesh = preprocess, mesh
     self._rule = make_inference_rule(config.eval)
     self._predict: dict[InferenceRule, Callable] = {}
     self._split = None
+
+  @property
+  def info(self) -> DatasetInfo:
+    """Of the data."""
+    return self._info
+
+  @property
+  def model(self) -> nn.Module:
+    """What is evaluated."""
+    return self._model
+
+  @property
+  def ignore_label(self) -> int:
+    """The label that is not counted."""
+    return self._config.loss.ignore_label
+
+  @property
+  def report_images(self) -> int:
+    """How many images a report shows."""
+    return self._config.eval.get("report_images", 12)
 
   @property
   def source(self) -> Source:
@@ -73,8 +106,11 @@ class Evaluator:
         preprocess=self._preprocess,
         mesh=self._mesh,
         ignore_label=config.loss.ignore_label,
-        align_corners=config.loss.align_corners,
+        align_corners=self._corners,
+        class_map=self._class_map,
         canvases=config.eval.get("canvases", "auto"),
+        details=config.eval.get("details", True),
+        absent=config.eval.get("absent_classes", "mmsegmentation"),
       )
     return self._split
 
@@ -90,11 +126,35 @@ class Evaluator:
 
   def refined(self, variables: Any, crf: Settings) -> RefinedNetwork:
     """The network with a CRF behind it, for one picture after the other on this process's first device."""
-    corners = align_corners_of(self._model, given=self._config.loss.align_corners)
     scores = make_scores(
-      self._model, variables, preprocess=self._preprocess, rule=self._rule, align_corners=corners
+      self._restricted, variables, preprocess=self._preprocess, rule=self._rule, align_corners=self._corners
     )
-    return RefinedNetwork(scores, crf, align_corners=corners)
+    return RefinedNetwork(scores, crf, align_corners=self._corners, class_map=self._class_map)
+
+  def predictor(
+    self, variables: Any, *, sizes: Sequence[tuple[int, int]] | None = None
+  ) -> Callable[[UInt8[np.ndarray, "h w 3"]], Int[np.ndarray, "h w"]]:
+    """A picture → its label map in the data's classes; every process of a job has to call it together.
+
+    With `sizes`, those of all pictures to come, they are padded to one canvas, so that one network is
+    compiled for all of them; else by the rule itself.
+    """
+    rule = self._rule if sizes is None else pad_to_canvases(self._rule, sizes, most=1)
+    if rule not in self._predict:
+      self._predict[rule] = make_predict(
+        self._restricted,
+        preprocess=self._preprocess,
+        rule=rule,
+        mesh=self._mesh,
+        align_corners=self._corners,
+      )
+    run, table = self._predict[rule], self._class_map
+
+    def predict(image):
+      label = np.asarray(run(variables, image[None]))[0]
+      return label if table is None else np.asarray(table, np.int32)[label]
+
+    return predict
 
   def panel(
     self, variables: Any, *, predict: Callable[[np.ndarray], np.ndarray] | None = None
@@ -113,16 +173,6 @@ class Evaluator:
     images = [example["image"] for example in examples]
     labels = [example["label"].astype(np.int32) for example in examples]
     if predict is None:
-      rule = pad_to_canvases(self._rule, [image.shape[:2] for image in images], most=1)
-      if rule not in self._predict:
-        self._predict[rule] = make_predict(
-          self._model,
-          preprocess=self._preprocess,
-          rule=rule,
-          mesh=self._mesh,
-          align_corners=self._config.loss.align_corners,
-        )
-      run = self._predict[rule]
-      predict = lambda image: np.asarray(run(variables, image[None]))[0]  # noqa: E731
+      predict = self.predictor(variables, sizes=[image.shape[:2] for image in images])
     predictions = [predict(image) for image in images]
     return panel(images, labels, predictions, self._info.palette, self._info.classes)

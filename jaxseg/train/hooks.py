@@ -15,8 +15,9 @@ from etils import epath
 
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.chips import peak_flops
+from jaxseg.evaluation.report import Report as SegmentationReport
 from jaxseg.macs import count_macs
-from jaxseg.train import best, distributed
+from jaxseg.train import best, distributed, reporting
 from jaxseg.train.distributed import Preempted, StopRequest
 from jaxseg.train.metrics import SPEED, Board, MetricsLog, Progress, read_metrics
 from jaxseg.train.profile import Profile
@@ -287,13 +288,30 @@ class Evaluation(Hook):
     if _is_due(step, every) or (step == self._config.total_steps and every):
       board.image(step, "eval/predictions", self._evaluator.panel(state.eval_variables))
     log.flush(force=True)
-    self._metrics.progress.paused()
     self.over = self._has_stalled()
+    self._publish(step, state, last=exact or self.over, drawn=_is_due(step, every))
+    self._metrics.progress.paused()
     if self.over:
       self._metrics.progress.say(
         f"step {step}: {name} has not risen for {self._patience} evaluations; the run ends"
         " (config.early_stopping.patience)"
       )
+
+  def _publish(self, step: int, state: TrainState, *, last: bool, drawn: bool) -> None:
+    """Pictures for TensorBoard, and at the end the report, of a segmentation model."""
+    if not isinstance(self.report, SegmentationReport) or not (last or drawn):
+      return
+    reporting.draw(self._metrics.board, step, self.report, self._evaluator.info.classes)
+    if last:
+      said = reporting.write(
+        self._directory,
+        self.report,
+        self._evaluator,
+        state.eval_variables,
+        config=self._config,
+        step=step,
+      )
+      self._metrics.progress.say(f"step {step}: {said}")
 
   def _has_stalled(self) -> bool:
     """Whether the last `patience` evaluations are no better than the best before them."""

@@ -23,7 +23,7 @@ from jaxseg.config.card import recipe_card
 from jaxseg.config.record import CHECKPOINTS, CONFIG_FILE, make_record
 from jaxseg.config.record import read as read_record
 from jaxseg.data.feed import prefetch_to_devices
-from jaxseg.train import distributed, hooks, resume, workdir
+from jaxseg.train import distributed, hooks, reporting, resume, workdir
 from jaxseg.train.distributed import RunEnded, StopRequest
 from jaxseg.train.experiment import Experiment, build_experiment
 from jaxseg.train.frozen import frozen_paths
@@ -319,7 +319,7 @@ def _train(
     run_hooks.insert(0, hooks.HangDetector(float(config.get("hosts", {}).get("step_timeout_seconds", 0.0))))
   for hook in run_hooks:
     stack.callback(hook.close)
-  _say_card(experiment, metrics, start, loaded)
+  _say_card(experiment, directory, metrics, start, loaded)
   step_fn, feed, key = None, iter(()), None
   if start < total and not evaluation.over:
     feed = stack.enter_context(
@@ -354,7 +354,9 @@ class _Waited:
     return self.feed.wait if self.feed is not None else 0.0
 
 
-def _say_card(experiment: Experiment, metrics: hooks.Metrics, start: int, loaded: str) -> None:
+def _say_card(
+  experiment: Experiment, directory: epath.PathLike, metrics: hooks.Metrics, start: int, loaded: str
+) -> None:
   config, params = experiment.config, experiment.shapes.params
   card = recipe_card(
     config,
@@ -371,6 +373,7 @@ def _say_card(experiment: Experiment, metrics: hooks.Metrics, start: int, loaded
   )
   if distributed.is_first_process():
     console.print_line(card)
+    (epath.Path(directory) / reporting.CARD).write_text(card + "\n")
   metrics.board.text("recipe", card)
 
 

@@ -1,4 +1,4 @@
-"""A workdir: `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, and `eval/` once evaluated.
+"""A workdir: `config.json`, `recipe.txt`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, and then `eval/`.
 
 What `config.json` holds is in `jaxseg.config.record`.
 """

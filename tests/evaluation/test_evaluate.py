@@ -129,11 +129,13 @@ def test_report_by_hand():
   assert report.aacc == pytest.approx(13 / 16)
   assert report.mdice == pytest.approx((12 / 15 + 14 / 17) / 2)
   lines = report.table(CLASSES).splitlines()
-  assert lines[1].split() == ["sky", "0.6667", "0.7500", "50.00%"]
-  assert lines[3].split() == ["tree", "-", "-", "0.00%"]
+  assert lines[1].split() == ["sky", "0.6667", "0.7500", "0.8571", "0.8000", "50.00%"]
+  assert lines[3].split() == ["tree", "-", "-", "-", "-", "0.00%"]
   assert lines[-1] == "mIoU 0.6833  mAcc 0.8125  aAcc 0.8125  mDice 0.8118"
   values = json.loads(report.to_json(CLASSES))
-  assert values["classes"][2] == {"name": "tree", "IoU": None, "Acc": None, "Dice": None}
+  scores = ("IoU", "Acc", "Precision", "Recall", "F1", "Dice")
+  assert values["classes"][2] == {"name": "tree", **dict.fromkeys(scores)}
+  assert values["fwIoU"] == pytest.approx((6 / 9 * 8 + 7 / 10 * 8) / 16)
   assert values["pixels"] == 16
   assert values["matrix"] == report.matrix.tolist()
   with pytest.raises(ValueError, match="there are 2 class names for a matrix of 3 classes"):

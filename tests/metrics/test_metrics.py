@@ -4,13 +4,18 @@ import jax
 import numpy as np
 import pytest
 
+from jaxseg.errors import UserError
 from jaxseg.metrics import (
   accuracy_per_class,
+  confusion_matrices,
   confusion_matrix,
+  dice_per_class,
+  frequency_weighted_iou,
   iou_per_class,
   mean_accuracy,
   mean_iou,
   pixel_accuracy,
+  precision_per_class,
 )
 from jaxseg.metrics.confusion import _one_hot_product
 
@@ -83,3 +88,32 @@ def test_a_real_run_to_the_last_digit(shared):
   run = np.load(shared / "data" / "run_2021-10-13.npz")
   assert mean_iou(run["confusion"]) == float(run["reported_miou"]) == 0.6889543175845664
   np.testing.assert_array_equal(iou_per_class(run["confusion"].astype(np.int64)), run["reported_iou"])
+
+
+def test_precision_recall_f1_and_frequency_weighted_iou_of_scikit_learn():
+  sklearn = pytest.importorskip("sklearn.metrics")
+  rng = np.random.default_rng(2)
+  labels = rng.integers(0, 5, (2, 40, 30))
+  pred = np.where(rng.random(labels.shape) < 0.6, labels, rng.integers(0, 5, labels.shape))
+  matrix = confusion_matrix(pred, labels, num_classes=5)
+  np.testing.assert_array_equal(sklearn.confusion_matrix(labels.ravel(), pred.ravel()), matrix)
+  precision, recall, f1, _ = sklearn.precision_recall_fscore_support(labels.ravel(), pred.ravel())
+  for got, expected in (
+    (precision_per_class(matrix), precision),
+    (accuracy_per_class(matrix), recall),
+    (dice_per_class(matrix), f1),
+  ):
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+  weighted = sklearn.jaccard_score(labels.ravel(), pred.ravel(), average="weighted")
+  assert frequency_weighted_iou(matrix) == pytest.approx(weighted, rel=1e-12)
+  per_image = confusion_matrices(pred, labels, num_classes=5)
+  np.testing.assert_array_equal(per_image[1], sklearn.confusion_matrix(labels[1].ravel(), pred[1].ravel()))
+
+
+def test_rules_for_absent_classes():
+  # Class 1 is never found, class 2 occurs nowhere, class 3 is predicted only.
+  matrix = np.array([[6, 2, 0, 1], [3, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+  assert mean_iou(matrix) == mean_iou(matrix, absent="mmsegmentation") == pytest.approx((6 / 12 + 0 + 0) / 3)
+  assert mean_iou(matrix, absent="cgnet") == pytest.approx(6 / 12)
+  with pytest.raises(UserError, match="absent is 'none'; expected 'mmsegmentation' or 'cgnet'"):
+    mean_iou(matrix, absent="none")

@@ -1,0 +1,142 @@
+"""Label maps as the test servers of the benchmarks take them: `jaxseg eval --output_labels`.
+
+- Cityscapes: the official ids (labelIds, not train ids) in CITY_SEQUENCE_FRAME*.png, as cityscapesScripts'
+  evalPixelLevelSemanticLabeling.py looks for them.
+- ADE20K (SceneParsing): NAME.png with the ids 1 to 150.
+- PASCAL VOC: results/VOC2012/Segmentation/comp6_test_cls/NAME.png with the classes' palette (the development
+  kit's layout; comp5 for models without other data is a renamed folder).
+- other data: NAME.png with class ids and palette.
+"""
+
+import io
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Integer, UInt8
+
+from jaxseg import lazy
+from jaxseg.commands import outputs
+from jaxseg.data import cityscapes, files, images
+from jaxseg.data.source import DatasetInfo
+from jaxseg.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+_FOLDERS = {"voc": "results/VOC2012/Segmentation/comp6_test_cls"}
+_ENDS = {"cityscapes": "_pred_labelIds.png"}
+
+
+def to_server_ids(label: Integer[np.ndarray, "h w"], *, dataset: str) -> UInt8[np.ndarray, "h w"]:
+  """Class ids of jaxseg → what the server of `dataset` reads."""
+  if dataset == "cityscapes":
+    return np.asarray(cityscapes.LABEL_IDS, np.uint8)[label]
+  return (np.asarray(label) + (dataset == "ade20k")).astype(np.uint8)
+
+
+def encode(label: Integer[np.ndarray, "h w"], info: DatasetInfo) -> bytes:
+  """A PNG of one byte a pixel; with the palette where the ids are those of the classes."""
+  pillow = lazy.load("PIL.Image")
+  picture = pillow.fromarray(to_server_ids(label, dataset=info.name))
+  if info.name not in ("cityscapes", "ade20k"):
+    picture.putpalette(np.asarray(info.palette, np.uint8).reshape(-1).tolist())
+  data = io.BytesIO()
+  picture.save(data, format="PNG", optimize=True)
+  return data.getvalue()
+
+
+def file_name(name: str, dataset: str) -> pathlib.PurePosixPath:
+  """Of an image's label map, below the output folder; `name` is the image's id or file name."""
+  path = pathlib.PurePosixPath(
+    *(part for part in pathlib.PurePosixPath(name).parts if part not in ("/", ".."))
+  )
+  stem = path.name
+  for suffix in SUFFIXES:
+    stem = stem.removesuffix(suffix)
+  if dataset in ("cityscapes", "ade20k", "voc"):
+    path = pathlib.PurePosixPath(stem)  # the servers' names have no folders
+  if dataset == "cityscapes":
+    stem = stem.removesuffix("_leftImg8bit")
+  path = path.with_name(stem + _ENDS.get(dataset, ".png"))
+  return pathlib.PurePosixPath(_FOLDERS.get(dataset, "")) / path
+
+
+def write_labels(
+  folder: epath.PathLike,
+  pictures: Iterator[tuple[str, UInt8[np.ndarray, "h w 3"]]],
+  *,
+  predict: Callable[[np.ndarray], np.ndarray],
+  info: DatasetInfo,
+  write: bool,
+  progress: Callable[[int], None],
+) -> int:
+  """Predicts every (name, picture) and writes its file; returns how many.
+
+  Args:
+    folder: made where it does not exist.
+    pictures: of any sizes.
+    predict: picture → class ids of its size.
+    info: of the data, whose name says which server.
+    write: whether this process writes.
+    progress: called with the number of pictures so far.
+
+  Raises:
+    UserError: two pictures whose files have one name, or a file that cannot be written.
+  """
+  seen: dict[str, str] = {}
+  for name, picture in pictures:
+    path = file_name(name, info.name)
+    if str(path) in seen:
+      raise UserError(
+        f"images {seen[str(path)]!r} and {name!r} would both be written as {str(path)!r}; rename one"
+      )
+    seen[str(path)] = name
+    label = predict(picture)
+    if write:
+      target = epath.Path(folder) / str(path)
+      target.parent.mkdir(parents=True, exist_ok=True)
+      outputs.write(target, encode(label, info))
+    progress(len(seen))
+  return len(seen)
+
+
+def split_pictures(source: Any) -> Iterator[tuple[str, np.ndarray]]:
+  """(id, picture) of a split."""
+  for index in range(len(source)):
+    example = source[index]
+    yield str(example.get("id", index)), np.asarray(example["image"])
+
+
+def find_pictures(folder: str) -> list[str]:
+  """PNG and JPEG files in a folder and the folders in it, sorted.
+
+  Raises:
+    UserError: no folder, or none in it.
+  """
+  root = epath.Path(folder).expanduser()
+  if not root.is_dir():
+    raise UserError(f"--images {folder!r} is no folder; give the folder of the test pictures")
+  found, folders = [], [root]
+  while folders:  # epath has no rglob
+    for path in folders.pop().iterdir():
+      if path.is_dir():
+        folders.append(path)
+      elif path.suffix.lower() in SUFFIXES:
+        found.append(str(path))
+  if not found:
+    raise UserError(f"--images {folder!r} has no .png, .jpg or .jpeg file")
+  return sorted(found)
+
+
+def folder_pictures(paths: list[str], folder: str) -> Iterator[tuple[str, np.ndarray]]:
+  """(path below the folder, picture).
+
+  Raises:
+    UserError: a file that cannot be read, with its name.
+  """
+  root = pathlib.PurePath(str(epath.Path(folder).expanduser()))
+  for path in paths:
+    data = files.read_bytes(path)
+    images.check_image(data, path=path)
+    yield pathlib.PurePath(path).relative_to(root).as_posix(), images.decode_image(data)
