@@ -184,7 +184,7 @@ class Net:
   def _by_rule(self, image: AnyArray, rule: InferenceRule, kind: str) -> np.ndarray:
     """The "labels" or "scores" that `Predictor` gives for one picture."""
     rows, columns = image.shape[:2]
-    picture = np.asarray(_published_size(image, self.preprocess))
+    picture = np.asarray(published_size(image, self.preprocess))
     batch = {"image": picture[None], "size": np.array([[rows, columns]], np.int32)}
     predictor = _predictor(self.model, self.preprocess, rule)
     return np.asarray(getattr(predictor, kind)(self.variables, batch)[0, :rows, :columns])
@@ -226,17 +226,18 @@ def _predictor(model: nn.Module, preprocess: Preprocess, rule: InferenceRule) ->
 
 
 def _outputs(variables, image, model, preprocess):
-  return model.apply(variables, preprocess(_published_size(image, preprocess))[None], train=False)
+  return model.apply(variables, preprocess(published_size(image, preprocess))[None], train=False)
 
 
-def _published_size(image, preprocess):
-  """The picture as the published pipeline resizes it, where it does."""
-  if preprocess.size is not None and tuple(preprocess.size) != image.shape[:2]:
+def published_size(image: AnyArray, preprocess: Preprocess) -> AnyArray:
+  """Pictures (*b h w 3, uint8) as the published pipeline resizes them, where it does."""
+  if preprocess.size is not None and tuple(preprocess.size) != image.shape[-3:-1]:
     # The published pipelines resize the 8-bit picture with Pillow: antialiased, columns first,
     # and rounded to 8 bits after each axis.
     method = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}[preprocess.resize]
     rows, columns = preprocess.size
-    for shape in ((image.shape[0], columns, 3), (rows, columns, 3)):
+    for size in ((image.shape[-3], columns), (rows, columns)):
+      shape = (*image.shape[:-3], *size, 3)
       resized = jax.image.resize(image.astype(jnp.float32), shape, method)
       image = jnp.clip(jnp.floor(resized + 0.5), 0, 255).astype(jnp.uint8)
   return image
