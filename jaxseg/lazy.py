@@ -13,7 +13,9 @@ class MissingExtraError(UserError, ModuleNotFoundError):
 
 
 # Import name → the extra of pyproject.toml that brings it.
-_EXTRAS = {"huggingface_hub": "hub", "gcsfs": "tpu", "apache_beam": "beam"}
+_EXTRAS = {"huggingface_hub": "hub", "gcsfs": "tpu", "apache_beam": "beam"} | dict.fromkeys(
+  ("jax2onnx", "onnx", "onnxruntime", "litert_converter", "ai_edge_litert"), "export"
+)
 
 
 def load(module: str) -> ModuleType:

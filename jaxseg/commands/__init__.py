@@ -31,5 +31,6 @@ COMMANDS = {
   "train": Command("jaxseg.commands.train", "train a model, or go on with a stopped run"),
   "eval": Command("jaxseg.commands.evaluate", "exact scores of a trained model, a report and a picture"),
   "predict": Command("jaxseg.commands.predict", "segment photos: overlays and label maps", changes=False),
+  "export": Command("jaxseg.commands.export", "a file or a page that runs without jaxseg", changes=False),
   "crf-search": Command("jaxseg.commands.crf_search", "the best CRF behind a network, on a validation split"),
 }

@@ -18,9 +18,9 @@ import numpy as np
 from jaxseg import catalog, lazy
 from jaxseg.errors import UserError
 from jaxseg.export import check, program
-from jaxseg.export.check import Comparison
 from jaxseg.export.program import Output
 from jaxseg.hub import Net
+from jaxseg.hub.comparison import Comparison
 
 __all__ = ["FORMATS", "Comparison", "Format", "Output", "export"]
 
@@ -124,13 +124,17 @@ def _check(net: Net, about: Format, format: str, size, batch, output) -> None:
       f" their size; give that size, such as size={tuple(net.preprocess.size)}"
     )
   if tuple(net.model.scales) != (1.0,):
-    raise UserError(f"{net.arch} sees each image at {len(net.model.scales)} scales, which need a size; give one")
+    raise UserError(
+      f"{net.arch} sees each image at {len(net.model.scales)} scales, which need a size; give one"
+    )
 
 
 def _try_place(target: pathlib.Path, *, is_folder: bool) -> None:
   """Raises a UserError where nothing can be written, before anything is converted."""
   if target.is_dir() and (not is_folder or any(target.iterdir())):
-    raise UserError(f"{str(target)!r} is a folder{' with files in it' if is_folder else ''}; give another path")
+    raise UserError(
+      f"{str(target)!r} is a folder{' with files in it' if is_folder else ''}; give another path"
+    )
   if is_folder and target.is_file():
     raise UserError(f"{str(target)!r} is a file; give a folder")
   try:

@@ -1,6 +1,5 @@
 """An exported file against the model that it was made of, on a few images."""
 
-import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -14,48 +13,11 @@ from jaxtyping import Float, UInt8
 from jaxseg.errors import UserError
 from jaxseg.export.program import Program
 from jaxseg.hub import Net
+from jaxseg.hub.comparison import Comparison
 
 _RUNNERS = pathlib.Path(__file__).parent / "runners"
 # Of an open size: odd ones, too.
 _SIZES = ((128, 160), (97, 129), (97, 129))
-# What a file has to give.
-LABELS_EQUAL = 0.999
-PROBABILITIES_WITHIN = 1e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-  """A file and `Net` on the same images.
-
-  Attributes:
-    labels_equal: share of pixels with the same class, the least of all images.
-    largest_difference: of probabilities; None where labels are exported.
-    images: how many.
-    seconds: of the file's runtime for the first image, after the first run.
-    seconds_of_net: of `net` for the same.
-    bytes: of the model file.
-  """
-
-  labels_equal: float
-  largest_difference: float | None
-  images: int
-  seconds: float
-  seconds_of_net: float
-  bytes: int
-
-  @property
-  def agrees(self) -> bool:
-    """Labels are equal in 99.9 % of pixels, and probabilities within 1e-3."""
-    near = self.largest_difference is None or self.largest_difference <= PROBABILITIES_WITHIN
-    return self.labels_equal >= LABELS_EQUAL and near
-
-  def text(self) -> str:
-    """In one line."""
-    difference = self.largest_difference
-    parts = [f"labels equal in {100 * self.labels_equal:.3f} % of pixels of {self.images} images"]
-    if difference is not None:
-      parts.append(f"largest difference of a probability {difference:.1e}")
-    return ", ".join(parts)
 
 
 def pictures(size: tuple[int, int] | None) -> list[UInt8[np.ndarray, "h w 3"]]:
@@ -136,7 +98,9 @@ def run(
 
 def _of_net(net: Net, program: Program, image: UInt8[np.ndarray, "h w 3"]) -> tuple[np.ndarray, float]:
   """What the model gives, and the seconds of its second run."""
-  call = net.predict if program.output == "labels" else lambda image: np.asarray(program.reference(image[None]))[0]
+  call = (
+    net.predict if program.output == "labels" else lambda image: np.asarray(program.reference(image[None]))[0]
+  )
   for _ in range(2):
     start = time.perf_counter()
     result = call(image)

@@ -4,15 +4,14 @@ import contextlib
 import contextvars
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.layers import concat_conv, pyramid
-from jaxseg.ops import atrous, attention, depthwise
+from jaxseg.ops import atrous, attention
 from jaxseg.ops import resize as resize_ops
 from jaxseg.ops.definition import traced_for
 
