@@ -68,7 +68,12 @@ def make(net: Net, *, size: tuple[int, int] | None, batch: int | None, output: O
     with never_scan(), folding.folded(shifts):
       return _run(net, variables, jnp.asarray(image), output)
 
-  reference = jax.jit(lambda image: _run(net, net.variables, image, output))
+  # Weights as arguments: as constants, XLA would fold them for minutes.
+  compiled = jax.jit(lambda variables, image: _run(net, variables, image, output))
+
+  def reference(image):
+    return compiled(net.variables, image)
+
   rows, columns = ("height", "width") if size is None else size
   return Program(net, call, reference, ("batch" if batch is None else batch, rows, columns, 3), output)
 

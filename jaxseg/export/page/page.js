@@ -11,7 +11,7 @@ const status = (text) => { find("status").textContent = text; };
 const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 
 ort.env.wasm.numThreads = 1; // more need headers that plain servers do not send
-ort.env.wasm.wasmPaths = new URL("./onnxruntime-web/", import.meta.url).href;
+ort.env.wasm.wasmPaths = { wasm: new URL("./onnxruntime-web/ort-wasm-simd-threaded.wasm", import.meta.url).href };
 
 let about, session, shown;
 
