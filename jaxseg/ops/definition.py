@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from jax import lax
 
@@ -71,6 +72,15 @@ def traced_for(
   finally:
     _platform.reset(tokens[0])
     _replacements.reset(tokens[1])
+
+
+def repeat(count: int, step: Callable[[Any, Any], Any], state: Any) -> Any:
+  """`lax.fori_loop(0, count, step, state)`; written out under `traced_for`, for formats without loops."""
+  if _platform.get() is None:
+    return lax.fori_loop(0, count, step, state)
+  for i in range(count):
+    state = step(i, state)
+  return state
 
 
 def by_platform(choice: Mapping[str, str], forms: Mapping[str, Callable]) -> Callable:
