@@ -1,6 +1,6 @@
 r"""Renders the page of the CRF from a picture: network output, after the CRF, and the energy by step.
 
-  make docs PICTURE=photo.jpg WEIGHTS=model.safetensors
+  make crf-page PICTURE=photo.jpg WEIGHTS=model.safetensors
   python docs/render.py --picture=photo.jpg --weights=runs/mine --sxy=67 --srgb=3 --w1=4
 
 WEIGHTS is what `jaxseg.from_pretrained` reads. Without it colour clusters on a coarse grid stand
@@ -28,7 +28,7 @@ _CLUSTERS = 5
 def main(argv: list[str]) -> None:
   """Flags, then the page; bad input ends in one sentence and exit code 2."""
   parser = argparse.ArgumentParser(
-    prog="make docs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="make crf-page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--picture", default="", help="JPEG or PNG")
   parser.add_argument("--weights", default="", help="anything jaxseg.from_pretrained reads")
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--size", type=int, default=500, help="longest side to shrink to; default: %(default)s")
   for name, value in vars(Settings()).items():
     parser.add_argument(f"--{name}", type=type(value), default=value, help="default: %(default)s")
-  with exit_on_user_error("make docs"):
+  with exit_on_user_error("make crf-page"):
     flags = parse(parser, argv)
     settings = Settings(**{name: getattr(flags, name) for name in vars(Settings())})
     page = render(
@@ -88,7 +88,7 @@ def read(picture: str, size: int) -> np.ndarray:
   import cv2
 
   if not picture:
-    raise UserError("no picture is named; say which one: make docs PICTURE=photo.jpg")
+    raise UserError("no picture is named; say which one: make crf-page PICTURE=photo.jpg")
   if not pathlib.Path(picture).is_file():
     raise UserError(f"there is no picture {picture!r}; give the path of a JPEG or PNG file")
   if size < 32:

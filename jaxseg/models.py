@@ -355,5 +355,5 @@ def check_image(image) -> None:
       " see jaxseg.types.Preprocess"
     )
   h, w = image.shape[1:3]
-  if min(h, w) < _MIN_SIZE:
+  if h < _MIN_SIZE or w < _MIN_SIZE:  # not `min`: of symbolic sizes it is not known which is less
     raise UserError(f"image is {h}x{w}, but models need at least {_MIN_SIZE} pixels a side; enlarge it")

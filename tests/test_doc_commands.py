@@ -15,7 +15,7 @@ from jaxseg.errors import UserError
 from jaxseg.plan.topology import slice_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("**/*.md")))]
 # On how many devices the commands of a page run, in the page's order; the last holds for the rest.
 DEVICES = {
   "docs/cloud_tpu.md": [8, 32],
@@ -43,6 +43,8 @@ FLAGS = {
   "check-dataset": "config split samples output",
   "prepare-dataset": "config beam_runner beam_options",
   "crf-search": _TARGET + " images rounds grid w1 sxy srgb",
+  "predict": "source output mode crop_size stride scales flip crf probabilities opacity exact",
+  "export": "to output size batch probabilities",
   "list": "",
 }
 

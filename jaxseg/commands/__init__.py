@@ -45,5 +45,6 @@ COMMANDS = {
     "jaxseg.commands.robustness", "scores under 16 corruptions and at other image sizes, with a plot"
   ),
   "compare": Command("jaxseg.commands.compare", "finished runs side by side", changes=False),
+  "export": Command("jaxseg.commands.export", "a file or a page that runs without jaxseg", changes=False),
   "crf-search": Command("jaxseg.commands.crf_search", "the best CRF behind a network, on a validation split"),
 }

@@ -21,6 +21,7 @@ from jaxseg.crf import Settings, mean_field
 from jaxseg.errors import UserError
 from jaxseg.evaluation.inference import label_map
 from jaxseg.evaluation.rule import MODES, InferenceRule
+from jaxseg.hub.comparison import Comparison
 from jaxseg.hub.reading import read_image
 from jaxseg.hub.segmenter import Segmenter, published_size
 from jaxseg.layers.resize import resize_logits
@@ -213,6 +214,36 @@ class Net:
     labelled = (label >= 0) & (label < len(self.classes))
     colours = np.asarray(self.palette)[np.where(labelled, label, 0)]
     return np.where(labelled[..., None], (image.astype(np.uint16) + colours + 1) // 2, image).astype(np.uint8)
+
+  def export(
+    self,
+    path: str | os.PathLike,
+    *,
+    format: str = "stablehlo",
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    output: str = "labels",
+  ) -> Comparison:
+    """Writes a file that runs without jaxseg, after its own runtime ran it on three images.
+
+    It takes uint8 RGB b h w 3 and gives int32 labels b h w, or float32 probabilities b h w k.
+
+    Args:
+      path: the file, or for "web" a folder.
+      format: "stablehlo", "onnx", "litert", or "web" for a page that segments in the browser.
+      size: rows and columns; None leaves batch, rows and columns open where the format can.
+      batch: images at once; None is any number where `size` is None, and one where it is given.
+      output: "labels" or "probabilities".
+
+    Returns:
+      how near the file's results are to this model's, and how fast it is.
+
+    Raises:
+      UserError: what cannot be exported so, a library that is not installed (`jaxseg[export]`), or a
+        place that cannot be written.
+    """
+    export = lazy.load("jaxseg.export").export
+    return export(self, path, format=format, size=size, batch=batch, output=output)
 
   def push_to_hub(self, name: str, *, private: bool = False, revision: str | None = None) -> str:
     """Uploads what `save_pretrained` writes to "org/name" on the Hugging Face hub, which is made if need be.

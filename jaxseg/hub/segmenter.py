@@ -161,14 +161,15 @@ def _predictor(model: nn.Module, preprocess: Preprocess, rule: InferenceRule) ->
   return Predictor(model, rule=rule, preprocess=preprocess)
 
 
-def published_size(image: UInt8[AnyArray, "_ _ 3"], preprocess: Preprocess) -> UInt8[AnyArray, "_ _ 3"]:
-  """The image at the size that the published pipeline resizes it to, where `preprocess` says so."""
-  if preprocess.size is not None and tuple(preprocess.size) != image.shape[:2]:
+def published_size(image: UInt8[AnyArray, "*b _ _ 3"], preprocess: Preprocess) -> UInt8[AnyArray, "*b _ _ 3"]:
+  """Images at the size that the published pipeline resizes them to, where `preprocess` says so."""
+  if preprocess.size is not None and tuple(preprocess.size) != image.shape[-3:-1]:
     # The published pipelines resize the 8-bit picture with Pillow: antialiased, columns first,
     # and rounded to 8 bits after each axis.
     method = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}[preprocess.resize]
     rows, columns = preprocess.size
-    for shape in ((image.shape[0], columns, 3), (rows, columns, 3)):
+    for size in ((image.shape[-3], columns), (rows, columns)):
+      shape = (*image.shape[:-3], *size, 3)
       resized = jax.image.resize(image.astype(jnp.float32), shape, method)
       image = jnp.clip(jnp.floor(resized + 0.5), 0, 255).astype(jnp.uint8)
   return image

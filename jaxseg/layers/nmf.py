@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxseg.errors import UserError
 from jaxseg.layers import spatial
+from jaxseg.ops.definition import repeat
 from jaxseg.types import AnyArray
 
 _EPSILON = 1e-6
@@ -72,7 +73,7 @@ def nmf(
     return coefficients, bases
 
   coefficients = nn.softmax(inv_t * _matmul(x, bases))
-  state = lax.fori_loop(0, steps, step, (coefficients, bases))
+  state = repeat(steps, step, (coefficients, bases))
   if gradient == "one_step":
     state = lax.stop_gradient(state)
   coefficients, bases = state

@@ -48,6 +48,7 @@ def resize(
   return ops.resize(x, size, align_corners=align_corners)
 
 
+@defined_by(ops.resize_sum_reference)
 def resize_sum(
   maps: Sequence[Float[Array, "b _ _ c"]], size: tuple[int, int], *, align_corners: bool = False
 ) -> Float[Array, "b ho wo c"]:

@@ -50,6 +50,8 @@ def shards(height: int, *, reach: int = 0) -> int:
     reach: rows that a device needs of a neighbour: it must have as many.
   """
   parts = axis_size()
+  if parts == 1:  # of a symbolic height nothing can be asked
+    return 1
   return parts if height % parts == 0 and height // parts >= max(reach, 1) else 1
 
 

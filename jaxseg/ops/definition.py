@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from jax import lax
 
@@ -19,6 +20,11 @@ from jax import lax
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
 
 _plain: contextvars.ContextVar[bool] = contextvars.ContextVar("plain_definitions", default=False)
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+_replacements: contextvars.ContextVar[Mapping[Callable, Callable]] = contextvars.ContextVar(
+  "replacements",
+  default={},  # noqa: B039, read only
+)
 
 
 def defined_by(reference: Callable) -> Callable[[Callable], Callable]:
@@ -27,7 +33,8 @@ def defined_by(reference: Callable) -> Callable[[Callable], Callable]:
   def mark(function: Callable) -> Callable:
     @functools.wraps(function)
     def call(*args, **kwargs):
-      return (reference if _plain.get() else function)(*args, **kwargs)
+      form = reference if _plain.get() else _replacements.get().get(reference, function)
+      return form(*args, **kwargs)
 
     return call
 
@@ -47,6 +54,35 @@ def plain_definitions() -> Iterator[None]:
     _plain.reset(token)
 
 
+@contextlib.contextmanager
+def traced_for(
+  platform: str | None = None, *, replacements: Mapping[Callable, Callable] | None = None
+) -> Iterator[None]:
+  """Traces what `by_platform` chooses for one platform alone, and given forms of marked functions.
+
+  For programs that leave JAX, whose formats have no choice by platform.
+
+  Args:
+    platform: of `PLATFORMS`; None leaves the choice in the program.
+    replacements: the definition that `defined_by` names → what to call in place of its fast form.
+  """
+  tokens = _platform.set(platform), _replacements.set(dict(replacements or {}))
+  try:
+    yield
+  finally:
+    _platform.reset(tokens[0])
+    _replacements.reset(tokens[1])
+
+
+def repeat(count: int, step: Callable[[Any, Any], Any], state: Any) -> Any:
+  """`lax.fori_loop(0, count, step, state)`; written out under `traced_for`, for formats without loops."""
+  if _platform.get() is None:
+    return lax.fori_loop(0, count, step, state)
+  for i in range(count):
+    state = step(i, state)
+  return state
+
+
 def by_platform(choice: Mapping[str, str], forms: Mapping[str, Callable]) -> Callable:
   """A function whose form is the one of the platform that its program is lowered for.
 
@@ -54,6 +90,8 @@ def by_platform(choice: Mapping[str, str], forms: Mapping[str, Callable]) -> Cal
     choice: platform, of `PLATFORMS`, → name of the form.
     forms: name → function. Platforms that share a form share its trace.
   """
+  if _platform.get() is not None:
+    return forms[choice[_platform.get()]]
   default = choice["cuda"]
   others = {platform: forms[form] for platform, form in choice.items() if form != default}
   if not others:

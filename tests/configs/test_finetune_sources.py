@@ -4,7 +4,6 @@ Published layouts by their parity cases and real files; every family also from a
 `save_pretrained`, and from encoders alone.
 """
 
-import json
 import math
 
 import numpy as np
@@ -13,13 +12,12 @@ import pytest
 import jaxseg
 from jaxseg.train import loop
 from jaxseg.train.metrics import read_metrics
+from tests import parity_cases
 from tests.configs.test_configs import load
 from tests.configs.test_finetune import make_folder
-from tests.conftest import SHARED
 from tests.hub.small import TINY, init
-from tests.pretrained import parity
 
-PARITY = sorted(path.stem for path in SHARED.glob("parity/*.json") if not path.stem.startswith("train-"))
+PARITY = [name for name in parity_cases.CASES if not name.startswith("train-")]
 FILES = ("cgnet/cityscapes_m3n21_trainset.npz", "deeplabv3_mnv2/deeplabv3_257_mv_gpu.npz")
 SMALL_MSCAN = dict(dims=(8, 8, 16, 16), depths=(1, 1, 1, 1))
 SMALL_MIT = dict(dims=(8, 16, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
@@ -49,12 +47,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", [*PARITY, *FILES])
-def test_the_config_is_made_from_every_published_layout(shared, folder, tmp_path, case):
+def test_the_config_is_made_from_every_published_layout(request, folder, tmp_path, case):
   """What ended in a KeyError; the three steps of the full-size models are slow."""
-  source = shared / "weights" / case
   if case in PARITY:
     source = tmp_path / "x.npz"
-    np.savez(source, **parity.recipe(shared).load(shared / "parity" / case)[0])
+    np.savez(source, **parity_cases.load(case)[0])
+  else:
+    source = request.getfixturevalue("shared") / "weights" / case
   arch = jaxseg.from_pretrained(source).arch
   config = load(f"finetune:{arch}", f"init_from={source}", f"data.dir={folder}")
   assert config.model.arch == arch and config.data.classes == ("class0", "class1", "class2")
@@ -72,11 +71,11 @@ def three_steps(system: str, source, folder, tmp_path) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("case", PARITY)
-def test_from_a_published_layout(shared, folder, tmp_path, case):
-  state, *_ = parity.recipe(shared).load(shared / "parity" / case)
+def test_from_a_published_layout(folder, tmp_path, case):
+  state, *_ = parity_cases.load(case)
   np.savez(tmp_path / "x.npz", **state)
   three_steps(
-    json.loads((shared / "parity" / f"{case}.json").read_text())["model"].split("-")[1],
+    parity_cases.describe(case)["model"].split("-")[1],
     tmp_path / "x.npz",
     folder,
     tmp_path,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxseg import config as config_lib
 from jaxseg import data
 from jaxseg.train import make_schedule, parameter_groups
+from tests import parity_cases
 from tests.configs.test_configs import load
 
 # The recipe's model → our config of it.
@@ -19,8 +20,8 @@ OURS = {
 }
 
 
-def test_rates_and_decays_of_every_parameter(shared):
-  files = sorted((shared / "parity" / "recipes").glob("mmseg1-*.json"))
+def test_rates_and_decays_of_every_parameter():
+  files = sorted((parity_cases.FOLDER / "recipes").glob("mmseg1-*.json"))
   assert {path.stem.removeprefix("mmseg1-") for path in files} == set(OURS)
   image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
   for path in files:

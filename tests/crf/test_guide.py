@@ -1,4 +1,4 @@
-"""The guide's Python runs, and the page that `make docs` renders holds what it promises."""
+"""The guide's Python runs, and the page that `make crf-page` renders holds what it promises."""
 
 import pathlib
 import re
@@ -43,7 +43,7 @@ def test_page_of_a_drawn_scene(render, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("words", "sentence"),
   [
-    ([], "no picture is named; say which one: make docs PICTURE=photo.jpg"),
+    ([], "no picture is named; say which one: make crf-page PICTURE=photo.jpg"),
     (["--picture="], "no picture is named"),
     (["--picture=none.jpg"], "there is no picture 'none.jpg'"),
     (["--picture=docs/crf.md"], "cannot be read as a picture"),

@@ -8,15 +8,16 @@ import torch
 
 import jaxseg
 from jaxseg.pretrained import cgnet
-from tests.pretrained.parity import check_close, check_round_trip, recipe, run
+from tests import parity_cases
+from tests.pretrained.parity import check_close, check_round_trip, run
 
 _FRAMES = ("camvid_val_0016E5_07959", "camvid_val_0016E5_08059", "camvid_val_0016E5_08159")
 
 
 @pytest.fixture(scope="module")
-def parity(shared):
+def parity():
   """(state dict, images, reference outputs) of the mmseg case."""
-  return recipe(shared).load(shared / "parity" / "mmseg-cgnet_m3n21-97x129")
+  return parity_cases.load("mmseg-cgnet_m3n21-97x129")
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,19 @@ import pytest
 
 import jaxseg
 from jaxseg.pretrained import deeplab, keymap, resnet, tree, vgg
-from tests import filled
-from tests.pretrained.parity import check_close, check_round_trip, recipe
+from tests import filled, parity_cases
+from tests.pretrained.parity import check_close, check_round_trip
 
 
-def _load(shared, tmp_path, case):
-  state, images, reference = recipe(shared).load(shared / "parity" / case)
+def _load(tmp_path, case):
+  state, images, reference = parity_cases.load(case)
   np.savez(tmp_path / "x.npz", **state)
   return state, images, reference, jaxseg.from_pretrained(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("system", ["deeplabv3_resnet50", "deeplabv3plus_resnet50"])
-def test_mmseg_parity(shared, tmp_path, system):
-  state, images, reference, net = _load(shared, tmp_path, f"mmseg-{system}-65x97")
+def test_mmseg_parity(tmp_path, system):
+  state, images, reference, net = _load(tmp_path, f"mmseg-{system}-65x97")
   assert (net.arch, net.layout, net.fields["num_classes"]) == (system, "mmseg", 21)
   assert {"encoder.output_stride", "decoder.rates", "preprocess"} <= set(net.assumed)
 
@@ -37,9 +37,9 @@ def test_mmseg_parity(shared, tmp_path, system):
   check_round_trip(jaxseg.to_torch(net), state)
 
 
-def test_kazuto1011_parity(shared, tmp_path):
+def test_kazuto1011_parity(tmp_path):
   """One scale, and the maximum over three, whose pixels lie 1 / scale apart exactly."""
-  state, images, reference, net = _load(shared, tmp_path, "kazuto1011-deeplabv2_resnet101-97x129")
+  state, images, reference, net = _load(tmp_path, "kazuto1011-deeplabv2_resnet101-97x129")
   assert (net.arch, net.layout, net.model.scales) == ("deeplabv2_resnet101", "kazuto1011", (1.0, 0.75, 0.5))
   assert net.preprocess.channel_order == "bgr" and net.preprocess.mean == (122.675, 116.669, 104.008)
   single = net.model.clone(scales=(1.0,))

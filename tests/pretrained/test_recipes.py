@@ -5,7 +5,6 @@ the field's words; a word that this reader does not know is an error, not a sile
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +14,10 @@ import pytest
 
 import jaxseg
 from jaxseg.train import create_state, make_loss, make_optimizer, make_step
-from tests.conftest import SHARED
+from tests import parity_cases
 from tests.pretrained import parity
 
-CASES = sorted(path.stem for path in SHARED.glob("parity/train-*.json")) or ["train-mmseg-segnext_tiny"]
+CASES = [name for name in parity_cases.CASES if name.startswith("train-")]
 # In words for a reader, and said by other fields too.
 _PROSE = {"decay_mask", "warmup", "note"}
 
@@ -70,9 +69,9 @@ def _without_noise(fields: Mapping[str, Any], module: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_ten_steps(shared, tmp_path, case):
-  state_dict, images, reference = parity.recipe(shared).load(shared / "parity" / case)
-  meta = json.loads((shared / "parity" / f"{case}.json").read_text())
+def test_ten_steps(tmp_path, case):
+  state_dict, images, reference = parity_cases.load(case)
+  meta = parity_cases.describe(case)
   np.savez(tmp_path / "x.npz", **state_dict)
   net = jaxseg.from_pretrained(tmp_path / "x.npz")
   parts = [part for part in ("encoder", "decoder", "aux_decoder") if getattr(net.model, part) is not None]
@@ -102,6 +101,6 @@ def test_ten_steps(shared, tmp_path, case):
     assert np.abs(back[name] - value).max() <= 2e-3 * np.abs(value).max(), name
 
   # In evaluation mode, after the last step.
-  final = reference["final_logits"]
-  logits = np.asarray(parity.output(net, images)["logits"])
+  final = reference["final_logits"].values
+  logits = reference["final_logits"].of(parity.output(net, images)["logits"])
   assert np.abs(logits - final).max() <= 2e-2 * np.abs(final).max()

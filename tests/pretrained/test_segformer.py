@@ -12,6 +12,7 @@ import transformers
 import jaxseg
 from jaxseg.pretrained import segformer
 from jaxseg.types import Preprocess
+from tests import parity_cases
 from tests.pretrained import parity
 
 
@@ -37,8 +38,8 @@ def _load(state, tmp_path):
     ),
   ],
 )
-def test_parity(shared, tmp_path, case, fields):
-  state, images, reference = parity.recipe(shared).load(shared / "parity" / case)
+def test_parity(tmp_path, case, fields):
+  state, images, reference = parity_cases.load(case)
   net = _load(state, tmp_path)
   assert (net.arch, net.layout, dict(net.fields)) == ("segformer_b0", case.split("-")[0], fields)
   logits, features = parity.run(net, images)

@@ -9,13 +9,14 @@ import numpy as np
 from jaxseg import models
 from jaxseg.pretrained import layouts_of
 from jaxseg.train import make_schedule, parameter_groups
+from tests import parity_cases
 
 # mmcv's custom_keys of the SegFormer and SegNeXt configs, longest first, first hit wins.
 CUSTOM_KEYS = (("pos_block", 1.0, 0.0), ("head", 10.0, 1.0), ("norm", 1.0, 0.0))
 
 
-def recipes(shared):
-  files = sorted((shared / "parity" / "recipes").glob("mmseg1-*.json"))
+def recipes():
+  files = sorted((parity_cases.FOLDER / "recipes").glob("mmseg1-*.json"))
   assert files
   return [json.loads(path.read_text()) for path in files]
 
@@ -54,8 +55,8 @@ def parameters(recipe):
   return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)["params"]
 
 
-def test_every_parameter_has_its_rate_and_decay(shared):
-  for recipe in recipes(shared):
+def test_every_parameter_has_its_rate_and_decay():
+  for recipe in recipes():
     config = settings(recipe)
     groups = parameter_groups(config, parameters(recipe)).values()
     # Some published tensors hold several of ours (packed projections).
@@ -66,8 +67,8 @@ def test_every_parameter_has_its_rate_and_decay(shared):
       assert ours == (expected["lr_mult"], expected["weight_decay"]), (recipe["model"], group.name)
 
 
-def test_learning_rates_are_those_of_mmengine(shared):
-  for recipe in recipes(shared):
+def test_learning_rates_are_those_of_mmengine():
+  for recipe in recipes():
     config = settings(recipe)
     expected = {int(step): rate for step, rate in recipe["lr_of_a_parameter_with_lr_mult_1"].items()}
     rate = make_schedule(config["schedule"], config["learning_rate"])

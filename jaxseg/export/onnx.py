@@ -1,0 +1,36 @@
+"""ONNX through jax2onnx."""
+
+import pathlib
+
+import jax
+from jax.extend.core import jaxpr_as_fun
+
+from jaxseg import lazy
+from jaxseg.export import forms
+from jaxseg.export.program import Program
+
+RUNNER = "run_onnx.py"
+# Of ONNX Runtime on the web and on phones, too.
+OPSET = 21
+
+
+def write(program: Program, path: pathlib.Path) -> pathlib.Path:
+  """Writes one .onnx file with its weights; its input is "image", its output "labels" or "probabilities"."""
+  jax2onnx = lazy.load("jax2onnx")
+  spec = program.spec()
+  # jax2onnx replaces functions of JAX and Flax while it traces, with fewer arguments and no open sizes in
+  # places; of a traced program it sees primitives alone.
+  with forms.exported("cuda"):  # library convolutions, as runtimes have them
+    traced = jax.make_jaxpr(program.call)(spec)
+  jax2onnx.to_onnx(
+    lambda image: jaxpr_as_fun(traced)(image)[0],
+    [spec],
+    model_name=program.net.arch,
+    opset=OPSET,
+    input_names=["image"],
+    output_names=[program.output],
+    return_mode="file",
+    output_path=str(path),
+    export_mode="web",  # one file
+  )
+  return path

@@ -1,0 +1,90 @@
+"""What is exported: uint8 images → labels or probabilities, and its arguments' shapes."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Array, UInt8
+
+from jaxseg.evaluation.inference import label_map
+from jaxseg.export import folding, forms
+from jaxseg.hub import Net
+from jaxseg.hub.segmenter import published_size
+from jaxseg.layers.resize import resize_logits
+from jaxseg.layers.stage import never_scan
+from jaxseg.models import align_corners_of
+from jaxseg.types import AnyArray
+
+Output = Literal["labels", "probabilities"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A function of images, ready to be traced.
+
+  Attributes:
+    net: the model with its own weights.
+    call: uint8 b h w 3 → labels int32 b h w, or probabilities float32 b h w k.
+    reference: the same of the model as it is, compiled for each size.
+    shape: (batch, rows, columns, 3); a name stands for an open size.
+    output: what it gives.
+  """
+
+  net: Net
+  call: Callable[[UInt8[AnyArray, "b h w 3"]], Array]
+  reference: Callable[[UInt8[AnyArray, "b h w 3"]], Array]
+  shape: tuple[int | str, ...]
+  output: Output
+
+  @property
+  def symbolic(self) -> bool:
+    """Whether a size is open."""
+    return any(isinstance(n, str) for n in self.shape)
+
+  def spec(self) -> jax.ShapeDtypeStruct:
+    """The image as tracing wants it."""
+    text = ", ".join(map(str, self.shape))
+    bounds = {"batch": 1, "height": 32, "width": 32}
+    constraints = [f"{name} >= {least}" for name, least in bounds.items() if name in self.shape]
+    return jax.ShapeDtypeStruct(export.symbolic_shape(text, constraints=constraints), np.uint8)
+
+
+def make(net: Net, *, size: tuple[int, int] | None, batch: int | None, output: Output) -> Program:
+  """The program of a model, its BatchNorms folded.
+
+  Args:
+    net: a segmentation model.
+    size: rows and columns; None leaves them open.
+    batch: None leaves it open.
+    output: what it gives.
+  """
+  variables, shifts = folding.fold(net.model, net.variables)
+
+  def call(image):
+    with never_scan(), folding.folded(shifts):
+      return _run(net, variables, jnp.asarray(image), output)
+
+  # Weights as arguments: as constants, XLA would fold them for minutes.
+  compiled = jax.jit(lambda variables, image: _run(net, variables, image, output))
+
+  def reference(image):
+    return compiled(net.variables, image)
+
+  rows, columns = ("height", "width") if size is None else size
+  return Program(net, call, reference, ("batch" if batch is None else batch, rows, columns, 3), output)
+
+
+def _run(net: Net, variables: Mapping[str, Any], image: Array, output: Output) -> Array:
+  size, corners = image.shape[1:3], align_corners_of(net.model)
+  pixels = net.preprocess(published_size(image, net.preprocess))
+  outputs = net.model.apply(variables, pixels, train=False)
+  if output == "labels" and forms.by_strips():
+    return label_map(outputs, size, align_corners=corners)
+  logits = resize_logits(outputs["logits"], size, align_corners=corners)
+  if output == "labels":
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  return jax.nn.softmax(logits, axis=-1)

@@ -1,0 +1,21 @@
+"""StableHLO through `jax.export`: versioned, for every platform, loaded by JAX alone."""
+
+import contextlib
+import pathlib
+
+import jax
+from jax import export
+
+from jaxseg.export import forms
+from jaxseg.export.program import Program
+
+RUNNER = "run_stablehlo.py"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def write(program: Program, path: pathlib.Path) -> pathlib.Path:
+  """Writes the serialised program; `jax.export.deserialize(bytes).call(image)` runs it."""
+  with forms.exported() if program.symbolic else contextlib.nullcontext():
+    exported = export.export(jax.jit(program.call), platforms=PLATFORMS)(program.spec())
+  path.write_bytes(exported.serialize())
+  return path
