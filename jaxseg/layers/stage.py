@@ -1,4 +1,6 @@
-"""The blocks of a stage, one after the other: each a program of its own, or equal ones as one loop.
+"""A stage of an encoder: what comes before its blocks, and the blocks one after the other.
+
+Each block is a program of its own, or equal ones are one loop.
 
 XLA compiles every block of a stage anew, 25 to 50 s each for an MSCAN block's training step on TPU. Equal
 blocks can be one `lax.scan` over their stacked parameters, which is compiled once. What a scan keeps for
@@ -9,7 +11,7 @@ image so, and 1.77 without. With rematerialisation a block keeps its input only.
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -18,12 +20,62 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxseg.layers import spatial
+
 Scan = Literal["auto", "on", "off"]
 
 # From so many equal blocks on, "auto" makes a loop of them, if they rematerialise.
 _DEEP = 6
 _STATISTICS = "batch_stats"
 _never: contextvars.ContextVar[bool] = contextvars.ContextVar("never_scan", default=False)
+
+
+class Stage(nn.Module, kw_only=True):
+  """What the stages of MSCAN, MiT and CGNet share; each adds what lies before its blocks and after them.
+
+  Where the rows of an image are spread over devices, a stage runs split as a whole or not at all.
+
+  Attributes:
+    block: makes a block, given `name` and, where there are any, `drop_path_rate`.
+    num_blocks: how many.
+    drop_path_rates: one for each block; () for blocks that have none.
+    first: number of the first block, in its name.
+    strides: of the stage's own embedding.
+    reach: rows of a neighbour that a block reads.
+    multiple: of which a device's rows must be one.
+    remat: compute a block's intermediates again in the backward pass.
+    scan: see `run_blocks`.
+  """
+
+  block: Callable[..., nn.Module]
+  num_blocks: int
+  drop_path_rates: tuple[float, ...] = ()
+  first: int = 0
+  strides: int = 2
+  reach: int = 1
+  multiple: int = 1
+  remat: bool = False
+  scan: Scan = "auto"
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Any:
+    with spatial.stage(-(-x.shape[1] // self.strides), reach=self.reach, multiple=self.multiple):
+      embedded = self.embed(spatial.split(x), train=train)
+      rates = [dict(drop_path_rate=rate) for rate in self.drop_path_rates] or [{}] * self.num_blocks
+      blocks = [self.block(**rate, name=f"block{self.first + i}") for i, rate in enumerate(rates)]
+      y = run_blocks(blocks, embedded, train=train, remat=self.remat, scan=self.scan)
+      return jax.tree.map(spatial.split, self.finish(embedded, y))
+
+  def embed(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo d"]:
+    """The map that the first block takes."""
+    del train
+    return x
+
+  def finish(self, embedded: Float[Array, "b h w d"], y: Float[Array, "b h w d"]) -> Any:
+    """The stage's result, from what the first block took and what the last gave."""
+    del embedded
+    return y
 
 
 def run_blocks(
