@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.ops.definition import PLATFORMS, by_platform, defined_by
+from jaxseg.ops.definition import defined_by, formed
 
 Pair = tuple[int, int]
 Form = Literal["lax", "taps", "banded"]
@@ -70,14 +70,14 @@ def depthwise_conv(
     dilation: distance of the taps.
   """
   window = Window(tuple(strides), tuple(map(tuple, padding)), tuple(dilation))
-  return _by_platform(x, kernel, window)
+  return _run(x, kernel, window)
 
 
 def depthwise_conv_as(
   form: Form, x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw 1 c"], window: Window
 ) -> Float[Array, "b ho wo c"]:
   """One form on any platform, with its own derivative."""
-  return _one_form(x, kernel, window, form)
+  return _run(x, kernel, window, form)
 
 
 # --- lax: XLA's own grouped convolution ---
@@ -241,34 +241,6 @@ FORMS: dict[Form, tuple[Callable, Callable]] = {
 }
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _one_form(x, kernel, window, form):
-  return FORMS[form][0](x, kernel, window)
-
-
-_one_form.defvjp(
-  lambda x, kernel, window, form: (_one_form(x, kernel, window, form), (x, kernel)),
-  lambda window, form, kept, dy: FORMS[form][1](*kept, dy, window),
-)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _by_platform(x, kernel, window):
-  return _choose(0, x, kernel, window)(x, kernel)
-
-
-_by_platform.defvjp(
-  lambda x, kernel, window: (_by_platform(x, kernel, window), (x, kernel)),
-  lambda window, kept, dy: _choose(1, *kept, window)(*kept, dy),
-)
-
-
-def _choose(which: int, x, kernel, window: Window) -> Callable:
-  """The value's (0) or the gradients' (1) form, chosen when the program is lowered for a platform."""
-  forms = {p: choose_form(p, x.dtype, x.shape, kernel.shape[:2], window) for p in PLATFORMS}
-  return by_platform(forms, {form: partial(FORMS[form][which], window=window) for form in forms.values()})
-
-
 # A strip from this length on is a matrix product on a TPU.
 _TPU_BANDED = 7
 
@@ -287,3 +259,9 @@ def choose_form(
   if platform == "tpu" and strip and max(kernel_size) >= _TPU_BANDED:
     return "banded"
   return "lax"
+
+
+_run = formed(
+  FORMS,
+  lambda platform, x, kernel, window: choose_form(platform, x.dtype, x.shape, kernel.shape[:2], window),
+)
