@@ -149,6 +149,8 @@ class MiT(CheckedModule):
     position_size: image size (rows, columns) for which the embeddings are learned.
     remat: compute a block's intermediates again in the backward pass: memory for time.
     scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
+    images_at_once: of a device's images that go through a stage together, whose intermediates are computed
+      again in the backward pass; 0 takes all and keeps them. One at a time is for TPUs.
   """
 
   dims: tuple[int, int, int, int] = (32, 64, 160, 256)
@@ -163,6 +165,7 @@ class MiT(CheckedModule):
   position_size: tuple[int, int] = (224, 224)
   remat: bool = False
   scan: Scan = "auto"
+  images_at_once: int = 0
   dtype: Any = None
 
   @property
@@ -190,7 +193,7 @@ class MiT(CheckedModule):
         dtype=self.dtype,
       )
       rows, columns = (max(size >> (i + 2), 1) for size in self.position_size)
-      x = features[f"stage{i + 1}"] = Stage(
+      part = Stage(
         dim=dim,
         block=block,
         num_blocks=self.depths[i],
@@ -205,7 +208,8 @@ class MiT(CheckedModule):
         scan=self.scan,
         dtype=self.dtype,
         name=f"stage{i + 1}",
-      )(x, train=train)
+      )
+      x = features[f"stage{i + 1}"] = stage.by_images(part, x, train=train, images=self.images_at_once)
     return features
 
 

@@ -18,9 +18,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxseg.layers import spatial
+from jaxseg.layers.upsampled import batch_shards
+from jaxseg.sharding import BATCH_AXES
 
 Scan = Literal["auto", "on", "off"]
 
@@ -104,6 +107,48 @@ def run_blocks(
       call = functools.partial(_call, train=train)
       x = (nn.remat(call) if remat else call)(run[0], x)
   return x
+
+
+def by_images(module: nn.Module, x: Float[Array, "b h w c"], *, train: bool, images: int) -> Any:
+  """`module(x, train=train)`, so many of a device's images at a time; it keeps `x` alone for the derivative.
+
+  What a module makes of one image stays in a TPU's vector memory, where the maps of a whole batch go
+  through its main memory at every step. The price is a second forward pass in the derivative.
+
+  Args:
+    module: submodule of the calling one, `(x, *, train) → map or maps`, in which no image sees another: a
+      BatchNorm in training would.
+    x: the batch. Where `images` does not divide a device's share it is taken whole.
+    train: handed on.
+    images: at a time on each device; 0 takes all.
+  """
+  at_once = images * batch_shards()
+  count = x.shape[0] // at_once if at_once and x.shape[0] % at_once == 0 else 1
+  if count == 1 or _never.get() or not _is_ready(module):
+    return module(x, train=train)
+  variables, alone = dict(module.variables), module.clone(parent=None, name=None)
+  key = module.make_rng("dropout") if module.has_rng("dropout") else None
+
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def run(variables, x, number):
+    rngs = None if key is None else {"dropout": jax.random.fold_in(key, number)}
+    return alone.apply(variables, x, train=train, rngs=rngs)
+
+  def step(_, part):
+    return None, run(variables, *part)
+
+  # Part i is every count-th image from i on, so that each device has images of its own in each part.
+  parts = jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
+  _, found = lax.scan(step, None, (_on_devices(parts), jnp.arange(count)))
+  return jax.tree.map(lambda y: jnp.moveaxis(_on_devices(y), 0, 1).reshape(-1, *y.shape[2:]), found)
+
+
+def _on_devices(parts: Float[Array, "n b h w c"]) -> Float[Array, "n b h w c"]:
+  """The images of each part spread over the devices as those of a batch are."""
+  if not set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
+    return parts
+  rest = (PartitionSpec.UNCONSTRAINED,) * (parts.ndim - 2)
+  return lax.with_sharding_constraint(parts, PartitionSpec(None, BATCH_AXES, *rest))
 
 
 @contextlib.contextmanager
