@@ -3,7 +3,7 @@
 XLA:CPU runs `lax.conv_general_dilated` with one channel a group tens of times slower than
 the same sum written tap by tap, and the automatic derivative of that sum is a pad and an add over the whole
 image for each tap. On TPU the taps keep the vector unit busy 5 to 15 times as long as XLA's own
-convolution, and a long strip is faster still as a product with a banded matrix, on the matrix unit.
+convolution; a strip can also be a product with a banded matrix, on the matrix unit.
 So there are three forms, each of the value and of both gradients, and a table of choices at the end.
 """
 
@@ -241,24 +241,17 @@ FORMS: dict[Form, tuple[Callable, Callable]] = {
 }
 
 
-# A strip from this length on is a matrix product on a TPU.
-_TPU_BANDED = 7
-
-
 def choose_form(
   platform: str, dtype: jnp.dtype, shape: Sequence[int], kernel_size: Pair, window: Window
 ) -> Form:
   """The table: which form for a platform ("cpu", "tpu", "cuda", "rocm"), a dtype and shapes.
 
-  TPU: by estimated cycles of the v5e compiler for a few shapes, not measured again here. GPU: not measured.
+  TPU: XLA's own, by the v5e compiler (benchmarks/results/tpu_v5e_aot.md). One long strip alone has fewer
+  cycles as a product with a band matrix, but not the strips of an MSCA unit, each of which wants the map
+  in another layout. GPU: not measured.
   """
-  del dtype, shape
-  if platform == "cpu":
-    return "taps"
-  strip = 1 in kernel_size and window.strides == (1, 1)
-  if platform == "tpu" and strip and max(kernel_size) >= _TPU_BANDED:
-    return "banded"
-  return "lax"
+  del dtype, shape, kernel_size, window
+  return "taps" if platform == "cpu" else "lax"
 
 
 _run = formed(

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxseg
-from jaxseg.models import SYSTEMS
 
 
 def init(model, *inputs):
@@ -52,7 +51,7 @@ CANCELLED = (
   r"(.*/)?(stem_conv|embed_conv)/bias",
   r"project_stage\d/bias",
 )
-# Of the largest gradient of the whole tree: float32's rounding leaves a thousandth of this in a cancelled one.
+# Of the largest gradient of the whole tree.
 NOISE = 1e-5
 
 

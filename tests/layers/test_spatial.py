@@ -141,7 +141,7 @@ def check_stages(height, first_whole):
   for i, feature in enumerate(two[1].values(), start=1):
     rows = feature.sharding.shard_shape(feature.shape)[1]
     split = first_whole is None or f"stage{i}" < first_whole
-    assert rows == feature.shape[1] // (2 if split else 1), (height, i, rows)
+    assert rows == feature.shape[1] // (2 if split else 1), (height, i, rows, feature.shape)
   print(height, first_whole, flush=True)
 
 
