@@ -7,6 +7,9 @@ Each measurement is a process of its own, ours and theirs in turn, and its resul
 measurement that failed is a line with its reason, and is tried again with `--retry`. Every call ends by
 writing `OUTPUT/DEVICE.md` and `OUTPUT/DEVICE.png` from all lines. Without `--peers` only ours is measured.
 
+`--what=forms` times every form of `jaxseg.ops` at the models' shapes, which is what the choice tables of
+the operations are set by (`accelerator_forms.py`).
+
 What is measured: training steps and inference (uint8 image in, label map out) in bfloat16: images/s over
 steps that are dispatched one after the other, peak memory, seconds to compile; and the CRF. PyTorch runs with
 autocast to bfloat16 and channels_last, eager and compiled.
@@ -21,6 +24,8 @@ import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+
+import accelerator_forms
 
 HERE = pathlib.Path(__file__).resolve().parent
 # Model → (rows, columns, batch) of a training step; CGNet's crop is its paper's.
@@ -42,7 +47,7 @@ def main() -> None:
   parser.add_argument("--output", type=pathlib.Path, default=HERE / "results")
   parser.add_argument("--peers", type=pathlib.Path, help="folder of the PyTorch models (refmodels.py)")
   parser.add_argument("--peer_python", default=sys.executable, help="interpreter that has them")
-  parser.add_argument("--what", default="models,crf", help="parts to measure, default %(default)s")
+  parser.add_argument("--what", default="models,forms,crf", help="parts to measure, default %(default)s")
   parser.add_argument("--models", default=",".join(MODELS), help="default: %(default)s")
   parser.add_argument("--tiny", action="store_true", help="small shapes and two runs, to try the script")
   parser.add_argument("--retry", action="store_true", help="measure again what failed")
@@ -89,6 +94,8 @@ def cases(flags: argparse.Namespace) -> list[Case]:
       for mode, size in (("train", batch), ("infer", 1), ("infer", batch)):
         shape = dict(rows=rows, columns=columns, batch=size, runs=runs)
         found += [dict(kind="model", model=name, mode=mode, who=peer, **shape) for peer in who]
+  if "forms" in flags.what.split(","):
+    found += [dict(case, who="jaxseg") for case in accelerator_forms.cases(tiny=flags.tiny, runs=runs)]
   if "crf" in flags.what.split(","):
     rows, columns = (24, 32) if flags.tiny else (375, 500)
     found.append(dict(kind="crf", who="jaxseg", rows=rows, columns=columns, runs=min(runs, 5)))
@@ -97,7 +104,7 @@ def cases(flags: argparse.Namespace) -> list[Case]:
 
 def key(case: Case) -> str:
   """What tells one measurement from another; results have further values."""
-  names = ("kind", "model", "mode", "rows", "columns", "batch", "who")
+  names = ("kind", "model", "operation", "shape", "mode", "rows", "columns", "batch", "who")
   return " ".join(str(case[name]) for name in names if name in case)
 
 
@@ -156,6 +163,8 @@ def measure(case: Case) -> Case:
     return {"device": device.device_kind, "jax": jax.__version__}
   if case["kind"] == "crf":
     result = measure_crf(case)
+  elif case["kind"] == "forms":
+    result = accelerator_forms.measure(case)
   else:
     result = measure_model(case)
   peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
@@ -281,6 +290,9 @@ def report(device: str, results: Sequence[Case], output: pathlib.Path, command: 
         lines.append(
           f"{head} {r['images_per_second']:.1f} | {r['ms']:.2f} | {peak} | {r['compile_seconds']:.0f} |"
         )
+  forms = [r for r in results if r["kind"] == "forms"]
+  if forms:
+    lines += ["", "## Forms of the operations, bfloat16", "", *accelerator_forms.table(forms)]
   for r in (r for r in results if r["kind"] == "crf"):
     took = f"{r['ms']:.1f} ms" if "ms" in r else f"failed: {r['failed']}"
     lines += ["", f"CRF, lattice, {r['rows']}x{r['columns']}x21, ten steps: {took}"]

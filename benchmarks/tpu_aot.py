@@ -11,6 +11,7 @@ maps of ours instead.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import sys
@@ -28,6 +29,7 @@ def main() -> None:
   parser.add_argument("--classes", type=int, default=150)
   parser.add_argument("--topology", default="v5e:1x1")
   parser.add_argument("--peer", choices=("", "keras_hub"), default="")
+  parser.add_argument("--encoder", default="{}", metavar="JSON", help='fields of ours: {"images_at_once": 1}')
   parser.add_argument("--infer", action="store_true")
   parser.add_argument("--top", type=int, default=0)
   parser.add_argument("--dump", default="", metavar="FILE", help="write the optimised program there")
@@ -45,9 +47,9 @@ def main() -> None:
   if flags.peer:
     lower = keras_step(flags.model, shape, flags.classes, device)
   elif flags.infer:
-    lower = our_inference(flags.model, shape, flags.classes, device)
+    lower = our_inference(flags.model, json.loads(flags.encoder), shape, flags.classes, device)
   else:
-    lower = our_step(flags.model, shape, flags.classes, device)
+    lower = our_step(flags.model, json.loads(flags.encoder), shape, flags.classes, device)
   done = attempt(lambda _: lower(), flags.batch, memory=topology.memory, dump=flags.dump, top=flags.top)
   name = f"{flags.peer or 'jaxseg'} {flags.model} {'inference' if flags.infer else 'training step'}"
   print(f"{name}, {flags.size}, batch {flags.batch}, {flags.topology}: compiled in {done.seconds:.0f} s")
@@ -67,16 +69,22 @@ def main() -> None:
     )
 
 
-def our_step(name, shape, classes, device):
+def our_model(name, encoder, classes):
+  """A published system in bfloat16, with some fields of its encoder changed."""
+  import jaxseg
+
+  fields = dict(encoder=dict(encoder, dtype="bfloat16"), decoder=dict(dtype="bfloat16"))
+  return jaxseg.create_model(name, num_classes=classes, **fields)
+
+
+def our_step(name, encoder, shape, classes, device):
   """train.py's step, AdamW, bfloat16."""
   import jax
   import jax.numpy as jnp
 
-  import jaxseg
   from jaxseg.train import create_state, make_loss, make_optimizer, make_step
 
-  parts = ("encoder", "decoder")
-  model = jaxseg.create_model(name, num_classes=classes, **{part: dict(dtype="bfloat16") for part in parts})
+  model = our_model(name, encoder, classes)
   weights = {"logits": 1.0} | ({} if model.aux_decoder is None else {"aux_logits": 0.4})
 
   def state():
@@ -97,15 +105,14 @@ def our_step(name, shape, classes, device):
   return lambda: compiled.lower(shapes, batch, random)
 
 
-def our_inference(name, shape, classes, device):
+def our_inference(name, encoder, shape, classes, device):
   """uint8 images → label maps, bfloat16, as evaluation and `predict` make them."""
   import jax
   import jax.numpy as jnp
 
   import jaxseg
 
-  parts = ("encoder", "decoder")
-  model = jaxseg.create_model(name, num_classes=classes, **{part: dict(dtype="bfloat16") for part in parts})
+  model = our_model(name, encoder, classes)
   variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
 
   def predict(variables, image):

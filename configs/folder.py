@@ -11,9 +11,9 @@ from them and needs few. `--config.init_from=FILE` works here, too: all but the 
 
 Expected mIoU: depends on the data; nothing was published for this file.
 
-Batch 8, crops of 256x256, scales 0.5 to 2, flip and colours, 10,000 steps, with the optimizers that the models
-were published with: AdamW for SegFormer and SegNeXt, at 2e-4 since 6e-5 is meant for trained encoders, Adam
-with 1e-3 for CGNet, SGD with 0.01 for DeepLab.
+Batch 8, crops of 256x256, scales 0.5 to 2, flip and colours, 10,000 steps, with the optimizers that the
+models were published with: AdamW for SegFormer and SegNeXt, at 2e-4 since 6e-5 is meant for trained encoders,
+Adam with 1e-3 for CGNet, SGD with 0.01 for DeepLab.
 """
 
 from configs import common

@@ -109,24 +109,21 @@ class System:
   """A published system: names in the catalogs, and the fields in which it differs from their defaults.
 
   Attributes:
-    encoder, decoder, aux_decoder: names in the catalogs.
+    encoder, decoder: names in the catalogs.
     encoder_fields, decoder_fields, aux_decoder_fields: where they differ from the catalog's defaults.
     aux_offered: an auxiliary decoder that some publications of the system have: it is there
       when `create_model` is given fields for it.
     rates_at: output stride of the encoder that the decoder's rates belong to; at another one they keep
       their reach in the image. None where the rates are the same at any.
-    scales: of the input.
   """
 
   encoder: str
   decoder: str
   encoder_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   decoder_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  aux_decoder: str | None = None
   aux_decoder_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   aux_offered: str | None = None
   rates_at: int | None = None
-  scales: tuple[float, ...] = (1.0,)
 
 
 # The papers' rates at output stride 16; mmsegmentation's and torchvision's auxiliary head, on the stage
@@ -195,9 +192,9 @@ def create_model(
     encoder: fields of the encoder to change, `dict(drop_path_rate=0.0)`.
     decoder: fields of the decoder to change. Where `rates` is not among them, those of DeepLab v3 and v3+
       follow the encoder's output stride: 12, 24, 36 at 8.
-    aux_decoder: fields of the auxiliary decoder to change, where the system has one; where it only
-      offers one (DeepLab v3 and v3+), any fields switch it on: `dict(stage="stage3")`.
-    scales: input scales fused by their maximum; None keeps the system's.
+    aux_decoder: fields of the auxiliary decoder, where the system offers one (DeepLab v3 and v3+): any
+      switch it on, `dict(stage="stage3")`.
+    scales: input scales whose logits are fused by their maximum; None is the image's own.
 
   Raises:
     UserError: unknown name or field (the message has the nearest), or a bad class count.
@@ -209,7 +206,7 @@ def create_model(
   if name not in SYSTEMS:
     raise UserError(f"there is no model called {name!r}; {catalog.suggestion(name, list_models())}")
   system = SYSTEMS[name]
-  aux_name = system.aux_decoder or (system.aux_offered if aux_decoder else None)
+  aux_name = system.aux_offered if aux_decoder else None
   if aux_decoder and aux_name is None:
     raise UserError(f"{name} has no auxiliary decoder, so its fields {sorted(aux_decoder)} cannot be set")
   for fields, part in ((decoder, "decoder"), (aux_decoder, "aux_decoder")):
@@ -236,7 +233,7 @@ def create_model(
       kind="decoder",
     ),
     aux_decoder=aux,
-    scales=tuple(system.scales if scales is None else scales),
+    scales=(1.0,) if scales is None else tuple(scales),
   )
 
 

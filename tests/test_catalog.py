@@ -1,6 +1,7 @@
 """What every entry of the catalogs must do; a new entry is tested without editing this file."""
 
 import functools
+import math
 import typing
 
 import flax.linen as nn
@@ -16,7 +17,9 @@ from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
 from jaxseg.models import SYSTEMS, SegmentationModel
+from jaxseg.ops.definition import plain_definitions
 from tests import filled, golden
+from tests.encoders.checks import cancelled, dead
 
 ODD = (1, 45, 71, 3)
 
@@ -42,6 +45,19 @@ def one_of_each(table) -> list[str]:
   return sorted(first.values())
 
 
+def one_system_of_each() -> list[str]:
+  """A system for every pair of encoder and decoder classes."""
+  first = {}
+  for name, system in SYSTEMS.items():
+    first.setdefault((ENCODERS[system.encoder].func, DECODERS[system.decoder].func), name)
+  return sorted(first.values())
+
+
+def kept(system) -> dict:
+  """The encoder's fields that its decoder needs."""
+  return {k: v for k, v in system.encoder_fields.items() if k in ("with_image", "stem")}
+
+
 @functools.cache
 def initialised(name: str):
   """(encoder, variables, image): no parameter is zero, which would hide a branch."""
@@ -62,6 +78,47 @@ def test_golden_tree(name):
     f"the parameter tree of {name} changed, which breaks saved weights; if that is meant,"
     " run python -m tests.golden and say so in CHANGELOG.md"
   )
+
+
+# Classes → parameters of the published systems and of their encoders alone, by the golden trees.
+PUBLISHED = {
+  "cgnet_m3n21": {19: 496_306, 11: 494_258},
+  "segnext_tiny": {150: 4_263_414, 19: 4_229_747},
+  "segnext_small": {150: 13_932_886, 19: 13_899_219},
+  "segnext_base": {150: 27_636_310, 19: 27_569_107},
+  "segnext_large": {150: 48_926_550, 19: 48_792_275},
+  "segformer_b0": {150: 3_752_694, 19: 3_719_027, 0: 3_319_392},
+  "segformer_b1": {150: 13_715_798, 19: 13_682_131, 0: 13_151_424},
+  "segformer_b2": {150: 27_461_974, 19: 27_361_235, 0: 24_196_288},
+  "segformer_b3": {150: 47_337_814, 19: 47_237_075, 0: 44_072_128},
+  "segformer_b4": {150: 64_108_374, 19: 64_007_635, 0: 60_842_688},
+  "segformer_b5": {150: 84_708_694, 19: 84_607_955, 0: 81_443_008},
+  "deeplabv1_vgg16": {21: 20_505_429, 0: 14_714_688},
+  # MSc: a 3×3 and a 1×1 to 128 on five maps, and 640 channels more for the classifier.
+  "deeplabv1_msc_vgg16": {21: 21_711_445},
+  "deeplabv2_vgg16": {21: 37_877_652},
+  "deeplabv2_resnet101": {21: 44_048_532, 0: 42_500_160},
+  "deeplabv3_resnet50": {0: 23_508_032},
+  "deeplabv3_resnet101": {21: 58_040_661},
+  "deeplabv3_mobilenetv2": {21: 2_113_557, 0: 1_811_712},
+  "deeplabv3plus_resnet50": {21: 40_352_181},
+  "deeplabv3plus_resnet101": {21: 59_344_309},
+  "deeplabv3plus_xception65": {21: 41_055_413, 0: 37_867_312},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameters(name):
+  """0 classes: the encoder alone."""
+  leaves = [line.split() for line in (golden.FOLDER / f"{name}.txt").read_text().splitlines()]
+  sizes = {path: math.prod(map(int, shape.split("x"))) for path, shape, _ in leaves if "params/" in path}
+  for classes, expected in PUBLISHED[name].items():
+    parts = [
+      size * classes // golden.NUM_CLASSES if "/classifier" in path else size
+      for path, size in sizes.items()
+      if classes or path.startswith("params/encoder/")
+    ]
+    assert sum(parts) == expected, classes
 
 
 @pytest.mark.parametrize("name", one_of_each(ENCODERS))
@@ -86,8 +143,7 @@ def test_encoder_features_and_gradients(name):
   assert list(features) == [f"stage{i + 1}" for i in range(len(features))]
   sizes = [f.shape[1] * f.shape[2] for f in features.values()]
   assert sizes == sorted(sizes, reverse=True)
-  dead = [p for p, g in jax.tree_util.tree_leaves_with_path(gradient) if not np.any(g)]
-  assert not dead, f"parameters without gradient: {[jax.tree_util.keystr(p) for p in dead]}"
+  assert dead(gradient) == cancelled(gradient)
 
 
 @pytest.mark.parametrize("name", one_of_each(ENCODERS))
@@ -143,10 +199,7 @@ def test_decoder_reads_every_feature_it_names(name):
 
   (for_params, for_features), logits = run(variables["params"], features)
   assert logits.shape[0] == 2 and logits.shape[-1] == 5
-  dead = [
-    jax.tree_util.keystr(p) for p, g in jax.tree_util.tree_leaves_with_path(for_params) if not np.any(g)
-  ]
-  assert not dead, f"parameters without gradient: {dead}"
+  assert dead(for_params) == cancelled(for_params)
   read = catalog.defaults(DECODERS[name]).get("stages") or (max(features),)
   assert {k for k, g in for_features.items() if np.any(g)} == set(read)
 
@@ -164,6 +217,26 @@ def test_system_outputs(name):
     variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
     out = jax.eval_shape(functools.partial(model.apply, train=False), variables, image)
     assert out["logits"].dtype == jnp.float32 and out["logits"].shape[-1] == 7
+
+
+@pytest.mark.parametrize("name", one_system_of_each())
+def test_forward_mode_works_on_the_definitions(name):
+  """`jax.jvp` of a whole model inside `plain_definitions`: no reverse rule is left that would refuse it."""
+  system = SYSTEMS[name]
+  decoder = dict(system.decoder_fields) | dict(num_classes=3)
+  model = SegmentationModel(
+    encoder=smallest(ENCODERS, system.encoder).clone(**kept(system)),
+    decoder=catalog.build(DECODERS, system.decoder, decoder, kind="decoder"),
+  )
+  image = jax.ShapeDtypeStruct((1, 45, 71, 3), jnp.float32)
+  variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+
+  def forward(variables, image):
+    run = lambda x: model.apply(variables, x, train=True, rngs=rngs(), mutable=["batch_stats"])[0]  # noqa: E731
+    return jax.jvp(run, (image,), (image,))[1]
+
+  with plain_definitions():
+    assert jax.eval_shape(forward, variables, image)["logits"].shape[-1] == 3
 
 
 def test_any_encoder_takes_any_decoder_by_hand():

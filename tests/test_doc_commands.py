@@ -43,7 +43,6 @@ FLAGS = {
   "check-dataset": "config split samples output",
   "prepare-dataset": "config beam_runner beam_options",
   "crf-search": _TARGET + " images rounds grid w1 sxy srgb",
-  "predict": "source output mode crop_size stride scales flip crf probabilities opacity exact",
   "export": "to output size batch probabilities",
   "list": "",
 }

@@ -7,9 +7,10 @@ import pytest
 
 import jaxseg
 from jaxseg.layers.conv import Conv, DepthwiseConv
-from jaxseg.layers.resize import rescale, rescale_reference, resize, resize_reference
+from jaxseg.layers.resize import rescale, resize
 from jaxseg.macs import count, count_macs
 from jaxseg.ops.definition import defined_by, plain_definitions
+from jaxseg.ops.resize import rescale_reference, resize_reference
 
 
 def layer_macs(layer, shape) -> int:

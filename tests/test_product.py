@@ -50,7 +50,7 @@ def trained(encoder: str, decoder: str):
   state = create_state(model, variables, tx)
   # Unoptimised code: what is tested is that it trains, and compiling is what takes the time.
   quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-  step = make_step(make_loss({}), tx, streams=("dropout", "drop_path", "nmf"))
+  step = make_step(make_loss({}), tx, streams=("dropout", "nmf"))
   step = jax.jit(step, compiler_options=quick)
   losses = []
   for _ in range(2):

@@ -51,7 +51,7 @@ def model_config(
   following = {}
   if arch in models.SYSTEMS:
     system = models.SYSTEMS[arch]
-    config.scales = system.scales
+    config.scales = (1.0,)
     if system.aux_offered is not None:
       config.auxiliary = bool(aux_decoder)
     following = models.decoder_rates(arch, (encoder or {}).get("output_stride"))

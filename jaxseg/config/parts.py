@@ -19,7 +19,7 @@ def parts_of(arch: str) -> list[tuple[str, Any, Mapping[str, Any]]]:
     ("encoder", ENCODERS[system.encoder], system.encoder_fields),
     ("decoder", DECODERS[system.decoder], system.decoder_fields),
   ]
-  aux = system.aux_decoder or system.aux_offered
+  aux = system.aux_offered
   if aux is not None:
     parts.append(("aux_decoder", DECODERS[aux], system.aux_decoder_fields))
   return parts

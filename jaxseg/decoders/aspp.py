@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg import catalog
 from jaxseg.catalog import CheckedModule
 from jaxseg.layers.atrous import AtrousConv, ConvNorm
 from jaxseg.layers.conv import Conv
@@ -73,22 +74,8 @@ class PyramidHead(CheckedModule):
 
   def pyramid(self, x: Array, *, train: bool, folded: bool = False) -> Array:
     """The pyramid on one feature."""
-    aspp = ASPP(
-      self.channels,
-      self.rates,
-      self.separable,
-      self.image_pooling,
-      self.pool_window,
-      self.concat_order,
-      self.fuse_kernel,
-      self.align_corners,
-      folded,
-      self.norm_epsilon,
-      self.norm_momentum,
-      self.dtype,
-      name="aspp",
-    )
-    return aspp(x, train=train)
+    shared = {name: getattr(self, name) for name in catalog.fields(ASPP) if name != "folded"}
+    return ASPP(**shared, folded=folded, name="aspp")(x, train=train)
 
   def norm_fields(self) -> dict[str, Any]:
     """Fields that every `ConvNorm` and `SeparableConv` of the head gets."""

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxseg import catalog
 from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers.concat_conv import ConcatConv
@@ -99,13 +100,5 @@ class LightHam(CheckedModule):
     x = nn.relu(_conv(self.ham_channels, dtype=self.dtype, name="ham_in")(x))
     if self.middle == "criss_cross":
       return CrissCross(dtype=self.dtype, name="criss_cross")(x)
-    return NMF(
-      self.rank,
-      self.heads,
-      self.over,
-      self.train_steps,
-      self.eval_steps,
-      self.inv_t,
-      self.gradient,
-      name="nmf",
-    )(x, train=train)
+    fields = {name: getattr(self, name) for name in catalog.fields(NMF)}
+    return NMF(**fields, name="nmf")(x, train=train)

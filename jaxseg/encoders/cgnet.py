@@ -5,7 +5,6 @@ weights give the same logits (tests/pretrained/test_cgnet.py). Every ablation of
 paper is a field.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -14,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.catalog import CheckedModule
-from jaxseg.layers import spatial
+from jaxseg.layers import spatial, stage
 from jaxseg.layers.activation import PReLUSlope
 from jaxseg.layers.conv import Conv, DepthwiseConv
 from jaxseg.layers.norm import BatchNorm
-from jaxseg.layers.stage import Scan, run_blocks
+from jaxseg.layers.stage import Scan
 from jaxseg.types import Features, Image
 
 # The reference's BatchNorm everywhere; He et al.'s normal by fan-in for every convolution.
@@ -125,22 +124,19 @@ class CGBlock(nn.Module):
     return y
 
 
-class Stage(nn.Module):
-  """A downsampling block and `num_blocks - 1` residual ones; returns the first and the last output."""
+class Stage(stage.Stage):
+  """A downsampling block and residual ones; returns the first and the last output.
 
-  num_blocks: int
-  block: Callable[..., CGBlock]
-  reach: int  # rows of a neighbour that a block reads where rows are spread over devices
-  remat: bool = False
-  scan: Scan = "auto"
+  The fields are those of `layers.stage.Stage`.
+  """
 
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Array, Array]:
-    with spatial.stage(-(-x.shape[1] // 2), reach=self.reach):
-      first = x = self.block(downsample=True, name="block0")(spatial.split(x), train=train)
-      blocks = [self.block(name=f"block{n}") for n in range(1, self.num_blocks)]
-      x = run_blocks(blocks, x, train=train, remat=self.remat, scan=self.scan)
-      return spatial.split(first), spatial.split(x)
+  def embed(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo k"]:
+    """The downsampling block."""
+    return self.block(downsample=True, name="block0")(x, train=train)
+
+  def finish(self, embedded: Float[Array, "b h w k"], y: Float[Array, "b h w k"]) -> tuple[Array, Array]:
+    """The first and the last block's output."""
+    return embedded, y
 
 
 class CGNet(CheckedModule):
@@ -202,11 +198,11 @@ class CGNet(CheckedModule):
     stage3 = self._join("join3", [first, last], None, train)
     return {"stage1": stage1, "stage2": stage2, "stage3": stage3}
 
-  def _stage(self, stage: int) -> Stage:
-    i = stage - 2
+  def _stage(self, number: int) -> Stage:
+    i = number - 2
     block = partial(
       CGBlock,
-      self.widths[stage - 1],
+      self.widths[number - 1],
       self.dilations[i],
       self.reductions[i],
       surround=self.surround,
@@ -216,9 +212,15 @@ class CGNet(CheckedModule):
       residual=self.residual,
       dtype=self.dtype,
     )
-    reach = self.dilations[i] if self.surround else 1
-    loop = dict(remat=self.remat, scan=self.scan)
-    return Stage(self.num_blocks[i], block, reach, **loop, name=f"stage{stage}")
+    return Stage(
+      block=block,
+      num_blocks=self.num_blocks[i] - 1,
+      first=1,
+      reach=self.dilations[i] if self.surround else 1,
+      remat=self.remat,
+      scan=self.scan,
+      name=f"stage{number}",
+    )
 
   def _join(self, name: str, parts: list[Array], injected: Array | None, train: bool) -> Array:
     if injected is not None and self.input_injection:

@@ -6,7 +6,6 @@ followed. The published implementations differ in the epsilons of their LayerNor
 that is the field `epsilons`.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -16,17 +15,17 @@ from jaxtyping import Array, Float
 
 from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
-from jaxseg.layers import spatial
+from jaxseg.layers import stage
 from jaxseg.layers.attention import SpatialReductionAttention
 from jaxseg.layers.conv import Conv, DepthwiseConv, fan_out_normal
 from jaxseg.layers.drop_path import DropPath, Rate, drop_path_rates
+from jaxseg.layers.norm import LayerNorm
 from jaxseg.layers.resize import resize
-from jaxseg.layers.stage import Scan, run_blocks
+from jaxseg.layers.stage import Scan
+from jaxseg.ops.gelu import gelu
 from jaxseg.types import Features, Image
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
-_gelu = partial(nn.gelu, approximate=False)
-_norm = partial(nn.LayerNorm, use_fast_variance=False)
 
 Position = Literal["mix_ffn", "embedding"]
 
@@ -70,7 +69,7 @@ class FeedForward(nn.Module):
     if self.conv:
       init = fan_out_normal(groups=x.shape[-1])
       x = DepthwiseConv(3, kernel_init=init, dtype=self.dtype, name="dwconv")(x)
-    return drop(dense(c, name="fc2")(drop(_gelu(x))))
+    return drop(dense(c, name="fc2")(drop(gelu(x))))
 
 
 class Block(nn.Module):
@@ -87,7 +86,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
-    norm = partial(_norm, self.epsilons.block, dtype=self.dtype)
+    norm = partial(LayerNorm, self.epsilons.block, dtype=self.dtype)
     drop_path = DropPath(self.drop_path_rate, deterministic=not train)
     y = norm(name="norm1")(x)
     y = SpatialReductionAttention(
@@ -101,56 +100,36 @@ class Block(nn.Module):
     return x + drop_path(y)
 
 
-class Stage(nn.Module):
-  """Overlapping patch embedding, blocks, LayerNorm.
+class Stage(stage.Stage, kw_only=True):
+  """Overlapping patch embedding, blocks, LayerNorm. Further fields are those of `layers.stage.Stage`.
 
   Attributes:
     dim: channels.
-    block: makes a block, given `drop_path_rate` and `name`.
-    drop_path_rates: one for each block.
     patch_size: of the embedding.
-    strides: of the embedding.
     epsilons: of the LayerNorms.
     position_size: rows and columns of a learned position embedding, resized to the map; None has none.
-    reduction: stride of the blocks' key and value map.
-    remat: see `MiT`.
-    scan: see `MiT`.
   """
 
   dim: int
-  block: Callable[..., Block]
-  drop_path_rates: tuple[float, ...]
   patch_size: int
-  strides: int
   epsilons: Epsilons
   position_size: tuple[int, int] | None = None
-  reduction: int = 1
-  remat: bool = False
-  scan: Scan = "auto"
-  dtype: Any = None
 
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo d"]:
-    # Where rows are spread over devices, each needs whole windows of the spatial reduction.
-    with spatial.stage(-(-x.shape[1] // self.strides), multiple=self.reduction):
-      return spatial.split(self._run(spatial.split(x), train))
+  def embed(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo d"]:
+    """The patches' map, normalised, with the position where there is one."""
+    del train
+    init = dict(kernel_init=fan_out_normal(), dtype=self.dtype)
+    x = Conv(self.dim, self.patch_size, strides=self.strides, **init, name="embed")(x)
+    x = LayerNorm(self.epsilons.embed, dtype=self.dtype, name="embed_norm")(x)
+    if self.position_size is None:
+      return x
+    position = self.param("position", _trunc_normal, (*self.position_size, self.dim))
+    return x + resize(position, x.shape[1:3]).astype(x.dtype)
 
-  def _run(self, x: Array, train: bool) -> Array:
-    x = Conv(
-      self.dim,
-      self.patch_size,
-      strides=self.strides,
-      kernel_init=fan_out_normal(),
-      dtype=self.dtype,
-      name="embed",
-    )(x)
-    x = _norm(self.epsilons.embed, dtype=self.dtype, name="embed_norm")(x)
-    if self.position_size is not None:
-      position = self.param("position", _trunc_normal, (*self.position_size, self.dim))
-      x = x + resize(position, x.shape[1:3]).astype(x.dtype)
-    blocks = [self.block(drop_path_rate=r, name=f"block{i}") for i, r in enumerate(self.drop_path_rates)]
-    x = run_blocks(blocks, x, train=train, remat=self.remat, scan=self.scan)
-    return _norm(self.epsilons.stage, dtype=self.dtype, name="norm")(x)
+  def finish(self, embedded: Float[Array, "b h w d"], y: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+    """The last block's map, normalised."""
+    del embedded
+    return LayerNorm(self.epsilons.stage, dtype=self.dtype, name="norm")(y)
 
 
 class MiT(CheckedModule):
@@ -170,6 +149,8 @@ class MiT(CheckedModule):
     position_size: image size (rows, columns) for which the embeddings are learned.
     remat: compute a block's intermediates again in the backward pass: memory for time.
     scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
+    images_at_once: of a device's images that go through a stage together, whose intermediates are computed
+      again in the backward pass; 0 takes all and keeps them. One at a time is for TPUs.
   """
 
   dims: tuple[int, int, int, int] = (32, 64, 160, 256)
@@ -184,6 +165,7 @@ class MiT(CheckedModule):
   position_size: tuple[int, int] = (224, 224)
   remat: bool = False
   scan: Scan = "auto"
+  images_at_once: int = 0
   dtype: Any = None
 
   @property
@@ -211,20 +193,23 @@ class MiT(CheckedModule):
         dtype=self.dtype,
       )
       rows, columns = (max(size >> (i + 2), 1) for size in self.position_size)
-      x = features[f"stage{i + 1}"] = Stage(
-        dim,
-        block,
-        rates[i],
+      part = Stage(
+        dim=dim,
+        block=block,
+        num_blocks=self.depths[i],
+        drop_path_rates=rates[i],
         patch_size=7 if i == 0 else 3,
         strides=4 if i == 0 else 2,
         epsilons=epsilons,
         position_size=None if self.position == "mix_ffn" else (rows, columns),
-        reduction=self.reductions[i],
+        # Where rows are spread over devices, each needs whole windows of the spatial reduction.
+        multiple=self.reductions[i],
         remat=self.remat,
         scan=self.scan,
         dtype=self.dtype,
         name=f"stage{i + 1}",
-      )(x, train=train)
+      )
+      x = features[f"stage{i + 1}"] = stage.by_images(part, x, train=train, images=self.images_at_once)
     return features
 
 

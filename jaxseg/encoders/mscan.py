@@ -5,7 +5,6 @@ followed (tests/encoders/test_mscan.py compares). Every ablation of the paper
 is a field.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -15,17 +14,17 @@ from jaxtyping import Array, Float
 
 from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
-from jaxseg.layers import spatial
+from jaxseg.layers import stage
 from jaxseg.layers.conv import Conv, DepthwiseConv, DepthwiseWeights, Size, fan_out_normal
 from jaxseg.layers.drop_path import DropPath, Rate, drop_path_rates
 from jaxseg.layers.norm import BatchNorm, LayerNorm
-from jaxseg.layers.stage import Scan, run_blocks
+from jaxseg.layers.stage import Scan
 from jaxseg.layers.strips import multi_scale_strips
+from jaxseg.ops.gelu import gelu
 from jaxseg.ops.msca import msca_halo
 from jaxseg.types import AnyArray, Features, Image
 
 _conv = partial(Conv, kernel_init=fan_out_normal())
-_gelu = partial(nn.gelu, approximate=False)
 
 Attention = Literal["msca", "large_kernel", "none"]
 
@@ -107,7 +106,7 @@ class Block(CheckedModule):
     drop_path = DropPath(self.drop_path_rate, deterministic=not train)
 
     y = shortcut = BatchNorm(dtype=self.dtype, name="norm1")(x, train=train)
-    y = _gelu(conv(c, name="proj_in")(y))
+    y = gelu(conv(c, name="proj_in")(y))
     if self.attention == "msca":
       y = MultiScaleConvAttention(self.branches, self.mix, self.gate, dtype=self.dtype, name="attention")(y)
     elif self.attention == "large_kernel":
@@ -117,7 +116,7 @@ class Block(CheckedModule):
 
     y = BatchNorm(dtype=self.dtype, name="norm2")(x, train=train)
     y = conv(c * self.ffn_ratio, name="fc1")(y)
-    y = drop(_gelu(_depthwise(y.shape[-1], 3, dtype=self.dtype, name="dwconv")(y)))
+    y = drop(gelu(_depthwise(y.shape[-1], 3, dtype=self.dtype, name="dwconv")(y)))
     y = drop(conv(c, name="fc2")(y))
     return x + drop_path(self._scaled("layer_scale2", y))
 
@@ -126,44 +125,30 @@ class Block(CheckedModule):
     return scale.astype(y.dtype) * y
 
 
-class Stage(nn.Module):
-  """A strided embedding (in the stem two), blocks, LayerNorm.
+class Stage(stage.Stage, kw_only=True):
+  """A strided embedding (in the stem two), blocks, LayerNorm. Further fields are `layers.stage.Stage`'s.
 
   Attributes:
     dim: channels.
-    block: makes a block, given `drop_path_rate` and `name`.
-    drop_path_rates: one for each block.
     stem: first a strided convolution to half the channels, BatchNorm and GELU.
-    reach: rows of a neighbour that a block reads where the rows of an image are spread over devices.
-    remat: see `MSCAN`.
-    scan: see `MSCAN`.
   """
 
   dim: int
-  block: Callable[..., Block]
-  drop_path_rates: tuple[float, ...]
   stem: bool = False
-  reach: int = 0
-  remat: bool = False
-  scan: Scan = "auto"
-  dtype: Any = None
 
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo d"]:
-    strides = 4 if self.stem else 2
-    with spatial.stage(-(-x.shape[1] // strides), reach=self.reach):
-      return spatial.split(self._run(spatial.split(x), train))
-
-  def _run(self, x: Array, train: bool) -> Array:
+  def embed(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo d"]:
+    """One or two strided 3×3, each with BatchNorm."""
     strided = partial(_conv, kernel_size=3, strides=2, dtype=self.dtype)
     if self.stem:
       x = strided(self.dim // 2, name="stem_conv")(x)
-      x = _gelu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
+      x = gelu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
     x = strided(self.dim, name="embed_conv")(x)
-    x = BatchNorm(dtype=self.dtype, name="embed_norm")(x, train=train)
-    blocks = [self.block(drop_path_rate=r, name=f"block{i}") for i, r in enumerate(self.drop_path_rates)]
-    x = run_blocks(blocks, x, train=train, remat=self.remat, scan=self.scan)
-    return LayerNorm(dtype=self.dtype, name="norm")(x)
+    return BatchNorm(dtype=self.dtype, name="embed_norm")(x, train=train)
+
+  def finish(self, embedded: Float[Array, "b h w d"], y: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+    """The last block's map, normalised."""
+    del embedded
+    return LayerNorm(dtype=self.dtype, name="norm")(y)
 
 
 class MSCAN(CheckedModule):
@@ -220,18 +205,19 @@ class MSCAN(CheckedModule):
         gate=self.gate,
         dtype=self.dtype,
       )
-      stage = Stage(
-        dim,
-        block,
-        rates[i],
+      x = features[f"stage{i + 1}"] = Stage(
+        dim=dim,
+        block=block,
+        num_blocks=self.depths[i],
+        drop_path_rates=rates[i],
+        strides=4 if i == 0 else 2,
         stem=i == 0,
         reach=self._reach(),
         remat=self.remat,
         scan=self.scan,
         dtype=self.dtype,
         name=f"stage{i + 1}",
-      )
-      x = features[f"stage{i + 1}"] = stage(x, train=train)
+      )(x, train=train)
     return features
 
   def _reach(self) -> int:

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 
 from jaxseg import lazy
 from jaxseg.evaluation.rule import InferenceRule
-from jaxseg.layers.resize import interpolation_matrix
+from jaxseg.ops.resize import interpolation_matrix
 from jaxseg.types import IGNORE_LABEL, Batch
 
 # Labels are filled up to a multiple of this, so that few sizes are compiled.

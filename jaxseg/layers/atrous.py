@@ -102,19 +102,21 @@ class ConvNorm(nn.Module):
 
 
 class SeparableConv(nn.Module):
-  """A depthwise 3×3 and a 1×1, each with BatchNorm, and each with the activation (or neither)."""
+  """A depthwise 3×3 and a 1×1, each with BatchNorm or `folded`, and each with the activation (or neither)."""
 
   features: int
   strides: int = 1
   dilation: int = 1
   activation: Activation = "relu"
+  folded: bool = False
   epsilon: float = 1e-5
   momentum: float = 0.1
   dtype: Any = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo k"]:
-    fields = dict(activation=self.activation, epsilon=self.epsilon, momentum=self.momentum, dtype=self.dtype)
+    fields = dict(activation=self.activation, folded=self.folded, dtype=self.dtype)
+    fields |= dict(epsilon=self.epsilon, momentum=self.momentum)
     x = ConvNorm(None, 3, self.strides, self.dilation, **fields, name="depthwise")(x, train=train)
     return ConvNorm(self.features, **fields, name="pointwise")(x, train=train)
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, fan_out_normal
+from jaxseg.layers.norm import LayerNorm
 from jaxseg.layers.upsampled import batch_shards
 from jaxseg.ops import attention as ops
 from jaxseg.ops.definition import defined_by
@@ -63,9 +64,7 @@ class SpatialReductionAttention(nn.Module):
         dtype=self.dtype,
         name="reduce",
       )(x)
-      source = nn.LayerNorm(self.epsilon, use_fast_variance=False, dtype=self.dtype, name="reduce_norm")(
-        source
-      )
+      source = LayerNorm(self.epsilon, dtype=self.dtype, name="reduce_norm")(source)
     source = spatial.whole(source)  # where rows are split, every device needs all keys and values
     heads = (self.num_heads, c // self.num_heads)
     query = dense("query")(x).reshape(b, h, w, *heads)

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.ops.batch_norm import batch_norm_act
+from jaxseg.ops.layer_norm import layer_norm
 from jaxseg.types import AnyArray
 
 
@@ -54,6 +55,20 @@ class BatchNorm(nn.Module):
     return (y if slope is None else jnp.where(y > 0, y, slope * y)).astype(x.dtype)
 
 
-# `params` scale, bias (c,): over the last axis, and over 32 groups of channels.
-LayerNorm = partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+class LayerNorm(nn.Module):
+  """Normalisation over the last axis; `params` scale, bias (c,). See `ops.layer_norm`."""
+
+  epsilon: float = 1e-5
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[AnyArray, "*b c"]) -> Float[Array, "*b c"]:
+    c = x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones_init(), (c,))
+    bias = self.param("bias", nn.initializers.zeros_init(), (c,))
+    (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
+    return layer_norm(x, scale, bias, epsilon=self.epsilon)
+
+
+# `params` scale, bias (c,): over 32 groups of channels.
 GroupNorm = partial(nn.GroupNorm, num_groups=32, epsilon=1e-5, use_fast_variance=False)

@@ -55,7 +55,7 @@ class ASPP(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w k"]:
     norm = dict(epsilon=self.norm_epsilon, momentum=self.norm_momentum, dtype=self.dtype)
-    fields = dict(folded=self.folded, **norm)
+    fields = dict(norm, folded=self.folded)
     pooled = None
     if self.image_pooling:
       branch = ConvNorm(self.channels, **fields, name="image_pool")
@@ -65,7 +65,7 @@ class ASPP(nn.Module):
     branches = [ConvNorm(self.channels, **fields, name="branch0")(x, train=train)]
     for i, rate in enumerate(self.rates, start=1):
       if self.separable:
-        branch = SeparableConv(self.channels, dilation=rate, **norm, name=f"branch{i}")
+        branch = SeparableConv(self.channels, dilation=rate, **fields, name=f"branch{i}")
       else:
         branch = ConvNorm(self.channels, 3, 1, rate, **fields, name=f"branch{i}")
       branches.append(branch(x, train=train))
@@ -76,8 +76,7 @@ class ASPP(nn.Module):
     if self.folded:
       return nn.relu(x)
     slope = jnp.zeros(x.shape[-1])
-    norm = BatchNorm(self.norm_epsilon, self.norm_momentum, dtype=self.dtype, name="fuse_norm")
-    return norm(x, train=train, slope=slope)
+    return BatchNorm(**norm, name="fuse_norm")(x, train=train, slope=slope)
 
   def _pool(self, x: Array) -> Array:
     window = [min(a, n) for a, n in zip(self.pool_window or x.shape[1:3], x.shape[1:3], strict=True)]

@@ -1,35 +1,19 @@
-"""Bilinear resize of maps whose rows may be spread over devices, and nearest-neighbour resize of labels.
-
-The arithmetic and its forms are in `jaxseg.ops.resize`.
-"""
+"""`ops.resize` of maps whose rows may be spread over devices: the same functions, by the same names."""
 
 import functools
 import operator
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxseg.layers import spatial
 from jaxseg.ops import resize as ops
 from jaxseg.ops.definition import defined_by
-from jaxseg.ops.resize import interpolation_matrix, rescale_reference, resize_reference
 from jaxseg.types import AnyArray
 
-__all__ = [
-  "interpolation_matrix",
-  "rescale",
-  "rescale_reference",
-  "resize",
-  "resize_labels",
-  "resize_logits",
-  "resize_reference",
-  "resize_sum",
-]
 
-
-@defined_by(resize_reference)
+@defined_by(ops.resize_reference)
 def resize(
   x: Float[AnyArray, "*b h w c"], size: tuple[int, int], *, align_corners: bool = False
 ) -> Float[Array, "*b ho wo c"]:
@@ -65,28 +49,7 @@ def resize_logits(
   return resize(jnp.asarray(logits).astype(jnp.float32), size, align_corners=align_corners)
 
 
-def resize_labels(
-  labels: Int[AnyArray, "*b h w"], size: tuple[int, int], *, align_corners: bool = False
-) -> Int[Array, "*b ho wo"]:
-  """Nearest-neighbour resize of label maps to `size` (rows, columns).
-
-  By the pixels' centres, as Pillow does; with `align_corners` pixels lie
-  (n − 1) / (m − 1) apart from the first to the last: 321 to 41 takes every eighth (Caffe's DeepLab).
-  """
-  labels = jnp.asarray(labels)
-  for axis in (-2, -1):
-    n, m = labels.shape[axis], size[axis]
-    index = np.arange(m)
-    if align_corners:
-      source = np.floor(index * ((n - 1) / max(m - 1, 1)) + 0.5)
-    else:
-      # Added up pixel by pixel as in Pillow, whose rounding decides ties between two pixels.
-      source = np.floor(np.cumsum([n / m / 2, *[n / m] * (m - 1)]))
-    labels = jnp.take(labels, np.minimum(source.astype(int), n - 1), axis)
-  return labels
-
-
-@defined_by(rescale_reference)
+@defined_by(ops.rescale_reference)
 def rescale(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b ho wo c"]:
   """Bilinear resize of the two axes before the last by `factor`; sizes are rounded down.
 
@@ -106,7 +69,7 @@ def _resize_split(x, size: tuple[int, int], align_corners: bool):
     # The small map on every device, of which each makes its own rows.
     x = spatial.whole(x)
     if size[0] != height:
-      x = ops.apply_matrix(interpolation_matrix(size[0], height, align_corners=align_corners), x, 1)
+      x = ops.apply_matrix(ops.interpolation_matrix(size[0], height, align_corners=align_corners), x, 1)
     return ops.resize_axis(spatial.split(x), 2, size[1], align_corners=align_corners)
   x = ops.resize_axis(x, 2, size[1])
   if size[0] == height:

@@ -1,4 +1,6 @@
-"""The blocks of a stage, one after the other: each a program of its own, or equal ones as one loop.
+"""A stage of an encoder: what comes before its blocks, and the blocks one after the other.
+
+Each block is a program of its own, or equal ones are one loop.
 
 XLA compiles every block of a stage anew, 25 to 50 s each for an MSCAN block's training step on TPU. Equal
 blocks can be one `lax.scan` over their stacked parameters, which is compiled once. What a scan keeps for
@@ -9,14 +11,19 @@ image so, and 1.77 without. With rematerialisation a block keeps its input only.
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
+
+from jaxseg.layers import spatial
+from jaxseg.layers.upsampled import batch_shards
+from jaxseg.sharding import BATCH_AXES
 
 Scan = Literal["auto", "on", "off"]
 
@@ -24,6 +31,54 @@ Scan = Literal["auto", "on", "off"]
 _DEEP = 6
 _STATISTICS = "batch_stats"
 _never: contextvars.ContextVar[bool] = contextvars.ContextVar("never_scan", default=False)
+
+
+class Stage(nn.Module, kw_only=True):
+  """What the stages of MSCAN, MiT and CGNet share; each adds what lies before its blocks and after them.
+
+  Where the rows of an image are spread over devices, a stage runs split as a whole or not at all.
+
+  Attributes:
+    block: makes a block, given `name` and, where there are any, `drop_path_rate`.
+    num_blocks: how many.
+    drop_path_rates: one for each block; () for blocks that have none.
+    first: number of the first block, in its name.
+    strides: of the stage's own embedding.
+    reach: rows of a neighbour that a block reads.
+    multiple: of which a device's rows must be one.
+    remat: compute a block's intermediates again in the backward pass.
+    scan: see `run_blocks`.
+  """
+
+  block: Callable[..., nn.Module]
+  num_blocks: int
+  drop_path_rates: tuple[float, ...] = ()
+  first: int = 0
+  strides: int = 2
+  reach: int = 1
+  multiple: int = 1
+  remat: bool = False
+  scan: Scan = "auto"
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Any:
+    with spatial.stage(-(-x.shape[1] // self.strides), reach=self.reach, multiple=self.multiple):
+      embedded = self.embed(spatial.split(x), train=train)
+      rates = [dict(drop_path_rate=rate) for rate in self.drop_path_rates] or [{}] * self.num_blocks
+      blocks = [self.block(**rate, name=f"block{self.first + i}") for i, rate in enumerate(rates)]
+      y = run_blocks(blocks, embedded, train=train, remat=self.remat, scan=self.scan)
+      return jax.tree.map(spatial.split, self.finish(embedded, y))
+
+  def embed(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo d"]:
+    """The map that the first block takes."""
+    del train
+    return x
+
+  def finish(self, embedded: Float[Array, "b h w d"], y: Float[Array, "b h w d"]) -> Any:
+    """The stage's result, from what the first block took and what the last gave."""
+    del embedded
+    return y
 
 
 def run_blocks(
@@ -52,6 +107,48 @@ def run_blocks(
       call = functools.partial(_call, train=train)
       x = (nn.remat(call) if remat else call)(run[0], x)
   return x
+
+
+def by_images(module: nn.Module, x: Float[Array, "b h w c"], *, train: bool, images: int) -> Any:
+  """`module(x, train=train)`, so many of a device's images at a time; it keeps `x` alone for the derivative.
+
+  What a module makes of one image stays in a TPU's vector memory, where the maps of a whole batch go
+  through its main memory at every step. The price is a second forward pass in the derivative.
+
+  Args:
+    module: submodule of the calling one, `(x, *, train) → map or maps`, in which no image sees another: a
+      BatchNorm in training would.
+    x: the batch. Where `images` does not divide a device's share it is taken whole.
+    train: handed on.
+    images: at a time on each device; 0 takes all.
+  """
+  at_once = images * batch_shards()
+  count = x.shape[0] // at_once if at_once and x.shape[0] % at_once == 0 else 1
+  if count == 1 or _never.get() or not _is_ready(module):
+    return module(x, train=train)
+  variables, alone = dict(module.variables), module.clone(parent=None, name=None)
+  key = module.make_rng("dropout") if module.has_rng("dropout") else None
+
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def run(variables, x, number):
+    rngs = None if key is None else {"dropout": jax.random.fold_in(key, number)}
+    return alone.apply(variables, x, train=train, rngs=rngs)
+
+  def step(_, part):
+    return None, run(variables, *part)
+
+  # Part i is every count-th image from i on, so that each device has images of its own in each part.
+  parts = jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
+  _, found = lax.scan(step, None, (_on_devices(parts), jnp.arange(count)))
+  return jax.tree.map(lambda y: jnp.moveaxis(_on_devices(y), 0, 1).reshape(-1, *y.shape[2:]), found)
+
+
+def _on_devices(parts: Float[Array, "n b h w c"]) -> Float[Array, "n b h w c"]:
+  """The images of each part spread over the devices as those of a batch are."""
+  if not set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
+    return parts
+  rest = (PartitionSpec.UNCONSTRAINED,) * (parts.ndim - 2)
+  return lax.with_sharding_constraint(parts, PartitionSpec(None, BATCH_AXES, *rest))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.ops.definition import PLATFORMS, by_platform, defined_by
+from jaxseg.ops.definition import defined_by, formed
 
 Form = Literal["lax", "taps"]
 
@@ -45,14 +45,14 @@ def atrous_conv(
     rate: distance of the taps.
     has_halo: `x` has `rate` more rows above and below, which are read and have no result of their own.
   """
-  return _by_platform(x, kernel, Window(rate, has_halo))
+  return _run(x, kernel, Window(rate, has_halo))
 
 
 def atrous_conv_as(
   form: Form, x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c k"], window: Window
 ) -> Float[Array, "b _ w k"]:
   """One form on any platform, with its own derivative."""
-  return _one_form(x, kernel, window, form)
+  return _run(x, kernel, window, form)
 
 
 def _lax(x, kernel, window: Window):
@@ -105,8 +105,7 @@ def _padded(part, pads):
 
 def _windows(shape, window: Window) -> Iterator[tuple]:
   """(row tap, column tap, what it reads of x, what it adds to of y, y's padding), the centre first."""
-  rate, halo = window.rate, window.rate if window.has_halo else 0
-  h, w = shape[1] - 2 * halo, shape[2]
+  rate, (h, w) = window.rate, _size(shape, window)
   if window.has_halo:
     rows = [(i, slice(i * rate, i * rate + h), slice(0, h)) for i in (1, 0, 2)]
   else:
@@ -116,6 +115,11 @@ def _windows(shape, window: Window) -> Iterator[tuple]:
       pads = (_pad_of(rows_written, h), _pad_of(columns_written, w))
       every = slice(None)
       yield i, j, (every, read_rows, read_columns), (every, rows_written, columns_written), pads
+
+
+def _size(shape, window: Window) -> tuple[int, int]:
+  """Rows and columns of the result."""
+  return shape[1] - 2 * window.rate * window.has_halo, shape[2]
 
 
 def _pad_of(written: slice, size: int) -> tuple[int, int, int]:
@@ -136,36 +140,6 @@ FORMS: dict[Form, tuple[Callable, Callable]] = {
   "lax": (_lax, _lax_gradients),
   "taps": (_taps, _taps_gradients),
 }
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _one_form(x, kernel, window, form):
-  return FORMS[form][0](x, kernel, window)
-
-
-_one_form.defvjp(
-  lambda x, kernel, window, form: (_one_form(x, kernel, window, form), (x, kernel)),
-  lambda window, form, kept, dy: FORMS[form][1](*kept, dy, window),
-)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _by_platform(x, kernel, window):
-  return _choose(0, x, kernel, window)(x, kernel)
-
-
-_by_platform.defvjp(
-  lambda x, kernel, window: (_by_platform(x, kernel, window), (x, kernel)),
-  lambda window, kept, dy: _choose(1, *kept, window)(*kept, dy),
-)
-
-
-def _choose(which: int, x, kernel, window: Window) -> Callable:
-  """The value's (0) or the gradients' (1) form, chosen when the program is lowered for a platform."""
-  halo = window.rate if window.has_halo else 0
-  size = x.shape[1] - 2 * halo, x.shape[2]
-  forms = {p: choose_form(p, x.dtype, size, kernel.shape, window.rate) for p in PLATFORMS}
-  return by_platform(forms, {form: partial(FORMS[form][which], window=window) for form in forms.values()})
 
 
 # Below this share of useful taps the products win even against the convolution's better locality.
@@ -191,3 +165,11 @@ def choose_form(
 def _share(n: int, rate: int) -> float:
   """Part of the taps of an axis of n pixels that do not read padding."""
   return (n + 2 * max(n - rate, 0)) / (3 * n)
+
+
+_run = formed(
+  FORMS,
+  lambda platform, x, kernel, window: choose_form(
+    platform, x.dtype, _size(x.shape, window), kernel.shape, window.rate
+  ),
+)

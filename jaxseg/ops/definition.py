@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 from jax import lax
 
 # What a table of forms has an entry for.
@@ -97,3 +98,31 @@ def by_platform(choice: Mapping[str, str], forms: Mapping[str, Callable]) -> Cal
   if not others:
     return forms[default]
   return lambda *args: lax.platform_dependent(*args, **others, default=forms[default])
+
+
+def formed(forms: Mapping[str, tuple[Callable, Callable]], choose: Callable[..., str]) -> Callable:
+  """An operation (x, kernel, window, form=None) → y of several forms, each with gradients of its own.
+
+  `form` names one; None takes the one that is chosen for the platform.
+
+  Args:
+    forms: name → (value, gradients): (x, kernel, window=) → y, and (x, kernel, dy, window=) → (dx, dkernel).
+    choose: (platform, x, kernel, window) → name of the form.
+  """
+
+  def run(which: int, x, kernel, window: Any, form: str | None) -> Callable:
+    if form is not None:
+      return functools.partial(forms[form][which], window=window)
+    chosen = {platform: choose(platform, x, kernel, window) for platform in PLATFORMS}
+    functions = {f: functools.partial(forms[f][which], window=window) for f in chosen.values()}
+    return by_platform(chosen, functions)
+
+  @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+  def operation(x, kernel, window, form=None):
+    return run(0, x, kernel, window, form)(x, kernel)
+
+  operation.defvjp(
+    lambda x, kernel, window, form: (operation(x, kernel, window, form), (x, kernel)),
+    lambda window, form, kept, dy: run(1, *kept, window, form)(*kept, dy),
+  )
+  return operation

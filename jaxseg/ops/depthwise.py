@@ -3,7 +3,7 @@
 XLA:CPU runs `lax.conv_general_dilated` with one channel a group tens of times slower than
 the same sum written tap by tap, and the automatic derivative of that sum is a pad and an add over the whole
 image for each tap. On TPU the taps keep the vector unit busy 5 to 15 times as long as XLA's own
-convolution, and a long strip is faster still as a product with a banded matrix, on the matrix unit.
+convolution; a strip can also be a product with a banded matrix, on the matrix unit.
 So there are three forms, each of the value and of both gradients, and a table of choices at the end.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.ops.definition import PLATFORMS, by_platform, defined_by
+from jaxseg.ops.definition import defined_by, formed
 
 Pair = tuple[int, int]
 Form = Literal["lax", "taps", "banded"]
@@ -70,14 +70,14 @@ def depthwise_conv(
     dilation: distance of the taps.
   """
   window = Window(tuple(strides), tuple(map(tuple, padding)), tuple(dilation))
-  return _by_platform(x, kernel, window)
+  return _run(x, kernel, window)
 
 
 def depthwise_conv_as(
   form: Form, x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw 1 c"], window: Window
 ) -> Float[Array, "b ho wo c"]:
   """One form on any platform, with its own derivative."""
-  return _one_form(x, kernel, window, form)
+  return _run(x, kernel, window, form)
 
 
 # --- lax: XLA's own grouped convolution ---
@@ -241,49 +241,20 @@ FORMS: dict[Form, tuple[Callable, Callable]] = {
 }
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _one_form(x, kernel, window, form):
-  return FORMS[form][0](x, kernel, window)
-
-
-_one_form.defvjp(
-  lambda x, kernel, window, form: (_one_form(x, kernel, window, form), (x, kernel)),
-  lambda window, form, kept, dy: FORMS[form][1](*kept, dy, window),
-)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _by_platform(x, kernel, window):
-  return _choose(0, x, kernel, window)(x, kernel)
-
-
-_by_platform.defvjp(
-  lambda x, kernel, window: (_by_platform(x, kernel, window), (x, kernel)),
-  lambda window, kept, dy: _choose(1, *kept, window)(*kept, dy),
-)
-
-
-def _choose(which: int, x, kernel, window: Window) -> Callable:
-  """The value's (0) or the gradients' (1) form, chosen when the program is lowered for a platform."""
-  forms = {p: choose_form(p, x.dtype, x.shape, kernel.shape[:2], window) for p in PLATFORMS}
-  return by_platform(forms, {form: partial(FORMS[form][which], window=window) for form in forms.values()})
-
-
-# A strip from this length on is a matrix product on a TPU.
-_TPU_BANDED = 7
-
-
 def choose_form(
   platform: str, dtype: jnp.dtype, shape: Sequence[int], kernel_size: Pair, window: Window
 ) -> Form:
   """The table: which form for a platform ("cpu", "tpu", "cuda", "rocm"), a dtype and shapes.
 
-  TPU: by estimated cycles of the v5e compiler for a few shapes, not measured again here. GPU: not measured.
+  TPU: XLA's own, by the v5e compiler (benchmarks/results/tpu_v5e_aot.md). One long strip alone has fewer
+  cycles as a product with a band matrix, but not the strips of an MSCA unit, each of which wants the map
+  in another layout. GPU: not measured.
   """
-  del dtype, shape
-  if platform == "cpu":
-    return "taps"
-  strip = 1 in kernel_size and window.strides == (1, 1)
-  if platform == "tpu" and strip and max(kernel_size) >= _TPU_BANDED:
-    return "banded"
-  return "lax"
+  del dtype, shape, kernel_size, window
+  return "taps" if platform == "cpu" else "lax"
+
+
+_run = formed(
+  FORMS,
+  lambda platform, x, kernel, window: choose_form(platform, x.dtype, x.shape, kernel.shape[:2], window),
+)

@@ -8,7 +8,8 @@
 - CPU: `resize_by_phases`, one weighted pair for each phase of a whole factor, several times faster than a
   product with a matrix that is almost all zeros.
 
-The forms are linear in `x` and built of JAX's own operations, so both derivatives are JAX's.
+Labels take the nearest pixel. The forms are linear in `x` and built of JAX's own operations, so both
+derivatives are JAX's.
 """
 
 import functools
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxseg.types import AnyArray
 
@@ -67,6 +68,27 @@ def rescale(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b h
     n = x.shape[axis]
     x = apply_matrix(interpolation_matrix(int(n * factor), n, step=1 / factor), x, axis % x.ndim)
   return x
+
+
+def resize_labels(
+  labels: Int[AnyArray, "*b h w"], size: tuple[int, int], *, align_corners: bool = False
+) -> Int[Array, "*b ho wo"]:
+  """Nearest-neighbour resize of label maps to `size` (rows, columns).
+
+  By the pixels' centres, as Pillow does; with `align_corners` pixels lie
+  (n − 1) / (m − 1) apart from the first to the last: 321 to 41 takes every eighth (Caffe's DeepLab).
+  """
+  labels = jnp.asarray(labels)
+  for axis in (-2, -1):
+    n, m = labels.shape[axis], size[axis]
+    index = np.arange(m)
+    if align_corners:
+      source = np.floor(index * ((n - 1) / max(m - 1, 1)) + 0.5)
+    else:
+      # Added up pixel by pixel as in Pillow, whose rounding decides ties between two pixels.
+      source = np.floor(np.cumsum([n / m / 2, *[n / m] * (m - 1)]))
+    labels = jnp.take(labels, np.minimum(source.astype(int), n - 1), axis)
+  return labels
 
 
 def resize_sum(

@@ -24,7 +24,7 @@ from jaxseg.train.tasks import Report, task_of
 from jaxseg.types import Preprocess
 
 # What a model may draw from in training; Light-Ham's bases are redrawn every step, as published.
-_STREAMS = ("dropout", "drop_path", "nmf")
+_STREAMS = ("dropout", "nmf")
 # Images that `loss.class_weights` "auto" counts, evenly spaced over the split.
 _COUNTED = 500
 

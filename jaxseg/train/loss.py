@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from jaxseg.catalog import suggestion
 from jaxseg.errors import UserError
-from jaxseg.layers.resize import resize_labels
 from jaxseg.losses import LOSSES
+from jaxseg.ops.resize import resize_labels
 from jaxseg.train.schedule import Settings
 from jaxseg.types import AnyArray, Label, Outputs
 

@@ -27,7 +27,7 @@ def make_step(
   tx: optax.GradientTransformation,
   *,
   prepare: Prepare | None = None,
-  streams: Sequence[str] = ("dropout", "drop_path"),
+  streams: Sequence[str] = ("dropout",),
   frozen: Sequence[str] = (),
   ema_decay: float = 0.0,
   accumulate: int = 1,

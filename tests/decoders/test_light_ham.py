@@ -9,7 +9,7 @@ import pytest
 
 import jaxseg
 from jaxseg.decoders.light_ham import LightHam
-from tests.encoders.checks import apply, count, count_system, dead, init, perturbed, random_sum, traced
+from tests.encoders.checks import apply, cancelled, count, dead, init, perturbed, random_sum, traced
 
 TINY = dict(num_classes=3, channels=16, ham_channels=32, rank=4, num_groups=8, dropout_rate=0.0)
 
@@ -20,20 +20,7 @@ def _features(dtype=np.float32):
   return {name: rng.standard_normal((2, *shape)).astype(dtype) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize(
-  ("name", "at_150", "at_19"),
-  [
-    ("segnext_tiny", 4_263_414, 4_229_747),
-    ("segnext_small", 13_932_886, 13_899_219),
-    ("segnext_base", 27_636_310, 27_569_107),
-    ("segnext_large", 48_926_550, 48_792_275),
-  ],
-)
-def test_published_parameters(name, at_150, at_19):
-  assert (count_system(name, 150), count_system(name, 19)) == (at_150, at_19)
-
-
-@pytest.mark.parametrize("middle", ["nmf", "nonlocal", "criss_cross", "ema", "none"])
+@pytest.mark.parametrize("middle", ["nonlocal", "criss_cross", "ema", "none"])
 def test_gradients_reach_every_parameter_and_stage(middle):
   model, features = LightHam(**TINY, middle=middle), _features()
   variables = init(model, features)
@@ -48,9 +35,8 @@ def test_gradients_reach_every_parameter_and_stage(middle):
     perturbed(variables["params"]), features
   )
   assert logits.shape == (2, 9, 11, 3)
-  # softmax does not see a bias that adds the same to every key's product.
-  assert not [path for path in dead(by_params) if "['key']['bias']" not in path]
-  assert dead(by_features) == ["['stage1']"]  # which it does not read
+  assert dead(by_params) == cancelled(by_params)
+  assert dead(by_features) == ["stage1"]  # which it does not read
 
 
 def test_paper_parameters_of_the_alternatives():

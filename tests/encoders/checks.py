@@ -1,13 +1,13 @@
 """What every module is checked for."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxseg
-from jaxseg.models import SYSTEMS
 
 
 def init(model, *inputs):
@@ -31,14 +31,6 @@ def traced(name: str):
   return count(variables["params"]), features
 
 
-def count_system(name: str, num_classes: int) -> int:
-  """Parameters of a published system: its encoder's, traced once, and its decoder's."""
-  encoder, features = traced(SYSTEMS[name].encoder)
-  decoder = jaxseg.create_model(name, num_classes=num_classes).decoder
-  shapes = jax.eval_shape(lambda key, f: decoder.init(key, f, train=False), jax.random.key(0), features)
-  return encoder + count(shapes["params"])
-
-
 def count(tree) -> int:
   """Number of elements of a tree of arrays or shapes."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
@@ -52,12 +44,31 @@ def perturbed(params, scale: float = 0.3):
   return jax.tree.unflatten(structure, [a + b for a, b in zip(leaves, noise, strict=True)])
 
 
-def dead(gradients) -> list[str]:
-  """Paths of leaves whose gradient is zero everywhere, or not finite."""
-  found = jax.tree_util.tree_leaves_with_path(gradients)
-  return [
-    jax.tree_util.keystr(path) for path, g in found if not (np.any(g) and np.all(np.isfinite(np.asarray(g))))
-  ]
+# Parameters that cannot matter while training: what adds the same to every key's product is not seen by a
+# softmax, and what adds the same to every pixel is taken away by a BatchNorm after it.
+CANCELLED = (
+  r".*/key/bias",
+  r"(.*/)?(stem_conv|embed_conv)/bias",
+  r"project_stage\d/bias",
+)
+# Of the largest gradient of the whole tree.
+NOISE = 1e-5
+
+
+def dead(gradients, *, noise: float = NOISE) -> list[str]:
+  """Paths of leaves whose gradient is rounding noise beside the others', or not finite."""
+  found = {
+    "/".join(str(key.key) for key in path): float(np.abs(np.asarray(g)).max())
+    for path, g in jax.tree_util.tree_leaves_with_path(gradients)
+  }
+  least = noise * max(found.values())
+  return [path for path, size in found.items() if not least < size < np.inf]
+
+
+def cancelled(gradients) -> list[str]:
+  """Paths of the leaves that `CANCELLED` names."""
+  paths = ["/".join(str(k.key) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(gradients)]
+  return [path for path in paths if any(re.fullmatch(pattern, path) for pattern in CANCELLED)]
 
 
 def random_sum(outputs) -> jax.Array:

@@ -8,7 +8,7 @@ import pytest
 import jaxseg
 from jaxseg.encoders import mscan
 from jaxseg.layers.drop_path import drop_path_rates
-from tests.encoders.checks import apply, count, count_system, dead, image, init, perturbed, random_sum, traced
+from tests.encoders.checks import count, image, init
 
 TINY = dict(dims=(8, 8, 16, 16), depths=(1, 1, 2, 1), ffn_ratios=(2, 2, 2, 2), drop_path_rate=0.0)
 
@@ -18,60 +18,22 @@ def _shapes(model):
   return jax.eval_shape(lambda key: model.init(key, picture, train=False), jax.random.key(0))
 
 
-@pytest.mark.parametrize(
-  ("name", "expected"),
-  [
-    ("mscan_tiny", 4_160_584),
-    ("mscan_small", 13_963_176),
-    ("mscan_base", 26_790_824),
-    ("mscan_large", 45_149_864),
-  ],
-)
-def test_classifier_parameters(name, expected):
-  parameters, features = traced(name)
-  assert parameters + 1000 * features["stage4"].shape[-1] + 1000 == expected
-
-
 def test_classifier_has_one_linear_layer_on_top():
   shapes = _shapes(jaxseg.create_model("mscan_tiny", num_classes=1000))
   assert jax.tree.map(lambda x: x.shape, shapes["params"]["head"]) == {"kernel": (256, 1000), "bias": (1000,)}
   assert count(shapes["params"]) == 4_160_584
 
 
-def test_odd_size_and_gradients():
-  model = mscan.MSCAN(**TINY)
-  picture = image(37, 51, batch=2)
-  variables = init(model, picture)
-  shapes = {}
-
-  @jax.jit
-  @jax.grad
-  def gradients(params):
-    collections = {"params": params, "batch_stats": variables["batch_stats"]}
-    features, _ = model.apply(collections, picture, train=True, mutable=["batch_stats"])
-    shapes.update({key: value.shape for key, value in features.items()})
-    return random_sum(features)
-
-  found = gradients(perturbed(variables["params"]))
-  # Every stage halves and rounds up.
+def test_every_stage_halves_and_rounds_up():
+  model, picture = mscan.MSCAN(**TINY), image(37, 51, batch=2)
+  init = lambda key: model.init_with_output(key, picture, train=False)[0]  # noqa: E731
+  shapes = {key: value.shape for key, value in jax.eval_shape(init, jax.random.key(0)).items()}
   assert shapes == {
     "stage1": (2, 10, 13, 8),
     "stage2": (2, 5, 7, 8),
     "stage3": (2, 3, 4, 16),
     "stage4": (2, 2, 2, 16),
   }
-  # A bias directly before a BatchNorm with batch statistics has no effect: nothing else may be dead.
-  unexpected = [p for p in dead(found) if not ("conv" in p and p.endswith("['bias']"))]
-  assert not unexpected, unexpected
-
-
-def test_bfloat16_follows_float32():
-  picture = image(37, 51)
-  variables = init(mscan.MSCAN(**TINY), picture)
-  exact = apply(mscan.MSCAN(**TINY), variables, picture)
-  for name, value in apply(mscan.MSCAN(**TINY, dtype=jnp.bfloat16), variables, picture).items():
-    assert value.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.float32(value), exact[name], atol=0.15)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +57,9 @@ def test_ablations_leave_their_parameters_out(fields, absent):
 
 def test_large_kernel_has_van_size():
   """Table 8 of the paper: 4.2 M with VAN's large kernel, 4.3 M with MSCA, in the whole SegNeXt-T."""
-  decoder = count_system("segnext_tiny", 150) - traced("mscan_tiny")[0]
-  encoders = [mscan.MSCAN(attention=attention) for attention in ("large_kernel", "msca")]
-  sizes = [round((decoder + count(_shapes(encoder)["params"])) / 1e6, 1) for encoder in encoders]
-  assert sizes == [4.2, 4.3]
+  tiny = jaxseg.create_model("segnext_tiny", num_classes=150)
+  models = [tiny.clone(encoder=mscan.MSCAN(attention=attention)) for attention in ("large_kernel", "msca")]
+  assert [round(count(_shapes(model)["params"]) / 1e6, 1) for model in models] == [4.2, 4.3]
 
 
 def test_gate_multiplies_by_the_input():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import jaxseg
 from jaxseg.encoders.vgg import VGG
-from tests.encoders.checks import count, image
+from tests.encoders.checks import image
 
 TINY = dict(widths=(4, 6, 8, 10, 12))
 
@@ -21,16 +21,16 @@ def _shapes(model, size):
   return jax.eval_shape(functools.partial(model.init_with_output, train=False), jax.random.key(0), picture)
 
 
-def test_parameters_and_the_papers_map():
-  features, variables = _shapes(jaxseg.create_model("vgg16"), (321, 321))
-  assert count(variables["params"]) == 14_714_688
+def test_the_papers_map():
+  features, _ = _shapes(jaxseg.create_model("vgg16"), (321, 321))
   assert features["stage5"].shape == (1, 41, 41, 512)
   sides = {k: v.shape[1] for k, v in features.items()}
   assert sides == {"stage1": 161, "stage2": 81, "stage3": 41, "stage4": 41, "stage5": 41}
 
 
-@pytest.mark.parametrize("output_stride", [8, 16, 32])
-@pytest.mark.parametrize("pool_size, ceil_pool", [(3, False), (3, True), (2, False)])
+@pytest.mark.parametrize(
+  "output_stride, pool_size, ceil_pool", [(8, 3, False), (16, 3, True), (32, 2, False)]
+)
 def test_equals_torch(output_stride, pool_size, ceil_pool):
   model = VGG(**TINY, output_stride=output_stride, pool_size=pool_size, ceil_pool=ceil_pool)
   picture = image(46, 65)

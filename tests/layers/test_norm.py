@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jaxseg.layers.activation import PReLU
+from jaxseg.layers.activation import PReLUSlope
 from jaxseg.layers.norm import BatchNorm, GroupNorm, LayerNorm
 
 
@@ -62,9 +62,11 @@ def test_layer_and_group_norm_epsilon():
 
 
 def test_prelu_has_a_slope_for_each_channel():
+  """In the pass of the BatchNorm, which at its initial statistics divides by √(1 + ε) and nothing else."""
+  initial = PReLUSlope().init(jax.random.key(0), 4)["params"]["slope"]
+  np.testing.assert_array_equal(initial, np.full(4, 0.25, np.float32))
   x = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
-  variables = PReLU().init(jax.random.key(0), x)
-  assert variables["params"]["slope"].shape == (4,) and np.all(variables["params"]["slope"] == 0.25)
-  slope = np.array([0.1, 0.5, -0.3, 2.0], np.float32)
-  theirs = torch.nn.functional.prelu(nchw(x), torch.from_numpy(slope))
-  np.testing.assert_allclose(PReLU().apply({"params": {"slope": slope}}, x), nhwc(theirs), atol=1e-6)
+  norm, slope = BatchNorm(1e-3), jnp.array([0.1, 0.5, -0.3, 2.0])
+  ours = norm.apply(norm.init(jax.random.key(0), x, train=False), x, train=False, slope=slope)
+  theirs = torch.nn.functional.prelu(nchw(x / np.float32(1.001**0.5)), torch.from_numpy(np.array(slope)))
+  np.testing.assert_allclose(ours, nhwc(theirs), atol=1e-6)

@@ -75,3 +75,12 @@ def test_without_image_pooling():
   _, variables = _run(x, image_pooling=False, rates=())
   assert set(variables["params"]) == {"branch0", "fuse", "fuse_norm"}
   assert variables["params"]["fuse"]["kernel"].shape == (1, 1, 6, 6)
+
+
+@pytest.mark.parametrize("separable", [False, True])
+def test_folded_has_biases_and_no_batch_norm(separable):
+  layer = ASPP(channels=6, rates=(2,), separable=separable, folded=True)
+  variables = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 8)), train=False))
+  paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(variables)]
+  assert not [path for path in paths if "norm" in path]
+  assert sum("bias" in path for path in paths) == sum("kernel" in path for path in paths)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxseg.layers.norm import BatchNorm
-from jaxseg.layers.stage import never_scan, run_blocks
+from jaxseg.layers.stage import by_images, never_scan, run_blocks
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32))
 
@@ -53,3 +53,56 @@ def test_a_loop_of_blocks_is_the_blocks(remat):
     np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-5)
   with never_scan():
     assert run(Net(scan="on", remat=remat), variables)[1] == 0
+
+
+class Pixels(nn.Module):
+  """Images apart from each other, with dropout."""
+
+  rate: float = 0.0
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    x = nn.LayerNorm(name="norm")(x)
+    return {"y": nn.Dropout(self.rate, deterministic=not train)(nn.Dense(3, name="fc")(x)), "x": x}
+
+
+class Few(nn.Module):
+  images: int
+  rate: float = 0.0
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    return by_images(Pixels(self.rate, name="stage"), x, train=train, images=self.images)
+
+
+def few(images, variables, x, rate=0.0):
+  def total(params):
+    found = Few(images, rate).apply({"params": params}, x, train=True, rngs={"dropout": jax.random.key(3)})
+    return jnp.sin(found["y"]).sum() + jnp.cos(found["x"]).sum(), found
+
+  function = jax.grad(total, has_aux=True)
+  return jax.jit(function)(variables["params"]), str(jax.make_jaxpr(function)(variables["params"])).count(
+    " scan["
+  )
+
+
+def test_a_few_images_at_a_time_are_all_of_them():
+  x = jnp.concatenate([X, 2 + X])
+  variables = Few(1).init(jax.random.key(0), x, train=False)
+  assert list(variables["params"]) == ["stage"]
+  expected, none = few(0, variables, x)
+  for images, loops in ((1, 2), (2, 2), (4, 0), (3, 0)):  # three do not divide four: all at once
+    ours, found = few(images, variables, x)
+    assert (found, none) == (loops, 0)
+    for mine, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+      np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_each_part_draws_its_own_dropout():
+  x = jnp.ones((4, 8, 8, 4))
+  variables = Few(1).init(jax.random.key(0), x, train=False)
+  variables["params"]["stage"]["fc"]["bias"] += 1.0
+  (_, found), _ = few(1, variables, x, rate=0.5)
+  dropped = np.asarray(found["y"] == 0).reshape(4, -1)
+  assert all(0.3 < share < 0.7 for share in dropped.mean(1))
+  assert all((dropped[i] != dropped[j]).any() for i in range(4) for j in range(i))

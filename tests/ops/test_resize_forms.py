@@ -7,11 +7,11 @@ import pytest
 
 from jaxseg.ops import resize as ops
 
-SIZES = [((5, 7), (20, 28)), ((5, 7), (13, 9)), ((9, 3), (4, 3)), ((1, 6), (3, 6)), ((6, 5), (1, 1))]
+SIZES = [((5, 7), (20, 28)), ((9, 3), (4, 5)), ((1, 6), (3, 6))]
 FORMS = {"chosen": ops.resize, "matrices": ops.resize_by_matrices}
 CASES = [(form, *sizes, corners) for form in FORMS for sizes in SIZES for corners in (False, True)]
 # Only whole factors of the plain corner rule have phases.
-CASES += [("phases", *SIZES[0], False), ("phases", *SIZES[3], False)]
+CASES += [("phases", *SIZES[0], False), ("phases", *SIZES[2], False)]
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
 
 

@@ -14,12 +14,9 @@ from jaxseg.ops.upsampled_cross_entropy import (
 
 # (logits' rows and columns, labels'), rows of a strip
 CASES = [
-  ((5, 6), (20, 24), 8),  # a whole factor
-  ((5, 6), (20, 24), 6),  # the last strip reaches beyond the map
+  ((5, 6), (20, 24), 6),  # a whole factor; the last strip reaches beyond the map
   ((5, 7), (33, 29), 4),
-  ((13, 5), (17, 11), 5),  # neighbouring rows of the result skip rows of the logits
-  ((12, 12), (7, 9), 3),  # and a shrinking does so more
-  ((9, 4), (36, 4), 18),
+  ((12, 12), (7, 9), 3),  # neighbouring rows of the result skip rows of the logits
 ]
 
 

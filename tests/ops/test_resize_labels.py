@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxseg.layers.resize import resize_labels
+from jaxseg.ops.resize import resize_labels
 
 
 @pytest.mark.parametrize(

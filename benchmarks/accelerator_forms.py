@@ -1,0 +1,205 @@
+"""The choice tables of `jaxseg.ops`: every form of an operation at the models' shapes, on the device at hand.
+
+`accelerator.py --what=forms` runs it, one process for an operation at a shape. A form is timed forward, and
+forward with all gradients; a form that the device refuses is a line with its reason.
+"""
+
+import time
+from typing import Any
+
+Case = dict[str, Any]
+
+# Rows (and columns), channels, kernel, rate: SegNeXt-T's MSCA and feed-forward, SegFormer-B0's, CGNet's.
+DEPTHWISE = (
+  *((h, c, k, 1) for h, c in ((128, 32), (64, 64), (32, 160)) for k in ("5x5", "1x7", "1x21", "21x1")),
+  *((h, c, "3x3", 1) for h, c in ((128, 256), (64, 512), (32, 640), (16, 1024))),
+  (85, 64, "3x3", 4),
+)
+# Rows, input and output channels, rate: DeepLab's last stage and pyramid at output strides 16 and 8.
+ATROUS = (
+  (32, 512, 512, 2),
+  (32, 2048, 256, 6),
+  (32, 2048, 256, 18),
+  (64, 2048, 256, 12),
+  (64, 2048, 256, 36),
+)
+BATCH_NORM = ((128, 256), (64, 128), (32, 2048))
+# Queries, keys, heads, width: SegFormer-B0's first and third stage.
+ATTENTION = ((16384, 256, 1, 32), (1024, 256, 5, 32))
+RESIZE = ((64, 128, 256), (128, 512, 21))
+TINY = {
+  "depthwise": ((8, 4, "1x7", 1), (8, 4, "3x3", 2)),
+  "atrous": ((8, 4, 4, 2),),
+  "batch_norm": ((8, 4),),
+  "attention": ((16, 4, 2, 8),),
+  "resize": ((4, 8, 3),),
+}
+SHAPES = {
+  "depthwise": DEPTHWISE,
+  "atrous": ATROUS,
+  "batch_norm": BATCH_NORM,
+  "attention": ATTENTION,
+  "resize": RESIZE,
+}
+
+
+def cases(*, tiny: bool, runs: int) -> list[Case]:
+  """One case for each operation and shape."""
+  batch = 2 if tiny else 16
+  return [
+    dict(kind="forms", operation=name, shape=list(shape), batch=batch, runs=runs)
+    for name, shapes in (TINY if tiny else SHAPES).items()
+    for shape in shapes
+  ]
+
+
+def measure(case: Case) -> Case:
+  """{"forms": {name: {"forward": ms, "both": ms} or {"failed": reason}}, "chosen": today's form}."""
+  import jax
+
+  operation = globals()[f"_{case['operation']}"]
+  arrays, forms, chosen = operation(case["batch"], *case["shape"], platform=_platform())
+  found = {}
+  for name, function in forms.items():
+    try:
+      found[name] = {
+        "forward": _milliseconds(jax.jit(function), arrays, case["runs"]),
+        "both": _milliseconds(jax.jit(_with_gradients(function)), arrays, case["runs"]),
+      }
+    except Exception as error:  # what a device refuses is a result, whatever it raises
+      found[name] = {"failed": (str(error).strip().splitlines() or [type(error).__name__])[0][:200]}
+  return {"forms": found, "chosen": chosen}
+
+
+def table(results: list[Case]) -> list[str]:
+  """Lines of a Markdown table: ms forward / with gradients, the best of each in bold."""
+  lines = ["| operation | shape | forms: ms forward / with gradients | chosen |", "|---|---|---|---|"]
+  for r in results:
+    shape = f"{r['batch']} x {' '.join(map(str, r['shape']))}"
+    if "failed" in r:
+      lines.append(f"| {r['operation']} | {shape} | failed: {r['failed']} | |")
+      continue
+    timed = {name: t for name, t in r["forms"].items() if "failed" not in t}
+    best = {key: min((t[key] for t in timed.values()), default=0.0) for key in ("forward", "both")}
+    cells = []
+    for name, t in r["forms"].items():
+      if "failed" in t:
+        cells.append(f"{name} failed: {t['failed']}")
+      else:
+        words = [f"**{t[k]:.3f}**" if t[k] == best[k] else f"{t[k]:.3f}" for k in ("forward", "both")]
+        cells.append(f"{name} {' / '.join(words)}")
+    lines.append(f"| {r['operation']} | {shape} | {'; '.join(cells)} | {r['chosen']} |")
+  return lines
+
+
+def _platform() -> str:
+  import jax
+
+  name = jax.default_backend()
+  return "cuda" if name == "gpu" else name
+
+
+def _with_gradients(function):
+  import jax
+
+  def run(*arrays):
+    y, pull = jax.vjp(function, *arrays)
+    return y, pull(y)
+
+  return run
+
+
+def _milliseconds(run, arrays, runs: int) -> float:
+  """The median of three rounds after a warm-up, each dispatched before its last result is waited for."""
+  import jax
+
+  jax.block_until_ready(run(*arrays))
+  rounds = []
+  for _ in range(3):
+    began = time.perf_counter()
+    out = None
+    for _ in range(runs):
+      out = run(*arrays)
+    jax.block_until_ready(out)
+    rounds.append(1e3 * (time.perf_counter() - began) / runs)
+  return sorted(rounds)[1]
+
+
+def _normal(*shape: int):
+  import jax.numpy as jnp
+  import numpy as np
+
+  return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32), jnp.bfloat16)
+
+
+def _depthwise(batch: int, h: int, c: int, kernel: str, rate: int, *, platform: str):
+  from functools import partial
+
+  from jaxseg.ops import depthwise as ops
+
+  size = tuple(map(int, kernel.split("x")))
+  padding = tuple(((k - 1) // 2 * rate,) * 2 for k in size)
+  window = ops.Window((1, 1), padding, (rate, rate))
+  arrays = _normal(batch, h, h, c), _normal(*size, 1, c)
+  names = [name for name in ops.FORMS if name != "banded" or 1 in size]
+  forms = {name: partial(_formed, ops.depthwise_conv_as, name, window) for name in names}
+  return arrays, forms, ops.choose_form(platform, arrays[0].dtype, arrays[0].shape, size, window)
+
+
+def _atrous(batch: int, h: int, c: int, k: int, rate: int, *, platform: str):
+  from functools import partial
+
+  from jaxseg.ops import atrous as ops
+
+  window, arrays = ops.Window(rate, False), (_normal(batch, h, h, c), _normal(3, 3, c, k))
+  forms = {name: partial(_formed, ops.atrous_conv_as, name, window) for name in ops.FORMS}
+  return arrays, forms, ops.choose_form(platform, arrays[0].dtype, (h, h), (3, 3, c, k), rate)
+
+
+def _formed(operation, form: str, window, x, kernel):
+  return operation(form, x, kernel, window)
+
+
+def _batch_norm(batch: int, h: int, c: int, *, platform: str):
+  import jax.numpy as jnp
+
+  from jaxseg.ops import batch_norm as ops
+
+  scale, bias, slope = jnp.ones(c), jnp.zeros(c), jnp.zeros(c)
+  forms = {
+    name: lambda x, name=name: ops.batch_norm_act_as(name, x, scale, bias, slope, epsilon=1e-5)[0]
+    for name in ops.FORMS
+  }
+  return (_normal(batch, h, h, c),), forms, ops.CHOICE[platform]
+
+
+def _attention(batch: int, n: int, m: int, heads: int, d: int, *, platform: str):
+  import math
+
+  import jax
+
+  from jaxseg.ops import attention as ops
+
+  scores = batch * heads * n * m
+  parts = max(math.ceil(scores / ops.PART_SCORES), 2)
+  forms = {
+    "reference": ops.attention_reference,
+    "parts": lambda q, k, v: ops.attention_by_parts(q, k, v, parts=parts),
+  }
+  if platform == "cuda":
+    forms["cudnn"] = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+  chosen = "parts" if ops.has_many_scores(scores) else "reference"
+  query, key = _normal(batch, n, heads, d), _normal(batch, m, heads, d)
+  return (query, key, key), forms, "cudnn" if platform == "cuda" else chosen
+
+
+def _resize(batch: int, before: int, after: int, c: int, *, platform: str):
+  from jaxseg.ops import resize as ops
+
+  size = (after, after)
+  forms = {
+    "reference": lambda x: ops.resize_reference(x, size),
+    "matrices": lambda x: ops.resize_by_matrices(x, size),
+    "phases": lambda x: ops.resize_by_phases(x, size),
+  }
+  return (_normal(batch, before, before, c),), forms, "phases" if platform == "cpu" else "matrices"
