@@ -19,16 +19,3 @@ def shared() -> pathlib.Path:
   if not SHARED.is_dir():
     pytest.skip(f"reference folder {SHARED.name}/ is not beside the checkout")
   return SHARED
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Skips what `unconfirmed.txt` lists, unless JAXSEG_UNCONFIRMED=1 (`make test-all`)."""
-  if os.environ.get("JAXSEG_UNCONFIRMED") == "1":
-    return
-  lines = (ROOT / "tests" / "unconfirmed.txt").read_text().splitlines()
-  listed = {line for line in lines if line and not line.startswith("#")}
-  reason = "not seen green since the rooms were merged (tests/unconfirmed.txt); make test-all runs it"
-  for item in items:
-    function = item.nodeid.partition("[")[0]
-    if listed & {function, function.partition("::")[0]}:
-      item.add_marker(pytest.mark.skip(reason=reason))
