@@ -2,11 +2,10 @@
 
 import pathlib
 
-from jaxseg import models
+from jaxseg import lazy, models
 from jaxseg.commands import COMMANDS
 from jaxseg.commands.flags import make_parser
 from jaxseg.config import schema, values
-from jaxseg import lazy
 
 _NOTE = "<!-- Written by docs/generate.py. -->\n"
 # Of commands that read their flags inside of `main`, with their processes.
@@ -24,7 +23,11 @@ def write(folder: pathlib.Path) -> None:
 
 def config_keys() -> str:
   """A table of every key of each task."""
-  lines = ["# Config keys", "", "`--config.KEY=VALUE` sets one. `jaxseg config --config=... --keys` lists those"]
+  lines = [
+    "# Config keys",
+    "",
+    "`--config.KEY=VALUE` sets one. `jaxseg config --config=... --keys` lists those",
+  ]
   lines += ["of one config, with the fields of its model. `...` stands for any number."]
   for task, keys in schema.TASK_KEYS.items():
     lines += ["", f"## Of {task}", "", "| key | holds | what it is |", "|---|---|---|"]
