@@ -1,0 +1,102 @@
+"""Exported files give what the model gives, in their own runtimes; what cannot be exported is said before."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import jaxseg
+from jaxseg.errors import UserError
+from jaxseg.export import check, folding, program, stablehlo
+from jaxseg.hub import Net
+from jaxseg.types import Preprocess
+from tests.hub.small import init
+
+SMALL_RESNET = dict(width=8, stage_sizes=(1, 1, 1, 1))
+
+
+def net_of(seed=0, preprocess=Preprocess(), **fields) -> Net:  # noqa: B008
+  model, variables = init(seed=seed, **fields)
+  classes = tuple("abcde")
+  return Net(model, variables, preprocess, classes, np.zeros((5, 3), np.uint8), "small")
+
+
+@pytest.fixture(scope="module")
+def net():
+  return net_of()
+
+
+@pytest.mark.parametrize(
+  "fields", [{}, dict(name="deeplabv3plus_resnet50", encoder=SMALL_RESNET)], ids=["cgnet", "deeplabv3plus"]
+)
+def test_folded_norms_change_nothing(fields):
+  model, variables = init(**fields)
+  changed, shifts = folding.fold(model, variables)
+  norms = sum("var" in path for path, _ in jax.tree_util.tree_leaves_with_path(variables["batch_stats"]))
+  assert len(shifts) > norms // 3  # of CGNet many join several maps first
+  image = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32)
+  run = jax.jit(functools.partial(model.apply, train=False))
+  with folding.folded(shifts):
+    folded = model.apply(changed, image, train=False)["logits"]
+  wanted = run(variables, image)["logits"]
+  assert np.abs(folded - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+  ("format", "library", "size"),
+  [
+    ("stablehlo", "jax", (32, 48)),
+    ("stablehlo", "jax", None),
+    ("onnx", "jax2onnx", (32, 48)),
+    ("onnx", "jax2onnx", None),
+    ("litert", "litert_converter", (32, 48)),
+  ],
+)
+def test_a_file_gives_what_the_model_gives(net, tmp_path, format, library, size):
+  pytest.importorskip(library)
+  found = net.export(tmp_path / "file", format=format, size=size, output="probabilities")
+  assert found.agrees and found.images == 3 and found.bytes == (tmp_path / "file").stat().st_size
+
+
+def test_another_models_file_is_noticed(net, tmp_path):
+  other = net_of(seed=1)
+  made = program.make(other, size=(32, 48), batch=2, output="labels")
+  file = stablehlo.write(made, tmp_path / "file")
+  pictures = check.pictures((32, 48))
+  assert check.compare(other, made, stablehlo.RUNNER, file, pictures).agrees
+  assert not check.compare(net, made, stablehlo.RUNNER, file, pictures).agrees
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (dict(format="onxx"), "onnx"),
+    (dict(size=(16, 64)), "at least 32"),
+    (dict(format="litert"), "fixed sizes"),
+    (dict(batch=0), "batch is 0"),
+    (dict(output="logits"), "'probabilities'"),
+    (dict(format="web", output="probabilities"), "label maps"),
+  ],
+)
+def test_what_cannot_be_exported_is_said_first(net, tmp_path, arguments, words):
+  with pytest.raises(UserError, match=words):
+    net.export(tmp_path / "file", **arguments)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_resizes_first_wants_a_size(tmp_path):
+  with pytest.raises(UserError, match=r"size=\(512, 512\)"):
+    net_of(preprocess=Preprocess(size=(512, 512))).export(tmp_path / "file")
+
+
+def test_a_folder_is_not_overwritten(net, tmp_path):
+  (tmp_path / "kept").write_text("")
+  for format in ("stablehlo", "web"):
+    with pytest.raises(UserError, match="folder"):
+      net.export(tmp_path, format=format)
+  with pytest.raises(UserError, match="without a segmentation head"):
+    encoder = jaxseg.create_model("cgnet_m3n21_encoder")
+    Net(encoder, {}, Preprocess(), (), np.zeros((0, 3), np.uint8), "cgnet_m3n21_encoder").export(
+      tmp_path / "x"
+    )
