@@ -221,6 +221,12 @@ LATER: Mapping[str, Any] = {
   "data.blur": 0.0,
   "data.extra": "",
   "eval.canvases": "auto",
+  "eval.absent_classes": "mmsegmentation",
+  "eval.class_map": (),
+  "eval.details": True,
+  "eval.report_images": 12,
+  "log.trackers": (),
+  "log.project": "jaxseg",
   "early_stopping.patience": 0,
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxseg import config as config_lib
-from jaxseg.config import record
+from jaxseg.config import keys, record, schema
 from jaxseg.errors import UserError
 
 
@@ -70,3 +70,23 @@ def test_a_record_with_something_else_in_it(values, key, value, tmp_path):
   with pytest.raises(UserError, match=r"config\.json") as error:
     record.read_config(tmp_path)
   assert "\n" not in str(error.value)
+
+
+def test_a_config_of_an_earlier_version_is_filled_in():
+  """With the values that configs/common.py has today; any other key that is missing is named."""
+  config = config_lib.load("cgnet_m3n21_synthetic")
+  values = config_lib.resolved(config)
+  for name in schema.LATER:
+    group, _, last = name.rpartition(".")
+    values[group].pop(last)
+  values.pop("early_stopping")
+  back = config_lib.from_resolved(values)
+  assert {name: keys.get(back, name) for name in schema.LATER} == {
+    name: keys.get(config, name) for name in schema.LATER
+  }
+  values["optimizer"].pop("b1")
+  with pytest.raises(UserError, match="config has no key optimizer.b1"):
+    config_lib.from_resolved(values)
+  values["optimizer"] = "adam"
+  with pytest.raises(UserError, match="config.optimizer is no group of keys"):
+    config_lib.from_resolved(values)
