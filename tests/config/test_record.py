@@ -85,8 +85,8 @@ def test_a_config_of_an_earlier_version_is_filled_in():
     name: keys.get(config, name) for name in schema.LATER
   }
   values["optimizer"].pop("b1")
-  with pytest.raises(UserError, match="config has no key optimizer.b1"):
+  with pytest.raises(UserError, match=r"config has no key optimizer\.b1"):
     config_lib.from_resolved(values)
   values["optimizer"] = "adam"
-  with pytest.raises(UserError, match="config.optimizer is no group of keys"):
+  with pytest.raises(UserError, match=r"config\.optimizer is no group of keys"):
     config_lib.from_resolved(values)
