@@ -25,7 +25,8 @@ from jaxseg.evaluation.page import (
 from jaxseg.evaluation.report import Report
 from jaxseg.macs import count_macs
 from jaxseg.train.evaluating import Evaluator
-from jaxseg.train.metrics import METRICS, Board, read_metrics
+from jaxseg.train.metrics import METRICS, read_metrics
+from jaxseg.train.trackers import Tracker
 
 FOLDER = "eval"  # in a workdir
 PAGE = "report.html"
@@ -101,8 +102,8 @@ def _memory() -> dict[str, int]:
   return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def draw(board: Board, step: int, report: Report, classes: Sequence[str]) -> None:
-  """The confusion matrix and the IoU of every class, for TensorBoard."""
+def draw(board: Tracker, step: int, report: Report, classes: Sequence[str]) -> None:
+  """The confusion matrix and the IoU of every class, for TensorBoard and other trackers."""
   if jax.process_index() == 0:
     board.image(step, "eval/confusion_matrix", matrix_picture(report.matrix, classes))
     board.image(step, "eval/IoU_by_class", iou_picture(report.by_class()["IoU"], classes))
