@@ -59,7 +59,8 @@ def predict_tiled(
   total, done = len(tops) * len(lefts), 0
   shared: dict[tuple[int, int], np.ndarray] = {}  # of windows that reach into the next panel
   for start, finished, own in panels:
-    sums = jnp.zeros((window[0], width, num_classes), jnp.float32)
+    # With room on the left for windows that began in the panel before.
+    sums = jnp.zeros((window[0], window[1] + width, num_classes), jnp.float32)
     carried, shared = shared, {}
     before = sorted({left for _, left in carried})
     for i, top in enumerate(tops):
@@ -72,11 +73,10 @@ def predict_tiled(
             progress(done, total)
         if left + window[1] > finished and finished < columns:
           shared[top, left] = np.asarray(logits)
-        # A window that began in the panel before is cut to this one.
-        sums = _add(sums, logits, left - start, size=window, align_corners=align_corners)
+        sums = _add(sums, logits, window[1] + left - start, size=window, align_corners=align_corners)
       ready = (tops[i + 1] if i + 1 < len(tops) else rows) - top
       part, sums = _finish(sums, ready=ready)
-      labels[top : top + ready, start:finished] = np.asarray(part)[:, : finished - start]
+      labels[top : top + ready, start:finished] = np.asarray(part)[:, window[1] :][:, : finished - start]
   return labels
 
 
@@ -105,13 +105,10 @@ def _panels(lefts: list[int], window: int, columns: int, width: int) -> list[tup
 
 @functools.partial(jax.jit, static_argnames=("size", "align_corners"), donate_argnums=0)
 def _add(sums, logits, left, *, size, align_corners):
-  """Adds a window's logits at column `left`, which is negative for a window that began further left."""
+  """Adds a window's logits at column `left`, in place: nothing but the window's own part is touched."""
   logits = resize_logits(logits, size, align_corners=align_corners)
-  width = sums.shape[1]
-  padded = jnp.pad(sums, [(0, 0), (size[1], size[1]), (0, 0)])
-  here = lax.dynamic_slice(padded, (0, left + size[1], 0), (sums.shape[0], size[1], sums.shape[2]))
-  padded = lax.dynamic_update_slice(padded, here + logits, (0, left + size[1], 0))
-  return padded[:, size[1] : size[1] + width]
+  here = lax.dynamic_slice(sums, (0, left, 0), (sums.shape[0], size[1], sums.shape[2]))
+  return lax.dynamic_update_slice(sums, here + logits, (0, left, 0))
 
 
 @functools.partial(jax.jit, static_argnames=("ready",), donate_argnums=0)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from jaxtyping import Array, Float
 
 from jaxseg.layers import spatial
-from jaxseg.layers.upsampled import batch_shards
 from jaxseg.ops.msca import Weights, msca, msca_halo
 
 
@@ -15,15 +14,15 @@ def multi_scale_strips(
   """`ops.msca.msca` of the whole map, or of each device's rows with their halo."""
   size = square[0].shape[0]
   halo, around = msca_halo(size, [column[0].shape[0] for _, column in strips]), (size - 1) // 2
-  height, images = x.shape[1], x.shape[0] // batch_shards()
+  height = x.shape[1]
   if spatial.shards(height, reach=halo) == 1:
     spatial.ran_whole()
-    return spatial.split(spatial.whole(msca(spatial.whole(x), square, strips, images=images)))
+    return spatial.split(spatial.whole(msca(spatial.whole(x), square, strips)))
   rows = height // spatial.shards(height)
 
   def local(x, square, strips):
     x = spatial.exchange(x, halo, halo)
     inside = spatial.inside(height, halo - around, halo - around, rows)[0, :, 0, 0]
-    return msca(x, square, strips, inside=inside, images=images)
+    return msca(x, square, strips, inside=inside)
 
   return spatial.on_rows(local, x, (square, tuple(strips)))

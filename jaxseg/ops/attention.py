@@ -85,11 +85,11 @@ def attention_by_parts(
   size = -(-n // parts)
   count = -(-n // size)
   query = jnp.pad(query, [(0, 0), (0, count * size - n), (0, 0), (0, 0)])
-  # Queries and keys come last, in a TPU's lanes: a head's 32 channels there would be filled up to 128.
-  query = query.reshape(query.shape[0], count, size, *query.shape[2:]).transpose(1, 0, 3, 4, 2)
-  key, value = (x.transpose(0, 2, 3, 1) for x in (key, value))
+  # b n heads d → parts b heads n d
+  query = query.reshape(query.shape[0], count, size, *query.shape[2:]).transpose(1, 0, 3, 2, 4)
+  key, value = (x.transpose(0, 2, 1, 3) for x in (key, value))
   out = _by_parts(query, key, value)
-  out = out.transpose(1, 0, 4, 2, 3)
+  out = out.transpose(1, 0, 3, 2, 4)
   return out.reshape(out.shape[0], count * size, *out.shape[3:])[:, :n]
 
 
@@ -99,13 +99,13 @@ def _by_parts(query, key, value):
 
 
 def _forward(query, key, value):
-  """(results parts b heads d n, log normalisers parts b heads n) of parts b heads d n."""
+  """(results, log normalisers) of parts b heads n d."""
 
   def part(query):
     scores = _scores(query, key)
-    log_normaliser = jax.nn.logsumexp(scores, axis=-2)
-    weights = jnp.exp(scores - log_normaliser[..., None, :]).astype(value.dtype)
-    return _product("bhmn,bhdm->bhdn", weights, value).astype(query.dtype), log_normaliser
+    log_normaliser = jax.nn.logsumexp(scores, axis=-1)
+    weights = jnp.exp(scores - log_normaliser[..., None]).astype(value.dtype)
+    return _product("bhnm,bhmd->bhnd", weights, value).astype(query.dtype), log_normaliser
 
   return lax.map(part, query)
 
@@ -117,18 +117,18 @@ def _by_parts_fwd(query, key, value):
 
 def _by_parts_bwd(residuals, cotangents):
   query, key, value, out, log_normalisers = residuals
-  scale = key.shape[-2] ** -0.5
+  scale = key.shape[-1] ** -0.5
 
   def part(totals, members):
     query, out, log_normaliser, cotangent = members
-    weights = jnp.exp(_scores(query, key) - log_normaliser[..., None, :])
-    of_weights = _product("bhdn,bhdm->bhmn", cotangent, value)
-    mean = jnp.sum(cotangent.astype(jnp.float32) * out.astype(jnp.float32), axis=-2, keepdims=True)
+    weights = jnp.exp(_scores(query, key) - log_normaliser[..., None])
+    of_weights = _product("bhnd,bhmd->bhnm", cotangent, value)
+    mean = jnp.sum(cotangent.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     of_scores = (weights * (of_weights - mean) * scale).astype(query.dtype)
     # Keys and values get a share of every part: the sums stay in float32.
-    of_key = totals[0] + _product("bhmn,bhdn->bhdm", of_scores, query)
-    of_value = totals[1] + _product("bhmn,bhdn->bhdm", weights.astype(query.dtype), cotangent)
-    return (of_key, of_value), _product("bhmn,bhdm->bhdn", of_scores, key).astype(query.dtype)
+    of_key = totals[0] + _product("bhnm,bhnd->bhmd", of_scores, query)
+    of_value = totals[1] + _product("bhnm,bhnd->bhmd", weights.astype(query.dtype), cotangent)
+    return (of_key, of_value), _product("bhnm,bhmd->bhnd", of_scores, key).astype(query.dtype)
 
   # Of what differs by device inside of a `shard_map`, so does its sum.
   zeros = tuple((0 * x).astype(jnp.float32) for x in (key, value))
@@ -140,7 +140,7 @@ _by_parts.defvjp(_by_parts_fwd, _by_parts_bwd)
 
 
 def _scores(query, key):
-  return _product("bhdn,bhdm->bhmn", query, key) * key.shape[-2] ** -0.5
+  return _product("bhnd,bhmd->bhnm", query, key) * key.shape[-1] ** -0.5
 
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

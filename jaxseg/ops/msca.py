@@ -2,42 +2,38 @@
 
 They are one operation so that rows of neighbours are exchanged once for all of them: 12 on each side
 for 5×5 and 21×1, where one exchange for each convolution would be eight.
-
-- Definition: `msca_reference`, one convolution after the other.
-- TPU, maps of 32 or 64 channels: `msca_packed`. A TPU's vectors have 128 lanes, and the rest of them is
-  padding that every convolution reads and writes; so the channels of four (or two) images lie side by side.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxseg.ops.bias import add_bias
-from jaxseg.ops.definition import defined_by
 from jaxseg.ops.depthwise import depthwise_conv
 
 # kernel (kh, kw, 1, c) and bias (c,)
 Weights = tuple[Float[Array, "_ _ 1 c"], Float[Array, " c"]]
 
 
-# A TPU's lanes.
-_LANES = 128
-
-
-def msca_reference(
+def msca(
   x: Float[Array, "b h w c"],
   square: Weights,
   strips: Sequence[tuple[Weights, Weights]],
   *,
   inside: Bool[Array, " _"] | None = None,
-  images: int | None = None,
 ) -> Float[Array, "b _ w c"]:
-  """The definition, with the arguments of `msca`."""
-  del images
+  """The k×k convolution of `x`, plus for each pair a 1×n, then an n×1 of that. Zeros lie around every map.
+
+  Each convolution takes its platform's form (`ops.depthwise.choose_form`).
+
+  Args:
+    x: the map; with `inside`, also `msca_halo` rows of neighbours (or zeros) on both sides.
+    square: weights of the k×k, k odd.
+    strips: pairs of weights, (1×n, n×1), n odd.
+    inside: for the rows of `x` without (k − 1) / 2 on each side, whether they lie in the image: beyond it
+      are zeros for the strips, not what the square makes of zeros. None: `x` is the whole map.
+  """
   halo = max((_half(column) for _, column in strips), default=0) if inside is not None else 0
 
   def conv(x, weights):
@@ -61,51 +57,6 @@ def msca_reference(
     part = keep(conv(_crop(y, halo - reach), row), reach)
     total = total + conv(part, column)
   return total
-
-
-@defined_by(msca_reference)
-def msca(
-  x: Float[Array, "b h w c"],
-  square: Weights,
-  strips: Sequence[tuple[Weights, Weights]],
-  *,
-  inside: Bool[Array, " _"] | None = None,
-  images: int | None = None,
-) -> Float[Array, "b _ w c"]:
-  """The k×k convolution of `x`, plus for each pair a 1×n, then an n×1 of that. Zeros lie around every map.
-
-  Each convolution takes its platform's form (`ops.depthwise.choose_form`).
-
-  Args:
-    x: the map; with `inside`, also `msca_halo` rows of neighbours (or zeros) on both sides.
-    square: weights of the k×k, k odd.
-    strips: pairs of weights, (1×n, n×1), n odd.
-    inside: for the rows of `x` without (k − 1) / 2 on each side, whether they lie in the image: beyond it
-      are zeros for the strips, not what the square makes of zeros. None: `x` is the whole map.
-    images: that one device holds; None is all of them.
-  """
-  plain = partial(msca_reference, inside=inside)
-  pack = _LANES // x.shape[-1]
-  if pack not in (2, 4) or _LANES % x.shape[-1] or (images or x.shape[0]) % pack:
-    return plain(x, square, strips)
-  packed = partial(msca_packed, pack=pack, inside=inside)
-  return lax.platform_dependent(x, square, strips, tpu=packed, default=plain)
-
-
-def msca_packed(
-  x: Float[Array, "b h w c"],
-  square: Weights,
-  strips: Sequence[tuple[Weights, Weights]],
-  *,
-  pack: int,
-  inside: Bool[Array, " _"] | None = None,
-) -> Float[Array, "b _ w c"]:
-  """The form for TPUs: channels of `pack` images as one map's, which depthwise convolutions never mix."""
-  b, h, w, c = x.shape
-  x = x.reshape(b // pack, pack, h, w, c).transpose(0, 2, 3, 1, 4).reshape(b // pack, h, w, pack * c)
-  square, strips = jax.tree.map(lambda a: jnp.tile(a, pack), (square, strips))
-  y = msca_reference(x, square, strips, inside=inside)
-  return y.reshape(b // pack, -1, w, pack, c).transpose(0, 3, 1, 2, 4).reshape(b, -1, w, c)
 
 
 def msca_halo(square: int, strips: Sequence[int]) -> int:

@@ -126,7 +126,7 @@ class _Wandb:
     self._run.summary[name] = text
 
   def close(self) -> None:
-    self._run.finish(quiet=True)
+    self._run.finish()
 
 
 class _Trackio:

@@ -51,24 +51,29 @@ CANCELLED = (
   r"(.*/)?(stem_conv|embed_conv)/bias",
   r"project_stage\d/bias",
 )
-# Of the largest gradient of the whole tree.
-NOISE = 1e-5
+# Shares of a tree's largest gradient: below the first is rounding noise, and noise stays below the second.
+NOISE, NOISE_AT_MOST = 1e-6, 1e-4
 
 
-def dead(gradients, *, noise: float = NOISE) -> list[str]:
-  """Paths of leaves whose gradient is rounding noise beside the others', or not finite."""
+def relative(gradients) -> dict[str, float]:
+  """Path → largest gradient of the leaf, as a share of the tree's."""
   found = {
     "/".join(str(key.key) for key in path): float(np.abs(np.asarray(g)).max())
     for path, g in jax.tree_util.tree_leaves_with_path(gradients)
   }
-  least = noise * max(found.values())
-  return [path for path, size in found.items() if not least < size < np.inf]
+  return {path: size / max(found.values()) for path, size in found.items()}
 
 
-def cancelled(gradients) -> list[str]:
-  """Paths of the leaves that `CANCELLED` names."""
-  paths = ["/".join(str(k.key) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(gradients)]
-  return [path for path in paths if any(re.fullmatch(pattern, path) for pattern in CANCELLED)]
+def dead(gradients) -> list[str]:
+  """Paths of leaves whose gradient is rounding noise beside the others', or not finite."""
+  return [path for path, share in relative(gradients).items() if not NOISE < share < np.inf]
+
+
+def unexpected(gradients) -> list[str]:
+  """Leaves that have no gradient although they matter, and leaves of `CANCELLED` that have one."""
+  named = {p for p in relative(gradients) if any(re.fullmatch(pattern, p) for pattern in CANCELLED)}
+  without = [path for path in dead(gradients) if path not in named]
+  return without + [p for p, share in relative(gradients).items() if p in named and share > NOISE_AT_MOST]
 
 
 def random_sum(outputs) -> jax.Array:

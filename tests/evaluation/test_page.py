@@ -16,7 +16,9 @@ from jaxseg.evaluation.page import (
   Series,
   chart,
   choose_images,
+  iou_picture,
   make_example,
+  matrix_picture,
   render_page,
   report_values,
 )

@@ -146,7 +146,7 @@ def check_stages(height, first_whole):
 
 
 check_stages(448, None)
-check_stages(192, "stage4")
+check_stages(224, "stage4")
 
 # A few images at a time under a mesh that spreads them: each part has images of both devices.
 images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))

@@ -123,23 +123,20 @@ def msca_cases():
     # Four rows of the device lie below the image.
     rows, padding = 13 + 2 * halo * around, halo - 2
     inside = jnp.arange(rows - 4) + 2 < rows - padding - 4 if around else None
-    forms = {
-      "by platform": functools.partial(msca_as, functools.partial(msca.msca, inside=inside)),
-      "packed": functools.partial(msca_as, functools.partial(msca.msca_packed, pack=2, inside=inside)),
-    }
+    forms = {"by platform": functools.partial(msca_as, inside)}
     definition = functools.partial(plain_msca, inside)
-    arrays = normal(50, 4, rows, 14, 3), *weights
+    arrays = normal(50, 2, rows, 14, 3), *weights
     yield f"msca {name}{' halo' * around}", Case(definition, forms, arrays, roundings=3)
 
 
-def msca_as(function, x, *weights):
+def msca_as(inside, x, *weights):
   pairs = list(zip(weights[::2], weights[1::2], strict=True))
-  return function(x, pairs[0], list(zip(pairs[1::2], pairs[2::2], strict=True)))
+  return msca.msca(x, pairs[0], list(zip(pairs[1::2], pairs[2::2], strict=True)), inside=inside)
 
 
 def plain_msca(inside, x, *weights):
   with plain_definitions():
-    return msca_as(functools.partial(msca.msca_reference, inside=inside), x, *weights)
+    return msca_as(inside, x, *weights)
 
 
 CASES = dict([*depthwise_cases(), *atrous_cases(), *batch_norm_cases(), *pointwise_cases(), *msca_cases()])
@@ -234,17 +231,6 @@ def test_every_choice_is_a_form_that_can_do_it():
   choose = functools.partial(atrous.choose_form, "cpu", FLOAT32)
   assert choose((64, 64), (3, 3, 2048, 512), 36) == choose((64, 64), (3, 3, 512, 21), 24) == "taps"
   assert choose((64, 64), (3, 3, 256, 256), 2) == "lax"
-
-
-@pytest.mark.parametrize("images, width", [(None, 128), (6, 32)])
-def test_a_tpu_packs_the_images_that_a_device_holds(images, width):
-  """Four of 32 channels fill its lanes; six images cannot be packed so."""
-  shapes = [(8, 9, 9, 32), (3, 3, 1, 32), (32,)]
-  arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
-  run = jax.jit(lambda x, kernel, bias: msca.msca(x, (kernel, bias), (), images=images))
-  text = jax.export.export(run, platforms=["tpu"])(*arguments).mlir_module()
-  (line,) = (line for line in text.splitlines() if "stablehlo.convolution" in line)
-  assert f"x9x9x{width}xbf16" in line
 
 
 @pytest.mark.parametrize("platform, convolutions", [("cpu", 0), ("tpu", 1), ("cuda", 1)])
