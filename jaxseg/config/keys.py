@@ -28,6 +28,7 @@ _RANGES: tuple[tuple[str, Range], ...] = (
   ("train_steps|eval_steps", Range(1, 1000)),
   ("num_classes", Range(1, 10**6)),
   ("position_size", Range(1, 4096)),
+  ("images_at_once", Range(0, 65_536)),
 )
 _FIELD = Range(1, 16_384)  # widths, kernel sizes, numbers of heads and groups
 
