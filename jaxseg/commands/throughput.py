@@ -193,7 +193,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _plot(name: str, facts: dict[str, Any], rows: list[dict[str, Any]]) -> bytes:
-  made, ((left, right),) = plots.figure(1, 2, size=(9, 3.6))
+  made, ((left, right),) = plots.figure(1, 2, size=(9.0, 3.6))
   batches = [row["batch_size"] for row in rows]
   left.plot(batches, [row["images_per_second"] for row in rows], "o-", color=plots.COLORS[0])
   plots.tidy(left, title="throughput", x="batch size", y="images/s")

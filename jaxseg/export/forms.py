@@ -27,7 +27,7 @@ def exported(platform: str | None = None) -> Iterator[None]:
   """
   token = _strips.set(False)
   try:
-    with traced_for(platform, replacements=FORMS):
+    with traced_for(platform=platform, replacements=FORMS):
       yield
   finally:
     _strips.reset(token)

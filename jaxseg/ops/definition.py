@@ -57,7 +57,7 @@ def plain_definitions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def traced_for(
-  platform: str | None = None, *, replacements: Mapping[Callable, Callable] | None = None
+  *, platform: str | None = None, replacements: Mapping[Callable, Callable] | None = None
 ) -> Iterator[None]:
   """Traces what `by_platform` chooses for one platform alone, and given forms of marked functions.
 

@@ -63,7 +63,7 @@ def test_the_parts_are_the_whole(name):
 def test_info_is_a_table(capsys):
   cli.main(["info", "deeplabv3plus_mobilenetv2", "--size=64x96", "--num_classes=5"])
   lines = capsys.readouterr().out.splitlines()
-  rows = {line.split()[0]: line for line in lines[2:30] if line.strip()}
+  rows = {line.split()[0]: line for line in lines[2:40] if line.strip()}
   assert "5 classes" in lines[0] and "at 64x96" in lines[0]
   assert "5 x 16x24" in rows["decoder"] and "1/4" in rows["decoder"]
   assert "1/16" in rows["stage4"] and "100.0%" in rows["all"]

@@ -200,7 +200,7 @@ def test_a_video(source, tmp_path, capsys):
   "words, sentence",
   [
     (["nowhere.jpg"], "there is no file or folder 'nowhere.jpg'"),
-    (["{empty}"], "there is no image in"),
+    (["{empty}"], "there is no image or video in"),
     (["{picture}", "--opacity=2"], "--opacity is 2.0; expected 0"),
     (["{picture}", "--crop_size=512"], "--crop_size is '512'; expected HxW"),
     (["{picture}", "--scales=0,1"], "--scales is '0,1'; expected numbers of 0.05 to 16"),

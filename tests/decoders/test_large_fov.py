@@ -57,7 +57,7 @@ def test_every_side_branch_counts():
 
 
 def test_sentences():
-  with pytest.raises(ValueError, match=r"reads \['stage0'\].*with_image=True"):
+  with pytest.raises(ValueError, match=r"reads 'stage0'.*with_image=True"):
     _system("deeplabv1_msc_vgg16", encoder=dict(with_image=False))
   with pytest.raises(ValueError, match=r"side_stages=.* go with one branch, but rates=\(6, 12\)"):
     _system("deeplabv1_msc_vgg16", decoder=dict(rates=(6, 12)))

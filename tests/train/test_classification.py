@@ -163,7 +163,7 @@ def test_a_run_is_evaluated_alone(pretrained, tmp_path, capsys):
   assert f"top1 {report.accuracy(1):.4f}" in capsys.readouterr().out
   written = json.loads((tmp_path / "report.json").read_text())
   assert (written["top1"], written["images"]) == (report.accuracy(1), 3)
-  with pytest.raises(UserError, match="has no CRF behind it"):
+  with pytest.raises(UserError, match="has no label maps; leave out --crf"):
     evaluate.evaluate(subject, config, output=tmp_path, crf=Settings())
 
 

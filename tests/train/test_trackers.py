@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from jaxseg import config as config_lib
@@ -75,7 +76,7 @@ def test_a_tracker_that_fails_is_left_out(capsys):
   trackers = Trackers(board, {"bad": bad, "good": good})
   trackers.scalars(1, {"loss": 0.5})
   trackers.text("recipe", "x")
-  trackers.image(1, "eval/predictions", None)
+  trackers.image(1, "eval/predictions", np.zeros((2, 2, 3), np.uint8))
   trackers.close()
   assert board.seen == good.seen == ["scalars", "text", "image", "close"] and bad.seen == ["scalars"]
   said = capsys.readouterr().err
@@ -93,7 +94,9 @@ def test_what_does_not_start_or_is_none(tmp_path, monkeypatch):
   def init(**_):
     raise RuntimeError("no API key\nconfigured")
 
-  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Settings=dict))
+  module = types.ModuleType("wandb")
+  module.init, module.Settings = init, dict
+  monkeypatch.setitem(sys.modules, "wandb", module)
   with pytest.raises(
     UserError, match=r"wandb does not start \(RuntimeError: no API key configured\); log in"
   ):
