@@ -37,7 +37,8 @@ class ResNetStage(nn.Module):
   @nn.compact
   def __call__(self, x, *, train):
     unit = resnet.Unit(1, 2)
-    blocks = [resnet.Bottleneck(2, unit, "spatial", name=f"b{n}") for n in range(self.num_blocks + 1)]
+    # Of 16 channels: over 2 the BatchNorms amplify rounding to 1e-5, whatever the start.
+    blocks = [resnet.Bottleneck(16, unit, "spatial", name=f"b{n}") for n in range(self.num_blocks + 1)]
     return run_blocks(blocks, x, train=train, remat=self.remat, scan=self.scan)
 
 
