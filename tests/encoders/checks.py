@@ -50,6 +50,10 @@ CANCELLED = (
   r".*/key/bias",
   r"(.*/)?(stem_conv|embed_conv)/bias",
   r"project_stage\d/bias",
+  # Of Xception's units without an activation inside, before a pointwise convolution with a BatchNorm.
+  r"(entry|middle|exit0)\d*/conv\d/depthwise/norm/bias",
+  # Of the smallest MobileNetV2: linear bottlenecks that neither a shortcut nor a stage reads.
+  r"block(0|3|5)/project/norm/bias",
 )
 # Shares of a tree's largest gradient: below the first is rounding noise, and noise stays below the second.
 NOISE, NOISE_AT_MOST = 1e-6, 1e-4
