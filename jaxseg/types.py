@@ -14,7 +14,7 @@ IGNORE_LABEL = 255
 AnyArray = jax.Array | np.ndarray
 
 # Rows or columns: an int, or a symbolic dimension of `jax.export`, whose type has no public name.
-Size = Any
+Dim = Any
 
 # RGB, already normalised by the model's `Preprocess` record.
 Image = Float[AnyArray, "b h w 3"]
