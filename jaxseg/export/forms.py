@@ -49,7 +49,7 @@ def resize(
   return x
 
 
-def _interpolate(x, axis: int, out_size: int, *, align_corners: bool):
+def _interpolate(x, axis: int, out_size: Dim, *, align_corners: bool):
   n = x.shape[axis]
   index = jnp.arange(out_size).astype(jnp.float32)
   if align_corners:
