@@ -53,6 +53,11 @@ def one_system_of_each() -> list[str]:
   return sorted(first.values())
 
 
+def variants(names) -> list:
+  """Names of systems; those that differ from an earlier one in sizes only are for `make test-full`."""
+  return [n if n in one_system_of_each() else pytest.param(n, marks=pytest.mark.full) for n in names]
+
+
 def kept(system) -> dict:
   """The encoder's fields that its decoder needs."""
   return {k: v for k, v in system.encoder_fields.items() if k in ("with_image", "stem")}
@@ -70,7 +75,7 @@ def rngs():
   return {name: jax.random.key(i) for i, name in enumerate(("dropout", "nmf"))}
 
 
-@pytest.mark.parametrize("name", golden.names())
+@pytest.mark.parametrize("name", variants(golden.names()))
 def test_golden_tree(name):
   path = golden.FOLDER / f"{name}.txt"
   assert path.exists(), f"no golden tree for {name}: python -m tests.golden"
