@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from jaxseg import cli
@@ -21,18 +22,27 @@ def runs(tmp_path_factory):
   return folder
 
 
-def test_table_and_page(runs, tmp_path, capsys):
+def test_table_and_page(runs, tmp_path, capsys, monkeypatch):
   capsys.readouterr()
-  cli.main(["compare", str(runs / "a"), str(runs / "b"), f"--output={tmp_path}", "--images=1"])
-  lines = capsys.readouterr().out.splitlines()
-  assert lines[0].split()[:3] == ["run", "mIoU", "mAcc"] and "Peak memory" in lines[0]
+  monkeypatch.setattr(compare, "_SECONDS", 0.01)
+  cli.main(
+    ["compare", str(runs / "a"), str(runs / "b"), f"--output={tmp_path}", "--images=1", "--latency=32x48"]
+  )
+  timed, lines = np.split(capsys.readouterr().out.splitlines(), [2])
+  assert lines[0].split()[:3] == ["run", "mIoU", "mAcc"]
+  assert "Peak memory" in lines[0] and "Latency, ms" in lines[0]
   reports = [json.loads((runs / name / "eval" / "report.json").read_text()) for name in "ab"]
   better = max(reports, key=lambda report: report["mIoU"])
   for line, report in zip(lines[1:3], reports, strict=True):
     star = "*" if report is better else ""
     assert line.split()[:2] == ["ab"[reports.index(report)], f"{report['mIoU']:.4f}{star}"]
+  for line, name in zip(timed, "ab", strict=True):
+    shown = line.removeprefix(f"{name}: ").removesuffix(" ms an image")
+    assert 0 < float(shown) and shown in lines[1 + "ab".index(name)]
   page = (tmp_path / "compare.html").read_text()
   for words in (
+    "mIoU against Latency, ms",
+    "Latency is that of an image of 32x48 on this device",
     "Accuracy against cost",
     "Where the runs differ",
     "a, error",
@@ -68,6 +78,7 @@ def test_runs_on_different_data_say_so(runs, tmp_path, capsys):
     (["{a}", "{broken}"], "it is not JSON"),
     (["{a}", "{odd}"], "is not a report of jaxseg eval: it has no 'mIoU'"),
     (["{a}", "{b}", "--images=-1"], "--images is -1; expected 0 to 64"),
+    (["{a}", "{b}", "--latency=64"], "--latency is '64'; expected HxW"),
   ],
 )
 def test_bad_input_is_one_sentence(runs, tmp_path, monkeypatch, capsys, words, sentence):

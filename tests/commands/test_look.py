@@ -70,6 +70,14 @@ def test_info_is_a_table(capsys):
   # A sum's columns are those of its parts.
   count = lambda name: int(rows[name].split()[-5].replace(",", ""))  # noqa: E731
   assert count("all") == count("encoder") + count("decoder")
+  # As the network computes, block2 before block10; what a part does not have is left empty.
+  names = [line.split()[0] for line in lines[4:40] if line.startswith("  ")]
+  assert names[:4] == ["stem", "block0", "block1", "block2"] and names.index("block10") > names.index(
+    "block9"
+  )
+  assert names.index("aspp") < names.index("conv0") < names.index("classifier")
+  assert rows["stage4"].split() == ["stage4", "320", "x", "4x6", "1/16"]
+  assert "0.000" not in "".join(lines) and "<0.001" in rows["low_level"]
 
 
 def test_info_of_a_wrong_size(capsys):
