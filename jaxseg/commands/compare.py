@@ -166,7 +166,7 @@ def read_run(path: str, name: str) -> Run:
 
 
 def _with_latency(runs: Sequence[Run], size: tuple[int, int]) -> tuple[list[Run], str]:
-  """The runs with what one image takes on this device, and a sentence about it; evaluations have no weights."""
+  """The runs with what an image takes on this device, and a sentence on it; evaluations have no weights."""
   timed = []
   for run in runs:
     costs = dict(run.costs)
