@@ -85,7 +85,9 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
     raise UserError(f"--{name} is {value}; expected 0 or more")
   names = _names(flags.corruptions)
   severities = parse_numbers(flags.severities, "--severities", low=1, high=max(SEVERITIES), whole=True)
-  sizes = parse_numbers(flags.sizes, "--sizes", low=32, high=16_384, whole=True) if flags.sizes else ()
+  sizes = (
+    parse_numbers(flags.sizes, "--sizes", low=32, high=16_384, whole=True) if flags.sizes is not None else ()
+  )
   if not names and not sizes:
     raise UserError("--corruptions=none without --sizes leaves nothing to test; give one of the two")
   frost = _photos(flags.frost) if flags.frost is not None else ()
