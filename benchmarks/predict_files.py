@@ -27,7 +27,7 @@ import jaxseg
 from PIL import Image
 Image.MAX_IMAGE_PIXELS = None
 net, output = jaxseg.from_pretrained(sys.argv[1]), pathlib.Path(sys.argv[3])
-output.mkdir(parents=True)
+output.mkdir(parents=True, exist_ok=True)
 for path in sorted(pathlib.Path(sys.argv[2]).iterdir()):
   try:
     label = net.predict(path)

@@ -47,9 +47,18 @@ def failed(words, capsys):
   return said.err
 
 
-@pytest.mark.parametrize("name", ["cgnet_m3n21", "segformer_b0", "deeplabv3plus_mobilenetv2", "vgg16"])
-def test_the_parts_are_the_whole(name):
-  model = jaxseg.create_model(name, num_classes=None if name == "vgg16" else 5)
+@pytest.mark.parametrize(
+  "name, encoder",
+  [
+    ("cgnet_m3n21", dict(num_blocks=(1, 2))),
+    ("segformer_b0", dict(depths=(1, 1, 1, 1))),
+    ("deeplabv3plus_mobilenetv2", None),
+    ("vgg16", None),
+  ],
+)
+def test_the_parts_are_the_whole(name, encoder):
+  fields = {} if name == "vgg16" else dict(num_classes=5, encoder=encoder)
+  model = jaxseg.create_model(name, **fields)
   parts = count_by_part(model, (64, 96))
   assert sum(part.macs for part in parts.values()) == count_macs(model, (64, 96))
   shapes = jax.eval_shape(
