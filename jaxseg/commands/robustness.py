@@ -143,11 +143,18 @@ def _evaluate(
     source, info = _own_labels(model, source, config, mesh)
   else:
     info = data.dataset_info(config.data)
-    target.check_classes(model, info, other_names=flags.other_class_names)
+    class_map = config.eval.get("class_map", ())
+    target.check_classes(model, info, other_names=flags.other_class_names, class_map=class_map)
 
   def score(examples: Source, changed: ml_collections.ConfigDict = config) -> float:
     evaluator = Evaluator(
-      model.model, changed, info=info, preprocess=model.preprocess, mesh=mesh, source=examples
+      model.model,
+      changed,
+      info=info,
+      preprocess=model.preprocess,
+      mesh=mesh,
+      source=examples,
+      num_classes=model.num_classes,
     )
     report = evaluator(model.variables, say=lambda _: None)
     if not report.matrix.sum():

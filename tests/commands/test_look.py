@@ -19,18 +19,20 @@ from jaxseg.types import Preprocess
 CONFIG = "--config=colour_only_synthetic:smoke"
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-  config = config_lib.load("colour_only_synthetic:smoke", overrides=[])
-  classes = tuple(data.dataset_info(config.data).classes)
+def save_net(folder, classes):
   model = jaxseg.create_model("colour_only", num_classes=len(classes))
   variables = jax.tree.map(np.asarray, drawn_variables(model))
   palette = np.arange(3 * len(classes), dtype=np.uint8).reshape(-1, 3)
   fields = dict(num_classes=len(classes))
   net = Net(model, variables, Preprocess(), classes, palette, "colour_only", fields)
-  folder = tmp_path_factory.mktemp("look") / "net"
   net.save_pretrained(folder)
   return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  config = config_lib.load("colour_only_synthetic:smoke", overrides=[])
+  return save_net(tmp_path_factory.mktemp("look") / "net", tuple(data.dataset_info(config.data).classes))
 
 
 def size_of(path):
@@ -203,6 +205,7 @@ def test_drawn_variables_have_the_models_shapes():
 
 def test_robustness(source, tmp_path, capsys):
   words = ["robustness", str(source), str(source), CONFIG, "--config.data.workers=0", f"--output={tmp_path}"]
+  words.append("--config.eval.details=False")
   cli.main([*words, "--corruptions=fog,contrast", "--severities=1,5", "--sizes=48", "--images=2"])
   said = capsys.readouterr().out
   values = json.loads((tmp_path / "robustness.json").read_text())
@@ -217,3 +220,18 @@ def test_robustness(source, tmp_path, capsys):
   cli.main([*words[:2], *words[3:], "--agreement", "--corruptions=contrast", "--severities=5", "--images=2"])
   (result,) = json.loads((tmp_path / "robustness.json").read_text())["results"]
   assert result["clean"] == 1.0 and result["corruptions"]["contrast"]["5"] < 1
+  # Weights of other classes are scored by eval.class_map.
+  other = save_net(tmp_path / "other", ("a", "b", "c"))
+  words[1] = str(other)
+  del words[2]
+  said = failed([*words, "--corruptions=fog", "--severities=5", "--images=2"], capsys)
+  assert "has 3 classes, but synthetic has 8" in said
+  words += [
+    "--corruptions=fog",
+    "--severities=5",
+    "--images=2",
+    "--config.eval.class_map=((0,2),(1,3),(2,3))",
+  ]
+  cli.main(words)
+  (result,) = json.loads((tmp_path / "robustness.json").read_text())["results"]
+  assert 0 < result["clean"] < 0.5
