@@ -9,15 +9,20 @@ import pytest
 from jaxseg import cli
 from jaxseg.commands import compare
 
-CONFIG = "--config=colour_only_synthetic:smoke"
-
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  """Two workdirs of two steps, and an evaluation alone."""
+def runs(smoke_run, tmp_path_factory):
+  """A workdir, the same with another seed and lower scores, and an evaluation alone."""
   folder = tmp_path_factory.mktemp("runs")
-  cli.main(["train", CONFIG, f"--workdir={folder / 'a'}"])
-  cli.main(["train", CONFIG, f"--workdir={folder / 'b'}", "--config.seed=1"])
+  for name in "ab":
+    shutil.copytree(smoke_run, folder / name)
+  record = json.loads((folder / "b" / "config.json").read_text())
+  record["config"]["seed"] = 1
+  (folder / "b" / "config.json").write_text(json.dumps(record))
+  report = json.loads((folder / "b" / "eval" / "report.json").read_text())
+  report["mIoU"] /= 2
+  report["image_scores"][1]["mIoU"] /= 2
+  (folder / "b" / "eval" / "report.json").write_text(json.dumps(report))
   shutil.copytree(folder / "a" / "eval", folder / "alone")
   return folder
 
