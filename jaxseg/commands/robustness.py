@@ -117,7 +117,10 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   outputs.write(output / "robustness.json", (json.dumps(facts, indent=1) + "\n").encode())
   outputs.write(output / "robustness.md", _markdown(table, facts).encode())
   outputs.write(output / "robustness.png", _plot(results, facts, severities))
-  about = f"{facts['score']} on {len(source)} images of {config.data.name} {config.data.eval_split}"
+  names = " and ".join(result["source"] for result in results)
+  about = (
+    f"{facts['score']} of {names} on {len(source)} images of {config.data.name} {config.data.eval_split}"
+  )
   return [*_aligned(table), about, f"robustness.json, .md and .png in {printable(flags.output)}"]
 
 
@@ -252,7 +255,8 @@ def _mean(result: dict[str, Any], names: Sequence[str], severity: int | None = N
 
 def _table(results: list[dict[str, Any]], severities: Sequence[int]) -> list[list[str]]:
   """Rows of cells: a line for each corruption with its mean and every severity, for each model."""
-  head = ["", *(f"{r['source']}: {word}" for r in results for word in ("mean", *map(str, severities)))]
+  words = ("mean", *map(str, severities))
+  head = ["", *(f"{r['source']}: {word}" if len(results) > 1 else word for r in results for word in words)]
   rows = [head]
 
   def add(name: str, means: list[float | None], levels: list[list[float | None]]) -> None:
@@ -296,7 +300,8 @@ def _markdown(rows: list[list[str]], facts: dict[str, Any]) -> str:
   lines = [
     f"# {facts['score']} under corruptions",
     "",
-    f"{facts['images']} images of {markdown(facts['data'])} {markdown(facts['split'])}, {facts['rule']};"
+    f"{' and '.join(markdown(r['source']) for r in facts['results'])} on"
+    f" {facts['images']} images of {markdown(facts['data'])} {markdown(facts['split'])}, {facts['rule']};"
     f" seed {facts['seed']}, frost {facts['frost']}.",
     "",
   ]
