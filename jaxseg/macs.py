@@ -8,6 +8,7 @@ taps out.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,20 +97,30 @@ def count_by_part(
   with plain_definitions(), nn.intercept_methods(keep_shapes):
     jaxpr = jax.make_jaxpr(function)(variables, image).jaxpr
   modules = _module_names(variables["params"])
+  used: dict[str, int] = {}  # part → its turn in the program
   for step in _steps(jaxpr):
     name = part_of([word for word in step.scope.split("/") if word in modules])
+    used.setdefault(name, len(used))
     if name in parts or step.macs:
       parts[name] = parts.get(name, Part()) + Part(macs=step.macs, largest=step.largest)
   for name, shape in maps.items():
     parts[name] = dataclasses.replace(parts.get(name, Part()), output=shape)
   order = {"encoder": 0, "decoder": 1}
 
-  def place(name: str) -> tuple[int, bool, str]:
-    # What an encoder has before its stages comes first.
+  def place(name: str) -> tuple[Any, ...]:
+    # As the network computes; what an encoder has beside its stages comes first.
     room, _, inner = name.rpartition("/")
-    return order.get(room or name, 2), room in ("", "encoder") and inner.startswith("stage"), name
+    if room in ("", "encoder") and inner.startswith("stage"):
+      return order.get(room or name, 2), True, natural(name)
+    return order.get(room or name, 2), False, used.get(name, len(used)), natural(name)
 
   return dict(sorted(parts.items(), key=lambda item: place(item[0])))
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+  """A key to sort names by, in which block2 comes before block10."""
+  words = re.split(r"(\d+)", name)
+  return [(int(word), "") if word.isdigit() else (0, word) for word in words]
 
 
 def part_of(path: list[str]) -> str:

@@ -30,7 +30,7 @@ _TARGET = "config workdir source split step output other_class_names"
 FLAGS = {
   "train": "config workdir" + _JOB,
   "eval": _TARGET + " crf output_labels images" + _JOB,
-  "compare": "output images",
+  "compare": "output images latency",
   "plan": "config topology compiles dump",
   "config": "config keys",
   "info": "params layout num_classes size",

@@ -1,10 +1,12 @@
 """Finished runs side by side: scores, cost, curves, and the images where they differ.
 
   jaxseg compare runs/a runs/b runs/c --output=runs/compare
+  jaxseg compare runs/a runs/b --latency=512x1024
 
 RUN is a workdir of train.py, or a folder that `jaxseg eval` wrote a report.json into. The table goes to the
-terminal; the output folder gets compare.html, with accuracy against parameters and MACs, the curves over each
-other, and the settings in which the runs differ.
+terminal; the output folder gets compare.html, with accuracy against parameters, MACs and speed, the curves
+over each other, and the settings in which the runs differ. `--latency` measures every workdir's network here
+and now, on images of that size.
 """
 
 import argparse
@@ -13,12 +15,15 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from etils import epath
 
 from jaxseg import bucket, data
-from jaxseg.commands import outputs, target
+from jaxseg.commands import outputs, target, throughput
+from jaxseg.commands.flags import parse_size
+from jaxseg.commands.networks import open_network
 from jaxseg.config import record
 from jaxseg.console import print_line, printable
 from jaxseg.errors import UserError
@@ -31,14 +36,28 @@ from jaxseg.train.experiment import make_mesh
 from jaxseg.train.metrics import METRICS, SPEED, read_metrics
 
 PAGE = "compare.html"
-_LOW_IS_BEST = ("ECE", "val_loss", "parameters", "macs", "memory")
+_LOW_IS_BEST = ("ECE", "val_loss", "parameters", "macs", "latency", "memory")
 _COSTS = {
   "parameters": ("Parameters", "numbers that are trained"),
   "macs": ("MACs", "multiply-adds of one image's forward pass, at the crop size"),
+  "latency": ("Latency, ms", "median of one image through the network, 8-bit image to label map"),
   "speed": ("Training images/s", "median over the windows of the log, on whatever device it ran"),
   "memory": ("Peak memory", "of a device in training, or of the process on a CPU, in bytes"),
 }
-_SHOWN = ("mIoU", "mAcc", "aAcc", "fwIoU", "boundary_mIoU", "ECE", "parameters", "macs", "speed", "memory")
+_SHOWN = (
+  "mIoU",
+  "mAcc",
+  "aAcc",
+  "fwIoU",
+  "boundary_mIoU",
+  "ECE",
+  "parameters",
+  "macs",
+  "latency",
+  "speed",
+  "memory",
+)
+_SECONDS = 2  # of each measurement of the latency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +91,13 @@ class Run:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """The runs, --output and --images."""
+  """The runs, --output, --images and --latency."""
   parser.add_argument("runs", nargs="+", metavar="RUN", help="a workdir, or a folder of jaxseg eval")
   parser.add_argument("--output", metavar="DIR", default="runs/compare", help="default: %(default)s")
   parser.add_argument("--images", type=int, default=4, help="in which the runs differ most; default: 4")
+  parser.add_argument(
+    "--latency", metavar="HxW", help="measure each workdir's network on this device, on images of this size"
+  )
 
 
 def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[str]:
@@ -85,10 +107,14 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
     raise UserError("give two runs or more to compare")
   if not 0 <= flags.images <= 64:
     raise UserError(f"--images is {flags.images}; expected 0 to 64")
+  size = parse_size(flags.latency, "--latency") if flags.latency is not None else None
   names = _names(flags.runs)
   runs = [read_run(path, name) for path, name in zip(flags.runs, names, strict=True)]
   outputs.try_folder(flags.output)
   notes = _notes(runs)
+  if size is not None:
+    runs, note = _with_latency(runs, size)
+    notes.append(note)
   for line in table(runs):
     print_line(line)
   examples, said = _examples(runs, flags.images)
@@ -137,6 +163,20 @@ def read_run(path: str, name: str) -> Run:
     if speeds:
       costs["speed"] = statistics.median(speeds)
   return Run(path, name, report, config, lines, {k: float(v) for k, v in costs.items() if k in _COSTS})
+
+
+def _with_latency(runs: Sequence[Run], size: tuple[int, int]) -> tuple[list[Run], str]:
+  """The runs with what an image takes on this device, and a sentence on it; evaluations have no weights."""
+  timed = []
+  for run in runs:
+    costs = dict(run.costs)
+    if run.config:
+      (row,), _ = throughput.sweep(open_network(run.path), size, [1], seconds=_SECONDS, say=lambda _: None)
+      costs["latency"] = row["latency_p50_ms"]
+      print_line(f"{printable(run.name)}: {row['latency_p50_ms']:.4g} ms an image")
+    timed.append(dataclasses.replace(run, costs=costs))
+  device = jax.local_devices()[0].device_kind
+  return timed, f"Latency is that of an image of {size[0]}x{size[1]} on this device ({device})."
 
 
 def table(runs: Sequence[Run]) -> list[str]:

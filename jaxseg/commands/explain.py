@@ -73,7 +73,9 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   output = outputs.try_folder(flags.output)
   networks = [open_network(source, dtype="float32") for source in flags.sources]
   known = [places_of(network.model, network.variables, size) for network in networks]
-  places = flags.at.split(",") if flags.at else [p for p in known[0] if all(p in k for k in known)]
+  places = (
+    flags.at.split(",") if flags.at is not None else [p for p in known[0] if all(p in k for k in known)]
+  )
   for network, shapes in zip(networks, known, strict=True):
     for place in places:
       if place not in shapes:

@@ -9,6 +9,7 @@ from jaxseg.errors import UserError
 
 PREFIX = "--config."
 LEAST_SIDE = 32  # pixels that every model takes
+_MOST_SIDE = 65_536
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,9 +69,9 @@ def parse_size(text: str, flag: str) -> tuple[int, int]:
     UserError: another form, or a side that no model takes.
   """
   sides = text.lower().split("x")
-  if len(sides) != 2 or not all(side.isdigit() and LEAST_SIDE <= int(side) <= 65_536 for side in sides):
+  if len(sides) != 2 or not all(side.isdigit() and LEAST_SIDE <= int(side) <= _MOST_SIDE for side in sides):
     raise UserError(
-      f"{flag} is {printable(text)!r}; expected HxW of at least {LEAST_SIDE} pixels, such as 512x512"
+      f"{flag} is {printable(text)!r}; expected HxW of {LEAST_SIDE} to {_MOST_SIDE:,} pixels, such as 512x512"
     )
   return int(sides[0]), int(sides[1])
 

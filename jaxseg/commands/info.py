@@ -24,7 +24,7 @@ from jaxseg.config.parts import parts_of
 from jaxseg.console import printable
 from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
-from jaxseg.macs import Part, count_by_part
+from jaxseg.macs import Part, count_by_part, natural
 
 _IMAGE = (1, 64, 64, 3)
 _MIB = 1 << 20
@@ -120,11 +120,11 @@ def _table(parts: dict[str, Part], size: tuple[int, int]) -> list[str]:
         label,
         f"{shape[2]:,} x {shape[0]}x{shape[1]}" if shape else "",
         f"1/{round(size[0] / shape[0])}" if shape else "",
-        f"{part.parameters:,}",
-        f"{part.macs / 1e9:.3f}",
-        f"{part.macs / everything.macs:.1%}" if everything.macs else "",
-        f"{part.parameters * 4 / _MIB:.2f}",
-        f"{part.largest / _MIB:.1f}",
+        f"{part.parameters:,}" if part.parameters else "",
+        _number(part.macs / 1e9, 3),
+        f"{part.macs / everything.macs:.1%}" if part.macs else "",
+        _number(part.parameters * 4 / _MIB, 2),
+        _number(part.largest / _MIB, 1),
       )
     )
 
@@ -133,7 +133,7 @@ def _table(parts: dict[str, Part], size: tuple[int, int]) -> list[str]:
       own = parts.get(group, Part())
       inner = [name for name in names if name != group]
       add(group, sum((parts[name] for name in inner), own))
-      for name in inner:
+      for name in inner if own.macs or len(inner) > 1 else []:
         add(f"  {name.removeprefix(group + '/')}", parts[name])
       if own.macs:
         add("  (between them)", dataclasses.replace(own, output=None))
@@ -141,7 +141,7 @@ def _table(parts: dict[str, Part], size: tuple[int, int]) -> list[str]:
       for name in names:
         add(name, parts[name])
   add("all", everything)
-  head = ("part", "output", "stride", "parameters", "GMACs", "", "params MiB", "largest MiB")
+  head = ("part", "output", "stride", "parameters", "GMACs", "share", "params MiB", "largest MiB")
   widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
   lines = []
   for row in [head, *rows]:
@@ -149,6 +149,12 @@ def _table(parts: dict[str, Part], size: tuple[int, int]) -> list[str]:
     lines.append("  ".join(cells).rstrip())
   rule = "-" * max(map(len, lines))
   return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+
+
+def _number(value: float, digits: int) -> str:
+  """Rounded; nothing for 0, and what would round to 0 as less than the last digit."""
+  least = 10.0**-digits
+  return "" if not value else f"{value:.{digits}f}" if value >= least / 2 else f"<{least:.{digits}f}"
 
 
 def _config(name: str) -> Any:
@@ -171,8 +177,11 @@ def _parameters(params: Any, config: Any, layout: str | None) -> list[str]:
     layout = config.optimizer.names
   names = {} if layout is None else lazy.load("jaxseg.pretrained").published_names(params, layout)
   rows = []
-  for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-    path = jax.tree_util.keystr(keys, simple=True, separator="/")
+  leaves = {
+    jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+  }
+  for path, leaf in sorted(leaves.items(), key=lambda item: natural(item[0])):
     row = [printable(path), "x".join(map(str, leaf.shape))] + ([names[path]] if names else [])
     if groups is not None:
       decay = config.optimizer.weight_decay * groups[path].decay_mult

@@ -102,7 +102,7 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   if flags.batch_size is not None and flags.batch_size < 1:
     raise UserError(f"--batch_size is {flags.batch_size}; expected 1 image or more")
   rule, crf = make_rule(flags, _config_eval(flags.source))
-  files = list(predict_files.find_files(flags.files))
+  files = predict_files.list_files(flags.files, flags.output)
   if any(file.is_video for file in files):
     lazy.load("av")
     if flags.probabilities:
@@ -130,7 +130,6 @@ def _segment(
       " in windows, which take no --scales, --flip, --resize, --crf or --probabilities; leave these out, or"
       " give --mode=whole"
     )
-  small = [image for image in images if image not in large]
   output = pathlib.Path(outputs.try_folder(flags.output))
   net = from_pretrained(flags.source)
   if not net.classes or not hasattr(net.model, "decoder"):
@@ -159,6 +158,7 @@ def _segment(
         shown.append({"id": printable(file.name), **small_copy})
       progress.advance()
 
+    small = [image for image in images if image not in large]
     for batch, rows, segment in _batches(segmenter, small, batch_size, exact=flags.exact, refused=refused):
       if flags.probabilities:
         for file, pixels in batch:
@@ -193,12 +193,14 @@ def _segment(
   if len(shown) > 1:
     info = DatasetInfo(name="predicted", classes=net.classes, palette=np.asarray(net.palette, np.uint8))
     sheet = predict_files.png(overlay.sheet(shown, info))
-    outputs.write(outputs.epath.Path(output / "contact_sheet.png"), sheet)
+    outputs.write(outputs.epath.Path(output / predict_files.SHEET), sheet)
   done = len(files) - len(refused)
   line = f"{done} of {len(files)} files in {time.monotonic() - began:.1f} s, written to {printable(output)}"
   line += f" ({frames} frames of video)" if frames else ""
   if not refused:
     return [line]
+  if len(files) == 1:
+    raise UserError(refused[0])
   print_line(line)
   raise UserError(
     "\n  ".join([f"{len(refused)} of {len(files)} files could not be read or not to the end:", *refused])
@@ -213,13 +215,19 @@ def _batches(
   Batches of one input size come after one another, and a line says when a new one is compiled. What cannot
   be read goes to `refused`.
   """
-  files = sorted(files, key=lambda file: str(file.path))
-  sizes = [file.size for file in files]
   if not exact and files:
-    few = segmenter.for_sizes(sizes)
+    few = segmenter.for_sizes([file.size for file in files])
     if few is not segmenter:
       print_line("images of many sizes are resized to a few for the network; --exact takes each as it is")
     segmenter = few
+  everything, files = files, []
+  for file in sorted(everything, key=lambda file: str(file.path)):
+    try:
+      predict_files.check_size(file.path, file.size, segmenter.extents(file.size))
+      files.append(file)
+    except UserError as error:
+      refused.append(str(error))
+  sizes = [file.size for file in files]
   batches = list(segmenter.batches(sizes, batch_size=batch_size))
   count = len({segmenter.key(size) for size in sizes})
   compiled = set()
@@ -341,9 +349,9 @@ def make_rule(flags: argparse.Namespace, known: Any) -> tuple[InferenceRule, Set
       values |= {"crop_size": (0, 0), "stride": (0, 0)}
   elif values.get("mode") == "slide" and flags.crop_size:
     values |= {"crop_size": crop, "stride": stride}
-  if flags.resize:
+  if flags.resize is not None:
     values["resize"] = parse_size(flags.resize, "--resize")
-  if flags.scales:
+  if flags.scales is not None:
     values["scales"] = parse_numbers(flags.scales, "--scales", low=0.05, high=16)
   if flags.flip:
     values["flip"] = True
@@ -352,8 +360,10 @@ def make_rule(flags: argparse.Namespace, known: Any) -> tuple[InferenceRule, Set
 
 
 def _windows(flags: argparse.Namespace) -> tuple[tuple[int, int], tuple[int, int]]:
-  crop = parse_size(flags.crop_size or "512x512", "--crop_size")
-  stride = parse_size(flags.stride, "--stride") if flags.stride else tuple(max(1, s * 2 // 3) for s in crop)
+  crop = parse_size("512x512" if flags.crop_size is None else flags.crop_size, "--crop_size")
+  if flags.stride is None:
+    return crop, tuple(max(1, side * 2 // 3) for side in crop)
+  stride = parse_size(flags.stride, "--stride")
   if any(s > c for s, c in zip(stride, crop, strict=True)):
     raise UserError(
       f"--stride {flags.stride} is larger than the windows, so that pixels would be skipped; give at most"

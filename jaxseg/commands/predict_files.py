@@ -18,6 +18,8 @@ from jaxseg.hub import Net
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 LARGE = 6_000_000  # pixels; more go through the network in windows
+SHEET = "contact_sheet.png"
+_ENDS = (".overlay.png", ".label.png", ".overlay.mp4")  # of what is written for NAME.jpg or NAME.mp4
 _SMALLEST = 32
 
 
@@ -38,20 +40,44 @@ class File:
     return self.size[0] * self.size[1] > LARGE
 
 
+def list_files(places: Sequence[str], output: str) -> list[File]:
+  """`find_files` without what an earlier run has written, each file once.
+
+  Raises:
+    UserError: as there; or two files whose results would have one name.
+  """
+  sheet = (pathlib.Path(output) / SHEET).resolve()
+  files: dict[pathlib.PurePath, File] = {}
+  for file in find_files(places):
+    if pathlib.Path(file.path).resolve() == sheet:
+      continue
+    known = files.setdefault(file.name, file)
+    if known.path.resolve() != file.path.resolve():
+      raise UserError(
+        f"{printable(known.path)} and {printable(file.path)} would both be written as"
+        f" {printable(file.name)}; segment them one after the other, each with an --output of its own"
+      )
+  return list(files.values())
+
+
 def find_files(places: Sequence[str]) -> Iterator[File]:
-  """The files themselves, and those in folders; hidden ones are left out.
+  """The files themselves, and those in folders; there, hidden ones and results of `predict` are left out.
 
   Raises:
     UserError: a place that is not there, or nothing that is an image or a video.
   """
   found = False
+  if "" in places:
+    raise UserError("a file or folder is given as ''; name it, or give . for this folder")
   for place in map(pathlib.Path, places):
     if place.is_dir():
       for folder, inner, files in os.walk(place):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(files):
           path = pathlib.Path(folder) / name
-          if path.suffix.lower() in IMAGES + VIDEOS and not name.startswith(".") and path.is_file():
+          if path.suffix.lower() not in IMAGES + VIDEOS or name.startswith(".") or name.endswith(_ENDS):
+            continue
+          if path.is_file():
             found = True
             yield File(path, path.relative_to(place))
     elif place.is_file():
@@ -88,10 +114,16 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
   return rows, columns
 
 
-def check_size(path: pathlib.Path, size: tuple[int, int]) -> None:
-  """Raises UserError where a network cannot take so small an image."""
-  if min(size) < _SMALLEST:
-    raise UserError(f"{printable(path)} is {size[0]}x{size[1]}; a side needs at least {_SMALLEST} pixels")
+def check_size(
+  path: pathlib.Path, size: tuple[int, int], inputs: Sequence[tuple[int, int]] | None = None
+) -> None:
+  """Raises UserError where a network cannot take so small an image, or one of the sizes that it gets."""
+  for rows, columns in inputs or [size]:
+    if min(rows, columns) < _SMALLEST:
+      reached = "" if (rows, columns) == tuple(size) else f" and would reach the network as {rows}x{columns}"
+      raise UserError(
+        f"{printable(path)} is {size[0]}x{size[1]}{reached}; a side needs at least {_SMALLEST} pixels"
+      )
 
 
 def blend(

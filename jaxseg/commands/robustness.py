@@ -85,7 +85,9 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
     raise UserError(f"--{name} is {value}; expected 0 or more")
   names = _names(flags.corruptions)
   severities = parse_numbers(flags.severities, "--severities", low=1, high=max(SEVERITIES), whole=True)
-  sizes = parse_numbers(flags.sizes, "--sizes", low=32, high=16_384, whole=True) if flags.sizes else ()
+  sizes = (
+    parse_numbers(flags.sizes, "--sizes", low=32, high=16_384, whole=True) if flags.sizes is not None else ()
+  )
   if not names and not sizes:
     raise UserError("--corruptions=none without --sizes leaves nothing to test; give one of the two")
   frost = _photos(flags.frost) if flags.frost is not None else ()
@@ -115,7 +117,10 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   outputs.write(output / "robustness.json", (json.dumps(facts, indent=1) + "\n").encode())
   outputs.write(output / "robustness.md", _markdown(table, facts).encode())
   outputs.write(output / "robustness.png", _plot(results, facts, severities))
-  about = f"{facts['score']} on {len(source)} images of {config.data.name} {config.data.eval_split}"
+  names = " and ".join(result["source"] for result in results)
+  about = (
+    f"{facts['score']} of {names} on {len(source)} images of {config.data.name} {config.data.eval_split}"
+  )
   return [*_aligned(table), about, f"robustness.json, .md and .png in {printable(flags.output)}"]
 
 
@@ -141,11 +146,18 @@ def _evaluate(
     source, info = _own_labels(model, source, config, mesh)
   else:
     info = data.dataset_info(config.data)
-    target.check_classes(model, info, other_names=flags.other_class_names)
+    class_map = config.eval.get("class_map", ())
+    target.check_classes(model, info, other_names=flags.other_class_names, class_map=class_map)
 
   def score(examples: Source, changed: ml_collections.ConfigDict = config) -> float:
     evaluator = Evaluator(
-      model.model, changed, info=info, preprocess=model.preprocess, mesh=mesh, source=examples
+      model.model,
+      changed,
+      info=info,
+      preprocess=model.preprocess,
+      mesh=mesh,
+      source=examples,
+      num_classes=model.num_classes,
     )
     report = evaluator(model.variables, say=lambda _: None)
     if not report.matrix.sum():
@@ -243,7 +255,8 @@ def _mean(result: dict[str, Any], names: Sequence[str], severity: int | None = N
 
 def _table(results: list[dict[str, Any]], severities: Sequence[int]) -> list[list[str]]:
   """Rows of cells: a line for each corruption with its mean and every severity, for each model."""
-  head = ["", *(f"{r['source']}: {word}" for r in results for word in ("mean", *map(str, severities)))]
+  words = ("mean", *map(str, severities))
+  head = ["", *(f"{r['source']}: {word}" if len(results) > 1 else word for r in results for word in words)]
   rows = [head]
 
   def add(name: str, means: list[float | None], levels: list[list[float | None]]) -> None:
@@ -287,7 +300,8 @@ def _markdown(rows: list[list[str]], facts: dict[str, Any]) -> str:
   lines = [
     f"# {facts['score']} under corruptions",
     "",
-    f"{facts['images']} images of {markdown(facts['data'])} {markdown(facts['split'])}, {facts['rule']};"
+    f"{' and '.join(markdown(r['source']) for r in facts['results'])} on"
+    f" {facts['images']} images of {markdown(facts['data'])} {markdown(facts['split'])}, {facts['rule']};"
     f" seed {facts['seed']}, frost {facts['frost']}.",
     "",
   ]

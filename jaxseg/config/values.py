@@ -136,13 +136,16 @@ def _describe(option: Any) -> str:
     if not items:
       return "()"
     kind = {int: "int", float: "number", str: "text", bool: "bool"}.get(items[0], "value")
+    plural = f"{kind}s"
+    if typing.get_origin(items[0]) is Literal:
+      plural = f"values, each {_describe(items[0])}"
     if typing.get_origin(items[0]) is tuple:
-      kind = f"group of {_describe(items[0])}"
+      kind, plural = f"group of {_describe(items[0])}", f"groups of {_describe(items[0])}"
     if Ellipsis in items:
-      return f"any number of {kind}s"
+      return f"any number of {plural}"
     if len(set(items)) > 1:
       return f"({', '.join(_describe(item) for item in items)})"
-    return f"{len(items)} {kind}{'s' * (len(items) > 1)}"
+    return f"{len(items)} {plural if len(items) > 1 else kind}"
   words = {int: "an int", float: "a float", str: "a text", bool: "true or false", type(None): "None"}
   return words.get(option, str(option))
 

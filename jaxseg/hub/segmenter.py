@@ -52,6 +52,11 @@ class Segmenter:
     """What images of one batch have in common, from an image's rows and columns."""
     return self.rule.key(self._preprocess.size or self._inputs.get(tuple(size), tuple(size)))
 
+  def extents(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The sizes in which an image of `size` reaches the network, one for each scale."""
+    own = tuple(self._preprocess.size or self._inputs.get(tuple(size), tuple(size)))
+    return [self.rule.extent(self.rule.resized(own, scale)) for scale in self.rule.scales]
+
   def for_sizes(self, sizes: Sequence[tuple[int, int]]) -> "Segmenter":
     """The same, which resizes images of these sizes to at most eight; itself where they need not be.
 

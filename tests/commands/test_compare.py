@@ -3,36 +3,51 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from jaxseg import cli
 from jaxseg.commands import compare
 
-CONFIG = "--config=colour_only_synthetic:smoke"
-
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  """Two workdirs of two steps, and an evaluation alone."""
+def runs(smoke_run, tmp_path_factory):
+  """A workdir, the same with another seed and lower scores, and an evaluation alone."""
   folder = tmp_path_factory.mktemp("runs")
-  cli.main(["train", CONFIG, f"--workdir={folder / 'a'}"])
-  cli.main(["train", CONFIG, f"--workdir={folder / 'b'}", "--config.seed=1"])
+  for name in "ab":
+    shutil.copytree(smoke_run, folder / name)
+  record = json.loads((folder / "b" / "config.json").read_text())
+  record["config"]["seed"] = 1
+  (folder / "b" / "config.json").write_text(json.dumps(record))
+  report = json.loads((folder / "b" / "eval" / "report.json").read_text())
+  report["mIoU"] /= 2
+  report["image_scores"][1]["mIoU"] /= 2
+  (folder / "b" / "eval" / "report.json").write_text(json.dumps(report))
   shutil.copytree(folder / "a" / "eval", folder / "alone")
   return folder
 
 
-def test_table_and_page(runs, tmp_path, capsys):
+def test_table_and_page(runs, tmp_path, capsys, monkeypatch):
   capsys.readouterr()
-  cli.main(["compare", str(runs / "a"), str(runs / "b"), f"--output={tmp_path}", "--images=1"])
-  lines = capsys.readouterr().out.splitlines()
-  assert lines[0].split()[:3] == ["run", "mIoU", "mAcc"] and "Peak memory" in lines[0]
+  monkeypatch.setattr(compare, "_SECONDS", 0.01)
+  cli.main(
+    ["compare", str(runs / "a"), str(runs / "b"), f"--output={tmp_path}", "--images=1", "--latency=32x48"]
+  )
+  timed, lines = np.split(capsys.readouterr().out.splitlines(), [2])
+  assert lines[0].split()[:3] == ["run", "mIoU", "mAcc"]
+  assert "Peak memory" in lines[0] and "Latency, ms" in lines[0]
   reports = [json.loads((runs / name / "eval" / "report.json").read_text()) for name in "ab"]
   better = max(reports, key=lambda report: report["mIoU"])
   for line, report in zip(lines[1:3], reports, strict=True):
     star = "*" if report is better else ""
     assert line.split()[:2] == ["ab"[reports.index(report)], f"{report['mIoU']:.4f}{star}"]
+  for line, name in zip(timed, "ab", strict=True):
+    shown = line.removeprefix(f"{name}: ").removesuffix(" ms an image")
+    assert 0 < float(shown) and shown in lines[1 + "ab".index(name)]
   page = (tmp_path / "compare.html").read_text()
   for words in (
+    "mIoU against Latency, ms",
+    "Latency is that of an image of 32x48 on this device",
     "Accuracy against cost",
     "Where the runs differ",
     "a, error",
@@ -68,6 +83,7 @@ def test_runs_on_different_data_say_so(runs, tmp_path, capsys):
     (["{a}", "{broken}"], "it is not JSON"),
     (["{a}", "{odd}"], "is not a report of jaxseg eval: it has no 'mIoU'"),
     (["{a}", "{b}", "--images=-1"], "--images is -1; expected 0 to 64"),
+    (["{a}", "{b}", "--latency=64"], "--latency is '64'; expected HxW"),
   ],
 )
 def test_bad_input_is_one_sentence(runs, tmp_path, monkeypatch, capsys, words, sentence):

@@ -78,18 +78,13 @@ def test_names_stay_below_the_folder():
   assert str(label_files.file_name("/../../etc/x.jpg", "folder")) == "etc/x.png"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("run")
-  cli.main(["train", "--config=colour_only_synthetic:smoke", f"--workdir={folder}"])
-  return folder
-
-
-def test_the_files_of_eval_are_its_predictions(run, tmp_path, capsys):
-  cli.main(["eval", f"--workdir={run}", f"--output={tmp_path}", f"--output_labels={tmp_path / 'labels'}"])
+def test_the_files_of_eval_are_its_predictions(smoke_run, tmp_path, capsys):
+  cli.main(
+    ["eval", f"--workdir={smoke_run}", f"--output={tmp_path}", f"--output_labels={tmp_path / 'labels'}"]
+  )
   assert "3 label maps in" in capsys.readouterr().out
   report = json.loads((tmp_path / "report.json").read_text())
-  source = data.open_split(record.read_config(run).data, "val")
+  source = data.open_split(record.read_config(smoke_run).data, "val")
   matrix = np.zeros(np.shape(report["matrix"]), np.int64)
   for i in range(len(source)):
     example = source[i]
@@ -101,7 +96,12 @@ def test_the_files_of_eval_are_its_predictions(run, tmp_path, capsys):
   (tmp_path / "test").mkdir()
   Image.fromarray(source[0]["image"]).save(tmp_path / "test" / "one.png")
   cli.main(
-    ["eval", f"--workdir={run}", f"--images={tmp_path / 'test'}", f"--output_labels={tmp_path / 'more'}"]
+    [
+      "eval",
+      f"--workdir={smoke_run}",
+      f"--images={tmp_path / 'test'}",
+      f"--output_labels={tmp_path / 'more'}",
+    ]
   )
   one, same = (tmp_path / "more" / "one.png").read_bytes(), tmp_path / "labels" / f"{source[0]['id']}.png"
   np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(one))), np.asarray(Image.open(same)))
@@ -116,9 +116,9 @@ def test_the_files_of_eval_are_its_predictions(run, tmp_path, capsys):
     (["--config.eval.absent_classes=none"], "config.eval.absent_classes"),
   ],
 )
-def test_bad_input_is_one_sentence(run, tmp_path, monkeypatch, capsys, words, sentence):
+def test_bad_input_is_one_sentence(smoke_run, tmp_path, monkeypatch, capsys, words, sentence):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit) as stopped:
-    cli.main(["eval", f"--workdir={run}", *words])
+    cli.main(["eval", f"--workdir={smoke_run}", *words])
   error = capsys.readouterr().err
   assert stopped.value.code == 2 and sentence in error and len(error.strip().splitlines()) == 1, error

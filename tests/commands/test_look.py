@@ -19,18 +19,20 @@ from jaxseg.types import Preprocess
 CONFIG = "--config=colour_only_synthetic:smoke"
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-  config = config_lib.load("colour_only_synthetic:smoke", overrides=[])
-  classes = tuple(data.dataset_info(config.data).classes)
+def save_net(folder, classes):
   model = jaxseg.create_model("colour_only", num_classes=len(classes))
   variables = jax.tree.map(np.asarray, drawn_variables(model))
   palette = np.arange(3 * len(classes), dtype=np.uint8).reshape(-1, 3)
   fields = dict(num_classes=len(classes))
   net = Net(model, variables, Preprocess(), classes, palette, "colour_only", fields)
-  folder = tmp_path_factory.mktemp("look") / "net"
   net.save_pretrained(folder)
   return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  config = config_lib.load("colour_only_synthetic:smoke", overrides=[])
+  return save_net(tmp_path_factory.mktemp("look") / "net", tuple(data.dataset_info(config.data).classes))
 
 
 def size_of(path):
@@ -47,9 +49,18 @@ def failed(words, capsys):
   return said.err
 
 
-@pytest.mark.parametrize("name", ["cgnet_m3n21", "segformer_b0", "deeplabv3plus_mobilenetv2", "vgg16"])
-def test_the_parts_are_the_whole(name):
-  model = jaxseg.create_model(name, num_classes=None if name == "vgg16" else 5)
+@pytest.mark.parametrize(
+  "name, encoder",
+  [
+    ("cgnet_m3n21", dict(num_blocks=(1, 2))),
+    ("segformer_b0", dict(depths=(1, 1, 1, 1))),
+    ("deeplabv3plus_mobilenetv2", None),
+    ("vgg16", None),
+  ],
+)
+def test_the_parts_are_the_whole(name, encoder):
+  fields = {} if name == "vgg16" else dict(num_classes=5, encoder=encoder)
+  model = jaxseg.create_model(name, **fields)
   parts = count_by_part(model, (64, 96))
   assert sum(part.macs for part in parts.values()) == count_macs(model, (64, 96))
   shapes = jax.eval_shape(
@@ -70,6 +81,14 @@ def test_info_is_a_table(capsys):
   # A sum's columns are those of its parts.
   count = lambda name: int(rows[name].split()[-5].replace(",", ""))  # noqa: E731
   assert count("all") == count("encoder") + count("decoder")
+  # As the network computes, block2 before block10; what a part does not have is left empty.
+  names = [line.split()[0] for line in lines[4:40] if line.startswith("  ")]
+  assert names[:4] == ["stem", "block0", "block1", "block2"] and names.index("block10") > names.index(
+    "block9"
+  )
+  assert names.index("aspp") < names.index("conv0") < names.index("classifier")
+  assert rows["stage4"].split() == ["stage4", "320", "x", "4x6", "1/16"]
+  assert "0.000" not in "".join(lines) and "<0.001" in rows["low_level"]
 
 
 def test_info_of_a_wrong_size(capsys):
@@ -186,6 +205,7 @@ def test_drawn_variables_have_the_models_shapes():
 
 def test_robustness(source, tmp_path, capsys):
   words = ["robustness", str(source), str(source), CONFIG, "--config.data.workers=0", f"--output={tmp_path}"]
+  words.append("--config.eval.details=False")
   cli.main([*words, "--corruptions=fog,contrast", "--severities=1,5", "--sizes=48", "--images=2"])
   said = capsys.readouterr().out
   values = json.loads((tmp_path / "robustness.json").read_text())
@@ -200,3 +220,18 @@ def test_robustness(source, tmp_path, capsys):
   cli.main([*words[:2], *words[3:], "--agreement", "--corruptions=contrast", "--severities=5", "--images=2"])
   (result,) = json.loads((tmp_path / "robustness.json").read_text())["results"]
   assert result["clean"] == 1.0 and result["corruptions"]["contrast"]["5"] < 1
+  # Weights of other classes are scored by eval.class_map.
+  other = save_net(tmp_path / "other", ("a", "b", "c"))
+  words[1] = str(other)
+  del words[2]
+  said = failed([*words, "--corruptions=fog", "--severities=5", "--images=2"], capsys)
+  assert "has 3 classes, but synthetic has 8" in said
+  words += [
+    "--corruptions=fog",
+    "--severities=5",
+    "--images=2",
+    "--config.eval.class_map=((0,2),(1,3),(2,3))",
+  ]
+  cli.main(words)
+  (result,) = json.loads((tmp_path / "robustness.json").read_text())["results"]
+  assert 0 < result["clean"] < 0.5

@@ -11,6 +11,7 @@ import jaxseg
 from jaxseg import cli
 from jaxseg import config as config_lib
 from jaxseg.commands import predict, predict_files
+from jaxseg.commands.networks import drawn_variables
 from jaxseg.crf import Settings
 from jaxseg.errors import UserError
 from jaxseg.hub import Net
@@ -22,13 +23,11 @@ PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-  """A small network of three classes, saved as its own kind of file."""
-  fields = dict(num_classes=3, encoder=dict(num_blocks=(1, 1)))
-  model = jaxseg.create_model("cgnet_m3n21", **fields)
-  image = np.zeros((1, 64, 64, 3), np.float32)
-  variables = jax.jit(lambda: model.init(jax.random.key(3), image, train=False))()
-  classes = ("sky", "road", "tree")
-  net = Net(model, variables, Preprocess(), classes, PALETTE, "cgnet_m3n21", fields)
+  """Three classes by colour alone, which compiles in no time, saved as its own kind of file."""
+  fields = dict(num_classes=3)
+  model = jaxseg.create_model("colour_only", **fields)
+  variables = jax.tree.map(np.asarray, drawn_variables(model))
+  net = Net(model, variables, Preprocess(), ("sky", "road", "tree"), PALETTE, "colour_only", fields)
   folder = tmp_path_factory.mktemp("net")
   net.save_pretrained(folder)
   return folder
@@ -159,6 +158,28 @@ def test_many_sizes_share_a_few_compiled_inputs(source, tmp_path, capsys):
     assert labels.shape == (40 + i, 44 + 8 * i)
 
 
+def test_what_a_rule_makes_too_small_is_named_and_the_rest_is_done(source, tmp_path, capsys):
+  for name, side in (("large", 80), ("small", 50)):
+    Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / f"{name}.png")
+  with pytest.raises(SystemExit) as left:
+    cli.main(["predict", str(tmp_path), f"--source={source}", f"--output={tmp_path}/out", "--scales=0.5"])
+  said = capsys.readouterr()
+  assert left.value.code == 2 and "1 of 2 files in" in said.out
+  assert "small.png is 50x50 and would reach the network as 25x25; a side needs at least 32" in said.err
+  assert (tmp_path / "out" / "large.png.label.png").exists()
+
+
+def test_results_of_an_earlier_run_are_no_images(source, tmp_path, capsys):
+  Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+  Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "b.png")
+  for _ in range(2):
+    cli.main(["predict", str(tmp_path), f"--source={source}", f"--output={tmp_path}"])
+    assert "2 of 2 files in" in capsys.readouterr().out
+  # One file under two names is one file.
+  cli.main(["predict", str(tmp_path / "a.png"), str(tmp_path), f"--source={source}", f"--output={tmp_path}"])
+  assert "2 of 2 files in" in capsys.readouterr().out
+
+
 def draw_video(path, frames, *, size=(48, 65), rate=12):
   """A square that walks to the right."""
   with av.open(str(path), "w") as sink:
@@ -201,6 +222,11 @@ def test_a_video(source, tmp_path, capsys):
   [
     (["nowhere.jpg"], "there is no file or folder 'nowhere.jpg'"),
     (["{empty}"], "there is no image or video in"),
+    ([""], "a file or folder is given as ''; name it"),
+    (["{picture}", "{other}"], "other/a.png would both be written as a.png; segment them one after"),
+    (["{broken}"], "broken.jpg cannot be read (UnidentifiedImageError): damaged, or no image"),
+    (["{picture}", "--scales="], "--scales is ''; expected numbers of 0.05 to 16"),
+    (["{picture}", "--source=nowhere"], "there is no file 'nowhere'"),
     (["{picture}", "--opacity=2"], "--opacity is 2.0; expected 0"),
     (["{picture}", "--crop_size=512"], "--crop_size is '512'; expected HxW"),
     (["{picture}", "--scales=0,1"], "--scales is '0,1'; expected numbers of 0.05 to 16"),
@@ -216,13 +242,17 @@ def test_a_video(source, tmp_path, capsys):
 )
 def test_wrong_words_are_a_sentence(words, sentence, source, tmp_path, capsys):
   (tmp_path / "empty").mkdir()
-  cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
+  (tmp_path / "other").mkdir()
+  for place in ("a.png", "other/a.png"):
+    cv2.imwrite(str(tmp_path / place), np.zeros((40, 40, 3), np.uint8))
+  (tmp_path / "broken.jpg").write_bytes(b"no image")
   (tmp_path / "a.mp4").write_bytes(b"no video")
-  names = dict(empty=tmp_path / "empty", picture=tmp_path / "a.png", video=tmp_path / "a.mp4")
-  words = [word.format(**names) for word in words]
+  names = dict(empty="empty", picture="a.png", video="a.mp4", other="other/a.png", broken="broken.jpg")
+  words = [word.format(**{name: tmp_path / place for name, place in names.items()}) for word in words]
   with pytest.raises(SystemExit) as left:
-    cli.main(["predict", f"--output={tmp_path / 'out'}", *words, f"--source={source}"])
-  assert left.value.code == 2 and sentence in capsys.readouterr().err
+    cli.main(["predict", f"--output={tmp_path / 'out'}", f"--source={source}", *words])
+  error = capsys.readouterr().err
+  assert left.value.code == 2 and sentence in error and len(error.strip().splitlines()) == 1, error
 
 
 def test_nothing_that_can_be_read_is_a_failure(source, tmp_path):
@@ -230,5 +260,5 @@ def test_nothing_that_can_be_read_is_a_failure(source, tmp_path):
   parser = predict.argparse.ArgumentParser()
   predict.add_flags(parser)
   flags = parser.parse_args([str(tmp_path), f"--source={source}", f"--output={tmp_path / 'out'}"])
-  with pytest.raises(UserError, match="1 of 1 files could not be read"):
+  with pytest.raises(UserError, match=r"a\.png cannot be read"):
     predict.run(flags, [])

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from jaxseg.commands import compare
 from jaxseg.data.source import color_map, make_info
 from jaxseg.evaluation.counts import Details, ImageCounts
 from jaxseg.evaluation.page import (
@@ -217,3 +218,53 @@ def test_in_a_browser(page, browser, tmp_path):
   assert unnamed == 0, "everything has a label for a screen reader"
   assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
   assert browser.get_log("browser") == []
+
+
+def test_a_comparison_in_a_dark_browser(browser, tmp_path):
+  from selenium.webdriver.common.by import By
+  from selenium.webdriver.common.keys import Keys
+
+  rng = np.random.default_rng(2)
+  runs = []
+  for i, name in enumerate((EVIL, "b")):
+    report = {"mIoU": 0.5 + 0.0004 * i, "ECE": 0.1, "data": "made", "split": "val"}
+    report["classes"] = [{"name": c, "IoU": 0.1 * i} for c in CLASSES]
+    lines = [{"step": step, "loss": 1 / step, "mIoU": step / 30 + i / 9} for step in range(1, 20)]
+    costs = {"parameters": 1e6 * (i + 1), "macs": 2e9, "latency": 12.5 - i, "memory": 1e9}
+    runs.append(compare.Run(name, name, report, {"seed": i, "model": {"arch": EVIL}}, lines, costs))
+  image, label = rng.integers(0, 256, (48, 64, 3)).astype(np.uint8), rng.integers(0, 4, (48, 64))
+  predictions = [(run.name, np.roll(label, 1)) for run in runs]
+  example = make_example(Chosen(0, "differ", 0.5), EVIL, image, label, predictions, INFO.palette)
+  page = render_page("compare.html", compare._values(runs, ["a note"], [example]))
+  assert EVIL not in page
+  (tmp_path / "compare.html").write_text(page)
+  dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+  browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
+  try:
+    browser.get((tmp_path / "compare.html").as_uri())
+    find = lambda selector: browser.find_element(By.CSS_SELECTOR, selector)  # noqa: E731
+
+    def brightness(name):
+      return sum(map(int, re.findall(r"\d+", find("body").value_of_css_property(name))[:3]))
+
+    assert brightness("background-color") < 120 and brightness("color") > 600
+    assert find("#theme").get_attribute("aria-pressed") == "true"
+    assert find("#runs thead th:nth-child(2)").text.startswith(EVIL)
+    titles = [e.text for e in browser.find_elements(By.CSS_SELECTOR, "#trade-offs figcaption")]
+    costs = ("Parameters", "MACs", "Latency, ms", "Peak memory")
+    assert titles == [f"mIoU against {cost}" for cost in costs]
+    # Ticks and names of axes do not lie over each other.
+    boxes = browser.execute_script(
+      "const box = (e) => { const b = e.getBoundingClientRect(); return [b.left, b.right]; };"
+      "return [...document.querySelectorAll('svg')].map((s) => [box([...s.querySelectorAll('.axis')].at(-1)),"
+      " Math.min(...[...s.querySelectorAll('.tick[text-anchor=end]')].map((t) => box(t)[0]))])"
+    )
+    assert boxes and all(label[1] <= tick for label, tick in boxes), boxes
+    find(".slider").send_keys(Keys.ARROW_LEFT)
+    assert find(".example .edge").get_attribute("style") == "left: 49%;"
+    find("#theme").send_keys(Keys.ENTER)
+    assert brightness("background-color") > 600 and find("#theme").get_attribute("aria-pressed") == "false"
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.get_log("browser") == []
+  finally:
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

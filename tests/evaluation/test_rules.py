@@ -10,6 +10,7 @@ import pytest
 
 import jaxseg
 from jaxseg import sharding
+from jaxseg.commands.networks import drawn_variables
 from jaxseg.config.rule import make_inference_rule
 from jaxseg.errors import UserError
 from jaxseg.evaluation import Grouping, InferenceRule, Predictor, evaluate, make_predict, views
@@ -274,16 +275,16 @@ def test_a_label_map_cannot_be_resized(variables):
 
 def test_predict_takes_every_rule():
   model = jaxseg.create_model("colour_only", num_classes=CLASSES)
-  variables = jax.jit(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False))()
+  variables = drawn_variables(model)
   facts = dict(classes=tuple("abcd"), palette=np.zeros((CLASSES, 3), np.uint8), arch="colour_only")
   net = jaxseg.Net(model=model, variables=variables, preprocess=PREPROCESS, **facts)
-  image = cv2.resize(pictures()[0][0], (90, 70))
+  image = cv2.resize(pictures()[0][0], (54, 42))
   for options in (
-    dict(mode="slide", crop_size=(40, 48), stride=(20, 32)),
-    dict(resize=(64, 48), multiple=32, scales=(0.75, 1.0), flip=True),
+    dict(mode="slide", crop_size=(32, 40), stride=(20, 32)),
+    dict(resize=(48, 36), multiple=32, scales=(0.75, 1.0), flip=True),
   ):
     scores = Predictor(model, rule=InferenceRule(**options), preprocess=PREPROCESS).scores
-    wanted = np.asarray(scores(variables, {"image": image[None]}))[0, :70, :90]
+    wanted = np.asarray(scores(variables, {"image": image[None]}))[0, :42, :54]
     np.testing.assert_array_equal(net.predict(image, **options), wanted.argmax(-1))
   # The classes of single pixels do not depend on windows: 512 x 512 and two thirds of it by default.
   np.testing.assert_array_equal(net.predict(image, mode="slide"), net.predict(image))

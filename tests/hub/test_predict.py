@@ -6,9 +6,20 @@ from PIL import Image
 
 from jaxseg.crf import Settings
 from jaxseg.evaluation.rule import InferenceRule
+from jaxseg.hub import Net
 from jaxseg.hub.segmenter import Segmenter, nearby_sizes
+from jaxseg.types import Preprocess
+from tests.hub.small import init
 
 SIZES = [(48, 64), (50, 71), (48, 64), (64, 48), (48, 64)]
+
+
+@pytest.fixture(scope="module")
+def own():
+  """Five classes by colour alone, which compile in no time."""
+  model, variables = init(name="colour_only", encoder=None)
+  palette = np.arange(15, dtype=np.uint8).reshape(5, 3)
+  return Net(model, variables, Preprocess(), tuple("abcde"), palette, "colour_only", dict(num_classes=5))
 
 
 @pytest.fixture(scope="module")
