@@ -23,7 +23,9 @@ _EXTRAS = {
   "huggingface_hub": "hub",
   "gcsfs": "tpu",
   "apache_beam": "beam",
-} | dict.fromkeys(("jax2onnx", "onnx", "onnxruntime", "litert_converter", "ai_edge_litert"), "export")
+} | dict.fromkeys(
+  ("flatbuffers", "jax2onnx", "onnx", "onnxruntime", "litert_converter", "ai_edge_litert"), "export"
+)
 
 
 def load(module: str) -> ModuleType:

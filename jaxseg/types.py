@@ -1,7 +1,7 @@
 """The nouns every room shares: images, labels, features, outputs, batches."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -12,6 +12,9 @@ IGNORE_LABEL = 255
 
 # Entry points take NumPy or JAX arrays.
 AnyArray = jax.Array | np.ndarray
+
+# Rows or columns: an int, or a symbolic dimension of `jax.export`, whose type has no public name.
+Dim = Any
 
 # RGB, already normalised by the model's `Preprocess` record.
 Image = Float[AnyArray, "b h w 3"]

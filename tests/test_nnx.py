@@ -25,7 +25,7 @@ def test_training_steps_through_the_bridge_equal_the_linen_ones():
     flat |= traverse_util.flatten_dict(collection)
   state = nnx.state(bridge, (nnx.Param, nnx.BatchStat))
   nnx.update(bridge, nnx.from_flat_state([(p, v.replace(flat[p])) for p, v in nnx.to_flat_state(state)]))
-  nnx.update(bridge, {"rngs": nnx.state(nnx.Rngs(0))})
+  nnx.update(bridge, {"to_nnx__rngs": nnx.state(nnx.Rngs(0))})
   optimizer = nnx.Optimizer(bridge, tx, wrt=nnx.Param)
 
   @nnx.jit

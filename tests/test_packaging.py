@@ -72,7 +72,11 @@ def test_an_editable_install_is_found_from_the_folder_around_the_clone(clone, tm
   site = build(clone, "editable", tmp_path / "editable")
   code = (
     # The current folder comes first, as for a notebook: it holds ./jaxseg, which is the clone.
-    f"import site, sys; sys.path.insert(0, ''); site.addsitedir({str(site)!r})\n"
+    # What this environment itself has of jaxseg is left out.
+    "import os, site, sys\n"
+    "own = lambda path: not os.path.exists(os.path.join(path, 'jaxseg', '__init__.py'))\n"
+    "sys.path[:] = [''] + list(filter(own, sys.path))\n"
+    f"site.addsitedir({str(site)!r})\n"
     "import jaxseg; from jaxseg.config import files\n"
     "print(jaxseg.__file__, files.installed())"
   )

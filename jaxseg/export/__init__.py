@@ -56,7 +56,7 @@ def export(
   format: str = "stablehlo",
   size: tuple[int, int] | None = None,
   batch: int | None = None,
-  output: Output = "labels",
+  output: str = "labels",
   images: Sequence[np.ndarray] = (),
   progress: Callable[[str], None] = lambda line: None,
 ) -> Comparison:

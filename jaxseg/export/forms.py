@@ -14,6 +14,7 @@ from jaxseg.layers import concat_conv, pyramid
 from jaxseg.ops import atrous, attention
 from jaxseg.ops import resize as resize_ops
 from jaxseg.ops.definition import traced_for
+from jaxseg.types import Dim
 
 _strips: contextvars.ContextVar[bool] = contextvars.ContextVar("by_strips", default=True)
 
@@ -39,7 +40,7 @@ def by_strips() -> bool:
 
 
 def resize(
-  x: Float[Array, "*b h w c"], size: tuple[int, int], *, align_corners: bool = False
+  x: Float[Array, "*b h w c"], size: tuple[Dim, Dim], *, align_corners: bool = False
 ) -> Float[Array, "*b ho wo c"]:
   """`ops.resize.resize` by weighted pairs of neighbours, the definition, of sizes that may be open."""
   for axis in (-3, -2):
@@ -48,7 +49,7 @@ def resize(
   return x
 
 
-def _interpolate(x, axis: int, out_size: int, *, align_corners: bool):
+def _interpolate(x, axis: int, out_size: Dim, *, align_corners: bool):
   n = x.shape[axis]
   index = jnp.arange(out_size).astype(jnp.float32)
   if align_corners:
@@ -62,12 +63,12 @@ def _interpolate(x, axis: int, out_size: int, *, align_corners: bool):
   return jnp.take(x, low, axis=axis) * (1 - weight) + jnp.take(x, high, axis=axis) * weight
 
 
-def resize_sum(maps, size: tuple[int, int], *, align_corners: bool = False):
+def resize_sum(maps, size: tuple[Dim, Dim], *, align_corners: bool = False):
   """The sum of resized maps."""
   return functools.reduce(operator.add, (resize(x, size, align_corners=align_corners) for x in maps))
 
 
-def join(levels, kernel, size: tuple[int, int], *, projections=None, align_corners: bool = False):
+def join(levels, kernel, size: tuple[Dim, Dim], *, projections=None, align_corners: bool = False):
   """`layers.concat_conv.concat_conv`, each level at its own resolution whichever that is."""
   parts, first = [], 0
   for i, x in enumerate(levels):

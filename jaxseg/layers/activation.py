@@ -1,7 +1,9 @@
 """Activations with parameters."""
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from jaxseg.types import AnyArray
 
 
 class PReLUSlope(nn.Module):
@@ -14,5 +16,5 @@ class PReLUSlope(nn.Module):
   initial_slope: float = 0.25
 
   @nn.compact
-  def __call__(self, features: int) -> Float[Array, " c"]:
+  def __call__(self, features: int) -> Float[AnyArray, " c"]:
     return self.param("slope", nn.initializers.constant(self.initial_slope), (features,))

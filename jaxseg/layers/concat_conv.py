@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from jaxseg.layers.conv import Initializer, fan_out_normal
 from jaxseg.layers.resize import resize, resize_sum
 from jaxseg.ops.definition import defined_by
+from jaxseg.types import Dim
 
 # A linear map in front of one level: kernel (c, width) and bias (width,).
 Projection = tuple[Float[Array, "_ _"], Float[Array, " _"]]
@@ -24,7 +25,7 @@ Projection = tuple[Float[Array, "_ _"], Float[Array, " _"]]
 def concat_conv_reference(
   levels: Sequence[Float[Array, "b _ _ _"]],
   kernel: Float[Array, "1 1 c k"],
-  size: tuple[int, int],
+  size: tuple[Dim, Dim],
   *,
   projections: Sequence[Projection] | None = None,
   align_corners: bool = False,
@@ -40,7 +41,7 @@ def concat_conv_reference(
 def concat_conv(
   levels: Sequence[Float[Array, "b _ _ _"]],
   kernel: Float[Array, "1 1 c k"],
-  size: tuple[int, int],
+  size: tuple[Dim, Dim],
   *,
   projections: Sequence[Projection] | None = None,
   align_corners: bool = False,
@@ -93,7 +94,7 @@ class ConcatConv(nn.Module):
   def __call__(
     self,
     levels: Sequence[Float[Array, "b _ _ _"]],
-    size: tuple[int, int],
+    size: tuple[Dim, Dim],
     *,
     projections: Sequence[Projection] | None = None,
   ) -> Float[Array, "b h w k"]:

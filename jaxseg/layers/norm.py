@@ -34,7 +34,7 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[AnyArray, "*b c"], *, train: bool, slope: Float[Array, " c"] | None = None
+    self, x: Float[AnyArray, "*b c"], *, train: bool, slope: Float[AnyArray, " c"] | None = None
   ) -> Float[Array, "*b c"]:
     c = x.shape[-1]
     scale = self.param("scale", self.scale_init, (c,))

@@ -10,12 +10,12 @@ from jaxtyping import Array, Float
 from jaxseg.layers import spatial
 from jaxseg.ops import resize as ops
 from jaxseg.ops.definition import defined_by
-from jaxseg.types import AnyArray
+from jaxseg.types import AnyArray, Dim
 
 
 @defined_by(ops.resize_reference)
 def resize(
-  x: Float[AnyArray, "*b h w c"], size: tuple[int, int], *, align_corners: bool = False
+  x: Float[AnyArray, "*b h w c"], size: tuple[Dim, Dim], *, align_corners: bool = False
 ) -> Float[Array, "*b ho wo c"]:
   """Bilinear resize of the two axes before the last to `size` (rows, columns).
 
@@ -34,7 +34,7 @@ def resize(
 
 @defined_by(ops.resize_sum_reference)
 def resize_sum(
-  maps: Sequence[Float[Array, "b _ _ c"]], size: tuple[int, int], *, align_corners: bool = False
+  maps: Sequence[Float[Array, "b _ _ c"]], size: tuple[Dim, Dim], *, align_corners: bool = False
 ) -> Float[Array, "b ho wo c"]:
   """The sum of several maps, each brought to `size` as by `resize`."""
   if spatial.axis_size() > 1:
@@ -43,7 +43,7 @@ def resize_sum(
 
 
 def resize_logits(
-  logits: Float[AnyArray, "*b h w k"], size: tuple[int, int], *, align_corners: bool = False
+  logits: Float[AnyArray, "*b h w k"], size: tuple[Dim, Dim], *, align_corners: bool = False
 ) -> Float[Array, "*b ho wo k"]:
   """Logits at the decoder's resolution brought to an image's (rows, columns), bilinear, in float32."""
   return resize(jnp.asarray(logits).astype(jnp.float32), size, align_corners=align_corners)
@@ -62,7 +62,7 @@ def rescale(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b h
   return spatial.split(spatial.whole(ops.rescale(spatial.whole(x), factor)))
 
 
-def _resize_split(x, size: tuple[int, int], align_corners: bool):
+def _resize_split(x, size: tuple[Dim, Dim], align_corners: bool):
   """`resize` where the rows of an image are spread over devices."""
   height = x.shape[1]
   if spatial.shards(height) == 1 or size[0] % height or align_corners:

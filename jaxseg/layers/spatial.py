@@ -21,6 +21,8 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxseg.types import Dim
+
 AXIS = "spatial"
 _ROWS = PartitionSpec(None, AXIS)
 _ANY = PartitionSpec.UNCONSTRAINED
@@ -42,7 +44,7 @@ def _mesh_size() -> int:
   return mesh.shape[AXIS] if types.get(AXIS) == AxisType.Auto else 1
 
 
-def shards(height: int, *, reach: int = 0) -> int:
+def shards(height: Dim, *, reach: int = 0) -> int:
   """Parts into which a map of `height` rows is split, 1 for none.
 
   Args:
@@ -56,7 +58,7 @@ def shards(height: int, *, reach: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def stage(height: int, *, reach: int = 1, multiple: int = 1) -> Iterator[None]:
+def stage(height: Dim, *, reach: int = 1, multiple: int = 1) -> Iterator[None]:
   """Inside, nothing is split unless maps of `height` rows are, by devices with enough rows each.
 
   For the stages of an encoder: gathering before each layer that reaches too far would cost more than

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.ops.definition import defined_by, formed
+from jaxseg.types import Dim
 
 Pair = tuple[int, int]
 Form = Literal["lax", "taps", "banded"]
@@ -157,7 +158,7 @@ def _is_sharded() -> bool:
   return any(size > 1 for size in jax.sharding.get_abstract_mesh().shape.values())
 
 
-def _block(shape: Sequence[int], num_taps: int, *, whole_batch: bool) -> Pair:
+def _block(shape: Sequence[Dim], num_taps: int, *, whole_batch: bool) -> Pair:
   """Images and rows of a block: at most 8 MB for all taps, from at most 32 blocks."""
   b, h, w, c = shape
   images = b if whole_batch else next(n for n in range(1, b + 1) if b % n == 0 and b // n <= 32)
@@ -175,7 +176,9 @@ def _pad(x, padding):
   return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)])
 
 
-def _out_size(padded_shape: Sequence[int], kernel_size: Pair, strides: Pair, dilation: Pair) -> Pair:
+def _out_size(
+  padded_shape: Sequence[Dim], kernel_size: Pair, strides: Pair, dilation: Pair
+) -> tuple[Dim, Dim]:
   return tuple(
     (size - (k - 1) * d - 1) // s + 1
     for size, k, s, d in zip(padded_shape[1:3], kernel_size, strides, dilation, strict=True)
@@ -242,7 +245,7 @@ FORMS: dict[Form, tuple[Callable, Callable]] = {
 
 
 def choose_form(
-  platform: str, dtype: jnp.dtype, shape: Sequence[int], kernel_size: Pair, window: Window
+  platform: str, dtype: jnp.dtype, shape: Sequence[Dim], kernel_size: Pair, window: Window
 ) -> Form:
   """The table: which form for a platform ("cpu", "tpu", "cuda", "rocm"), a dtype and shapes.
 

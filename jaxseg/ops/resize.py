@@ -21,11 +21,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxseg.types import AnyArray
+from jaxseg.types import AnyArray, Dim
 
 
 def resize_reference(
-  x: Float[AnyArray, "*b h w c"], size: tuple[int, int], *, align_corners: bool = False
+  x: Float[AnyArray, "*b h w c"], size: tuple[Dim, Dim], *, align_corners: bool = False
 ) -> Float[Array, "*b ho wo c"]:
   """The definition: the weighted pair of neighbours, rows first."""
   x = jnp.asarray(x)
@@ -44,7 +44,7 @@ def rescale_reference(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Ar
 
 
 def resize(
-  x: Float[AnyArray, "*b h w c"], size: tuple[int, int], *, align_corners: bool = False
+  x: Float[AnyArray, "*b h w c"], size: tuple[Dim, Dim], *, align_corners: bool = False
 ) -> Float[Array, "*b ho wo c"]:
   """Bilinear resize of the two axes before the last to `size` (rows, columns).
 
@@ -71,7 +71,7 @@ def rescale(x: Float[AnyArray, "*b h w c"], factor: float) -> Float[Array, "*b h
 
 
 def resize_labels(
-  labels: Int[AnyArray, "*b h w"], size: tuple[int, int], *, align_corners: bool = False
+  labels: Int[AnyArray, "*b h w"], size: tuple[Dim, Dim], *, align_corners: bool = False
 ) -> Int[Array, "*b ho wo"]:
   """Nearest-neighbour resize of label maps to `size` (rows, columns).
 
@@ -92,7 +92,7 @@ def resize_labels(
 
 
 def resize_sum(
-  maps: Sequence[Float[Array, "*b _ _ c"]], size: tuple[int, int], *, align_corners: bool = False
+  maps: Sequence[Float[Array, "*b _ _ c"]], size: tuple[Dim, Dim], *, align_corners: bool = False
 ) -> Float[Array, "*b ho wo c"]:
   """The sum of several maps, each resized to `size`."""
   arguments = tuple(maps)
@@ -103,12 +103,12 @@ def resize_sum(
   )
 
 
-def resize_sum_reference(maps, size: tuple[int, int], *, align_corners: bool = False):
+def resize_sum_reference(maps, size: tuple[Dim, Dim], *, align_corners: bool = False):
   """The definition, and the form for CPUs: one resize after the other."""
   return functools.reduce(operator.add, (resize(x, size, align_corners=align_corners) for x in maps))
 
 
-def resize_sum_by_matrices(maps, size: tuple[int, int], *, align_corners: bool = False):
+def resize_sum_by_matrices(maps, size: tuple[Dim, Dim], *, align_corners: bool = False):
   """The form for accelerators: the rows of each, then the columns of all by one product, which is the sum."""
   axis = maps[0].ndim - 3
   rows = [resize_axis(x, axis, size[0], align_corners=align_corners) for x in maps]
@@ -135,7 +135,7 @@ def resize_axis(
   )
 
 
-def resize_by_matrices(x, size: tuple[int, int], *, align_corners: bool = False):
+def resize_by_matrices(x, size: tuple[Dim, Dim], *, align_corners: bool = False):
   """The form for accelerators."""
   for axis in resize_order(x.shape[-3:-1], size):
     matrix = interpolation_matrix(size[axis + 3], x.shape[axis], align_corners=align_corners)
@@ -143,14 +143,14 @@ def resize_by_matrices(x, size: tuple[int, int], *, align_corners: bool = False)
   return x
 
 
-def resize_by_phases(x, size: tuple[int, int]):
+def resize_by_phases(x, size: tuple[Dim, Dim]):
   """The form for CPUs, of a size that is a whole multiple of `x`'s and without `align_corners`."""
   for axis in resize_order(x.shape[-3:-1], size):
     x = enlarge_axis(x, axis % x.ndim, size[axis + 3] // x.shape[axis])
   return x
 
 
-def resize_order(before: tuple[int, ...], after: tuple[int, int]) -> list[int]:
+def resize_order(before: tuple[Dim, ...], after: tuple[Dim, Dim]) -> list[int]:
   """The axes -3 and -2: the one that shrinks most, or grows least, first, to leave less for the other."""
   return sorted((-3, -2), key=lambda axis: after[axis + 3] / before[axis + 2])
 

@@ -84,7 +84,7 @@ def size_facts(model: nn.Module, variables: Any, config: ml_collections.ConfigDi
   """Parameters and MACs of one image, at the crop size of the training."""
   height, width = config.data.crop_size
   return {
-    "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"])),
+    "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables.get("params", {}))),
     "macs": count_macs(model, (height, width)),
     "macs_size": [height, width],
   }
