@@ -8,8 +8,6 @@ from jaxseg.commands.flags import make_parser
 from jaxseg.config import schema, values
 
 _NOTE = "<!-- Written by docs/generate.py. -->\n"
-# Of commands that read their flags inside of `main`, with their processes.
-_JOB = "jaxseg.train.distributed"
 
 
 def write(folder: pathlib.Path) -> None:
@@ -50,10 +48,8 @@ def commands() -> str:
 def _help(name: str, command) -> str:
   module = lazy.load(command.module)
   parser = make_parser(f"jaxseg {name}", module.__doc__)
-  if hasattr(module, "add_flags"):
-    module.add_flags(parser)
-    return parser.format_help().rstrip()
-  return (module.__doc__ or "").rstrip()
+  module.add_flags(parser)
+  return parser.format_help().rstrip()
 
 
 def model_names() -> str:
