@@ -26,6 +26,8 @@ DEVICES = {
   "docs/launch_gpu.md": [8],
   "docs/launch_slurm.md": [32],
   "docs/scaling.md": [16],
+  "docs/tutorials/several_gpus.md": [8],
+  "docs/tutorials/tpu.md": [8, 32],
 }
 
 

@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from jaxseg import losses
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -28,6 +30,33 @@ def test_training():
   code = blocks("docs/training.md")
   assert code.count("assert") == 2
   exec(compile(code, "docs/training.md", "exec"), {"__name__": "page"})
+
+
+def test_extend():
+  """Each kind of addition works from a page's code alone."""
+  before = dict(losses.LOSSES)
+  code = blocks("docs/extend.md")
+  assert code.count("assert") == 6
+  try:
+    exec(compile(code, "docs/extend.md", "exec"), {"__name__": "page"})
+  finally:
+    losses.LOSSES.pop("tversky", None)
+  assert losses.LOSSES == before
+
+
+def test_the_examples_of_the_api():
+  code = blocks("docs/reference/api.md")
+  assert code.count("assert") == 16
+  exec(compile(code, "docs/reference/api.md", "exec"), {"__name__": "page"})
+
+
+def test_the_messages_of_troubleshooting_are_messages_of_the_code():
+  code = "\n".join(path.read_text() for path in (ROOT / "jaxseg").rglob("*.py"))
+  page = (ROOT / "docs" / "troubleshooting.md").read_text()
+  terms = re.findall(r"^(`.*)\n: ", page, flags=re.M)
+  known = [span for term in terms if "(Python's)" not in term for span in re.findall(r"`([^`]+)`", term)]
+  assert len(known) >= 20
+  assert [part for part in known if part not in code and part != "jaxseg.__file__"] == []
 
 
 def test_readme_model():
