@@ -1,5 +1,6 @@
 """The Python of the guides runs, top to bottom, a page at a time; the README's first example too."""
 
+import math
 import pathlib
 import re
 
@@ -63,8 +64,17 @@ def test_readme_model():
   code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
   scope = {"__name__": "page"}
   exec(compile(code, "README.md", "exec"), scope)
-  assert scope["logits"].shape == (1, 97, 129, 19)
-  assert list(scope["features"]) == ["stage1", "stage2", "stage3"]
+  assert scope["logits"].shape == (1, 65, 97, 19)
+
+
+def test_readme_counts_parameters_as_the_models_do():
+  rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) M \|", (ROOT / "README.md").read_text(), flags=re.M)
+  assert len(rows) >= 15
+  for name, millions in rows:
+    leaves = (line.split() for line in (ROOT / "tests" / "golden" / f"{name}.txt").read_text().splitlines())
+    shapes = [shape.split("x") for path, shape, _ in leaves if path.startswith("params/")]
+    count = sum(math.prod(int(n) for n in shape if n != "scalar") for shape in shapes)
+    assert f"{count / 1e6:.2f}" == millions, name
 
 
 # Written when the site is built.
