@@ -1,5 +1,7 @@
 """Multi-scale input (DeepLab v2's MSC) and offered auxiliary decoders."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jaxseg.decoders.aspp import SummedASPP
 from jaxseg.encoders.vgg import VGG
 from jaxseg.layers.resize import rescale, resize
 from jaxseg.models import SegmentationModel
+from tests import filled
 from tests.encoders.checks import image
 
 
@@ -21,13 +24,13 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-  return model.init(jax.random.key(0), image(64, 70), train=False)
+  return filled.variables(model, image(64, 70))
 
 
 def test_logits_are_the_maximum(model, variables):
   picture = image(64, 71, batch=2)
   scales = (1.0, 0.75, 0.5)
-  apply = lambda model, picture, train=False: model.apply(variables, picture, train=train)  # noqa: E731
+  apply = lambda model, x, train=False: jax.jit(partial(model.apply, train=train))(variables, x)  # noqa: E731
   own = {s: apply(model, rescale(picture, s))["logits"] for s in scales}
   expected = jnp.maximum(own[1.0], resize(own[0.75], own[1.0].shape[1:3]))
   expected = jnp.maximum(expected, resize(own[0.5], own[1.0].shape[1:3]))
@@ -47,7 +50,7 @@ def test_logits_are_the_maximum(model, variables):
 def test_without_the_full_scale(model, variables):
   """Only what is listed takes part, and the largest sets the resolution."""
   picture = image(64, 64)
-  out = model.clone(scales=(0.5, 0.75)).apply(variables, picture, train=True)
+  out = jax.eval_shape(partial(model.clone(scales=(0.5, 0.75)).apply, train=True), variables, picture)
   assert out["logits"].shape[1:3] == (6, 6) and "scale100_logits" not in out
 
 
@@ -71,6 +74,7 @@ def test_auxiliary_logits():
   encoder = VGG(stage_sizes=(1,) * 5, widths=(4, 4, 6, 6, 8))
   decoder = SummedASPP(num_classes=3, rates=(1,))
   model = SegmentationModel(encoder=encoder, decoder=decoder, aux_decoder=decoder.clone(stage="stage3"))
-  out, variables = model.init_with_output(jax.random.key(0), image(33, 33), train=False)
+  run = partial(model.init_with_output, train=False)
+  out, variables = jax.eval_shape(run, jax.random.key(0), image(33, 33))
   assert set(variables["params"]) == {"encoder", "decoder", "aux_decoder"}
   assert set(out) == {"logits", "aux_logits"} and out["aux_logits"].dtype == jnp.float32

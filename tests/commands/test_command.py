@@ -23,7 +23,8 @@ def command(*words):
 
 
 def run(*words, devices=1):
-  env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+  env = {**os.environ, "XLA_FLAGS": flags}
   return subprocess.run(command(*words), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 

@@ -45,8 +45,9 @@ def test_equals_the_definition(levels, align_corners, projected):
 
 def test_module_has_one_kernel_over_all_widths(levels):
   module = ConcatConv(10)
-  variables = module.init(jax.random.key(0), levels, (9, 13))
+  variables = jax.jit(lambda key: module.init(key, levels, (9, 13)))(jax.random.key(0))
   assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (1, 1, 21, 10)}}
-  half = ConcatConv(10, dtype=jnp.bfloat16).apply(variables, levels, (9, 13))
+  apply = lambda module: jax.jit(lambda v: module.apply(v, levels, (9, 13)))(variables)  # noqa: E731
+  half = apply(ConcatConv(10, dtype=jnp.bfloat16))
   assert half.dtype == jnp.bfloat16
-  np.testing.assert_allclose(np.float32(half), module.apply(variables, levels, (9, 13)), atol=0.2)
+  np.testing.assert_allclose(np.float32(half), apply(module), atol=0.2)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jaxseg.layers.pyramid import ASPP, join_conv, join_conv_reference
+from tests import filled
+from tests.encoders.checks import apply
 
 
 # A map of the vector's own size is the corner case; one smaller than the kernel is the other.
@@ -24,7 +26,7 @@ def test_join_equals_the_definition(size, kernel_size, pooled):
       y = function(*arguments)
       return jnp.sum(jnp.sin(y)), y
 
-    return jax.value_and_grad(total, has_aux=True)((vector, branches, *kernels))
+    return jax.jit(jax.value_and_grad(total, has_aux=True))((vector, branches, *kernels))
 
   ours, theirs = run(join_conv), run(join_conv_reference)
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -33,22 +35,19 @@ def test_join_equals_the_definition(size, kernel_size, pooled):
 
 def _run(x, **fields):
   layer = ASPP(**{"channels": 6, "rates": (2, 3), **fields})
-  variables = layer.init(jax.random.key(0), x, train=False)
-  # Noise on every parameter: a bias of zero would not show which pixels read the image-level branch.
-  rng = np.random.default_rng(1)
-  params = jax.tree.map(lambda a: a + 0.3 * rng.standard_normal(a.shape), variables["params"])
-  return layer, dict(variables) | {"params": params}
+  variables = filled.variables(layer, x)
+  return layer, variables
 
 
 def test_concat_order_moves_the_kernels_rows_only():
   x = jnp.asarray(np.random.default_rng(2).standard_normal((2, 5, 6, 8)), jnp.float32)
   layer, variables = _run(x, fuse_kernel=3)
-  first = layer.apply(variables, x, train=False)
+  first = apply(layer, variables, x)
   kernel = variables["params"]["fuse"]["kernel"]
   params = variables["params"] | {"fuse": {"kernel": jnp.roll(kernel, -6, axis=2)}}
-  last = layer.clone(concat_order="pool_last").apply(variables | {"params": params}, x, train=False)
+  last = apply(layer.clone(concat_order="pool_last"), variables | {"params": params}, x)
   np.testing.assert_allclose(first, last, atol=1e-5)
-  assert np.abs(first - layer.clone(concat_order="pool_last").apply(variables, x, train=False)).max() > 0.1
+  assert np.abs(first - apply(layer.clone(concat_order="pool_last"), variables, x)).max() > 0.1
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -56,17 +55,15 @@ def test_pool_window(align_corners):
   """A window as large as the map is the global mean; a smaller one sees less than everything."""
   x = jnp.asarray(np.random.default_rng(2).standard_normal((1, 5, 6, 8)), jnp.float32)
   layer, variables = _run(x, align_corners=align_corners)
-  whole = layer.apply(variables, x, train=False)
-  np.testing.assert_allclose(layer.clone(pool_window=(5, 6)).apply(variables, x, train=False), whole)
-  np.testing.assert_allclose(layer.clone(pool_window=(33, 33)).apply(variables, x, train=False), whole)
+  whole = apply(layer, variables, x)
+  np.testing.assert_allclose(apply(layer.clone(pool_window=(5, 6)), variables, x), whole, rtol=1e-6)
+  np.testing.assert_allclose(apply(layer.clone(pool_window=(33, 33)), variables, x), whole, rtol=1e-6)
   small = layer.clone(pool_window=(3, 3))
-  changed = small.apply(variables, x.at[0, -1, -1].add(50.0), train=False)[0, 0, 0]
-  assert (
-    np.abs(whole[0, 0, 0] - layer.apply(variables, x.at[0, -1, -1].add(50.0), train=False)[0, 0, 0]).max()
-    > 0.01
-  )
+  other = x.at[0, -1, -1].add(50.0)
+  changed = apply(small, variables, other)[0, 0, 0]
+  assert np.abs(whole[0, 0, 0] - apply(layer, variables, other)[0, 0, 0]).max() > 0.01
   # With aligned corners the first pixel is the first window's alone.
-  same = np.abs(small.apply(variables, x, train=False)[0, 0, 0] - changed).max()
+  same = np.abs(apply(small, variables, x)[0, 0, 0] - changed).max()
   assert same < 1e-6
 
 

@@ -1,12 +1,18 @@
 """Bilinear resize against torch.nn.functional.interpolate, by sizes and by factors."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 import jaxseg
-from jaxseg.layers.resize import rescale, resize
+from jaxseg.layers.resize import rescale as eager_rescale
+from jaxseg.layers.resize import resize as eager_resize
+
+# One compilation each, instead of one for every operation.
+resize = jax.jit(eager_resize, static_argnums=1, static_argnames="align_corners")
+rescale = jax.jit(eager_rescale, static_argnums=1)
 
 SIZES = [
   ((5, 7), (33, 29)),  # odd sizes, as a stride-8 map of an odd image
