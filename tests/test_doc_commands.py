@@ -1,6 +1,7 @@
 """Every command of the pages is one that runs: config, overrides, flags, a batch that its devices share."""
 
 import functools
+import math
 import pathlib
 import re
 import shlex
@@ -115,11 +116,9 @@ def test_commands_run(page, monkeypatch):
       assert "WARNING" not in card.weights_row(config), f"{page}: {spec} starts from random weights"
       trained += 1
     if name == "plan" and flags["topology"] not in ("cpu", "gpu"):
-      chips = slice_of(flags["topology"]).split(":")[1].split("x")
-      count = 1
-      for side in chips:
-        count *= int(side)
-      validate.validate_batches(config, mesh_of(config, count))
+      kind, _, text = flags["topology"].partition(":")
+      chips = [text] if kind == "cpu" else slice_of(flags["topology"]).split(":")[1].split("x")
+      validate.validate_batches(config, mesh_of(config, math.prod(map(int, chips))))
 
 
 def test_the_check_sees_the_commands():
