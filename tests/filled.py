@@ -12,6 +12,11 @@ import numpy as np
 def variables(model: nn.Module, *inputs) -> dict:
   """What `model.init(key, *inputs, train=False)` gives, of that structure, with ordinary random values."""
   shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), *inputs)
+  return values(shapes)
+
+
+def values(shapes) -> dict:
+  """The same from the shapes."""
   return jax.tree_util.tree_map_with_path(_value, shapes)
 
 

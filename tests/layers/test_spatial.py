@@ -65,13 +65,18 @@ class Factorise(nn.Module):
     return NMF(rank=3, name="nmf")(nn.relu(x), train=False)
 
 
+def draw(*shape):
+  return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+
+
 def counted(text):
   return dict(collections.Counter(re.findall(rf"= [^=]+? ({KINDS})\\(", text)))
 
 
 def check(name, layer, *, height=32, forward, backward):
-  x = jax.random.normal(jax.random.key(0), (2, height, 12, 8))
-  variables = layer.init(jax.random.key(1), x)
+  x = draw(2, height, 12, 8)
+  shapes = jax.eval_shape(layer.init, jax.random.key(1), x)
+  variables = jax.tree.map(jnp.asarray, filled.values(shapes))
 
   def apply(variables, x):
     return layer.apply(variables, x)
@@ -79,8 +84,9 @@ def check(name, layer, *, height=32, forward, backward):
   def objective(x, variables):
     return jnp.sin(apply(variables, x)).sum()
 
-  one = apply(variables, x), jax.grad(objective)(x, variables)
-  weights = jax.grad(objective, argnums=1)(x, variables)
+  gradients = jax.grad(objective, argnums=(0, 1))
+  value, (along, weights) = jax.jit(lambda v, x: (apply(v, x), gradients(x, v)))(variables, x)
+  one = value, along
   with jax.set_mesh(MESH):
     rows = ROWS if height % 2 == 0 else WHOLE
     spread = jax.device_put(x, rows)
@@ -90,8 +96,13 @@ def check(name, layer, *, height=32, forward, backward):
     assert counted(gradient.as_text()) == backward, (name, "backward", counted(gradient.as_text()))
     two = jax.block_until_ready((run(variables, spread), gradient(spread, variables)))
     spread_weights = jax.block_until_ready(jax.jit(jax.grad(objective, argnums=1))(spread, variables))
-  ours, wanted_ones = jax.tree.leaves((two, spread_weights)), jax.tree.leaves((one, weights))
-  for mine, wanted in zip(ours, wanted_ones, strict=True):
+  ours = jax.tree_util.tree_leaves_with_path((two, spread_weights))
+  wanted_ones = jax.tree.leaves((one, weights))
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(weights) or [0])
+  for (path, mine), wanted in zip(ours, wanted_ones, strict=True):
+    if jax.tree_util.keystr(path).endswith("['key']['bias']"):  # a softmax takes it away: rounding noise
+      assert max(np.abs(mine).max(), np.abs(wanted).max()) < 1e-4 * largest
+      continue
     np.testing.assert_allclose(mine, wanted, atol=2e-5 * np.abs(wanted).max() + 1e-7, err_msg=name)
   print(name, forward, backward, flush=True)
 
@@ -121,7 +132,7 @@ check("NMF", Factorise(), forward={"all-reduce": 1}, backward={"all-reduce": 3})
 def check_stages(height, first_whole):
   # A whole MSCAN of which so many stages stay split: features and gradients are one device's.
   encoder = MSCAN(dims=(8,) * 4, depths=(1,) * 4, ffn_ratios=(2,) * 4, branches=(11,))
-  image = jax.random.normal(jax.random.key(0), (1, height, 32, 3))
+  image = draw(1, height, 32, 3)
   variables = jax.tree.map(jnp.asarray, filled.variables(encoder, image))
 
   def objective(variables, image):
@@ -149,8 +160,9 @@ check_stages(448, None)
 check_stages(224, "stage4")
 
 # A few images at a time under a mesh that spreads them: each part has images of both devices.
-images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
-encoder = MiT(dims=(4,) * 4, depths=(1,) * 4, num_heads=(1,) * 4, drop_path_rate=0.0)
+images = draw(4, 32, 32, 3)
+# A LayerNorm over four channels is badly conditioned: 16 give 5e-6 at most on four draws of the images, 4 6e-5.
+encoder = MiT(dims=(16,) * 4, depths=(1,) * 4, num_heads=(1,) * 4, drop_path_rate=0.0)
 variables = jax.tree.map(jnp.asarray, filled.variables(encoder, images))
 
 

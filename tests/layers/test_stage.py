@@ -8,6 +8,7 @@ import pytest
 
 from jaxseg.layers.norm import BatchNorm
 from jaxseg.layers.stage import by_images, never_scan, run_blocks
+from tests import filled
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32))
 
@@ -43,7 +44,7 @@ def run(net, variables):
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_a_loop_of_blocks_is_the_blocks(remat):
-  variables = Net(scan="on").init(jax.random.key(0), X, train=False)
+  variables = filled.variables(Net(scan="on"), X)
   assert sorted(variables["params"]) == ["block0", "block1", "block2"]
   expected, none = run(Net(), variables)
   ours, loops = run(Net(scan="on", remat=remat), variables)
@@ -88,7 +89,7 @@ def few(images, variables, x, rate=0.0):
 
 def test_a_few_images_at_a_time_are_all_of_them():
   x = jnp.concatenate([X, 2 + X])
-  variables = Few(1).init(jax.random.key(0), x, train=False)
+  variables = filled.variables(Few(1), x)
   assert list(variables["params"]) == ["stage"]
   expected, none = few(0, variables, x)
   for images, loops in ((1, 2), (2, 2), (4, 0), (3, 0)):  # three do not divide four: all at once
@@ -100,7 +101,7 @@ def test_a_few_images_at_a_time_are_all_of_them():
 
 def test_each_part_draws_its_own_dropout():
   x = jnp.ones((4, 8, 8, 4))
-  variables = Few(1).init(jax.random.key(0), x, train=False)
+  variables = filled.variables(Few(1), x)
   variables["params"]["stage"]["fc"]["bias"] += 1.0
   (_, found), _ = few(1, variables, x, rate=0.5)
   dropped = np.asarray(found["y"] == 0).reshape(4, -1)
