@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Versions that CI installs, of Python 3.11 with JAX 0.10; `make test-newest` takes the newest instead.
 CONSTRAINTS ?= constraints.txt
+NEWEST_PYTHON ?= python3.12
 # Large pages for large arrays: on Linux CPUs, touching fresh 4 KiB pages is otherwise half of a training step.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
@@ -24,7 +25,7 @@ test-fast: $(VENV)/dev.stamp  ## without the full-size checks
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m "not slow and not full"
 
 test-newest:  ## everything that CI checks, on Python 3.12 with the newest JAX
-	$(MAKE) test VENV=.venv-newest PYTHON=python3.12 CONSTRAINTS=
+	$(MAKE) test VENV=.venv-newest PYTHON=$(NEWEST_PYTHON) CONSTRAINTS=
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

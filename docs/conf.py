@@ -21,7 +21,7 @@ html_title = f"jaxseg {release}"
 html_copy_source = False
 myst_heading_anchors = 3
 # Anchors of one page that another one links to.
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say shapes and units; the source is one click away
 autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": False}

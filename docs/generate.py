@@ -2,19 +2,23 @@
 
 import pathlib
 
-from jaxseg import lazy, models
+from jaxseg import chips, lazy, models
 from jaxseg.commands import COMMANDS
 from jaxseg.commands.flags import make_parser
 from jaxseg.config import schema, values
 
 _NOTE = "<!-- Written by docs/generate.py. -->\n"
-# Of commands that read their flags inside of `main`, with their processes.
-_JOB = "jaxseg.train.distributed"
 
 
 def write(folder: pathlib.Path) -> None:
-  """Writes config_keys.md, commands.md and models.md; an unchanged page keeps its time."""
-  for name, text in {"config_keys": config_keys(), "commands": commands(), "models": model_names()}.items():
+  """Writes config_keys.md, commands.md, models.md and chips.md; an unchanged page keeps its time."""
+  pages = {
+    "config_keys": config_keys(),
+    "commands": commands(),
+    "models": model_names(),
+    "chips": chip_rates(),
+  }
+  for name, text in pages.items():
     path = folder / f"{name}.md"
     text = _NOTE + text
     if not path.exists() or path.read_text() != text:
@@ -50,16 +54,31 @@ def commands() -> str:
 def _help(name: str, command) -> str:
   module = lazy.load(command.module)
   parser = make_parser(f"jaxseg {name}", module.__doc__)
-  if hasattr(module, "add_flags"):
-    module.add_flags(parser)
-    return parser.format_help().rstrip()
-  return (module.__doc__ or "").rstrip()
+  module.add_flags(parser)
+  return parser.format_help().rstrip()
 
 
 def model_names() -> str:
   """The names that `create_model` knows."""
   rows = [f"- `{name}`" for name in models.list_models()]
   return "\n".join(["# Models by name", "", *rows]) + "\n"
+
+
+def chip_rates() -> str:
+  """The published rates that `jaxseg plan` and MFU use."""
+  lines = [
+    "# Chips",
+    "",
+    "Rates that the vendors publish, for one chip: dense bfloat16 (float16 where a chip has no bfloat16),",
+    "memory, and what it can send over all its links in one direction. [Plan](../plan.md) and MFU use them.",
+    "",
+    "| chip | TFLOP/s | memory, GB | memory, GB/s | links, GB/s |",
+    "|---|---|---|---|---|",
+  ]
+  for chip in [*chips.TPUS.values(), *(chip for _, chip in chips.GPUS)]:
+    rates = (chip.flops / 1e12, chip.hbm_bytes / 1e9, chip.hbm_rate / 1e9, chip.link_rate / 1e9)
+    lines.append(f"| {chip.name} | " + " | ".join(f"{rate:.0f}" for rate in rates) + " |")
+  return "\n".join(lines) + "\n"
 
 
 def _cell(text: str) -> str:

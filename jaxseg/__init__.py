@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # what a type checker sees; at run time the table below resol
     evaluation as evaluation,
   )
   from jaxseg import (
-    kernels as kernels,
+    export as export,
   )
   from jaxseg import (
     layers as layers,
@@ -41,6 +41,9 @@ if TYPE_CHECKING:  # what a type checker sees; at run time the table below resol
   )
   from jaxseg import (
     metrics as metrics,
+  )
+  from jaxseg import (
+    ops as ops,
   )
   from jaxseg import (
     pretrained as pretrained,
@@ -71,8 +74,8 @@ _LAZY = {
   "to_torch": "jaxseg.hub",
 }
 _ROOMS = (
-  "checkpoint", "config", "crf", "data", "decoders", "encoders", "evaluation", "kernels", "layers",
-  "losses", "metrics", "pretrained", "sharding", "train",
+  "checkpoint", "config", "crf", "data", "decoders", "encoders", "evaluation", "export", "layers",
+  "losses", "metrics", "ops", "pretrained", "sharding", "train",
 )  # fmt: skip
 
 # Written out: a type checker reads no `*_LAZY`; tests/test_public_api.py compares the two.

@@ -52,7 +52,7 @@ _TPU_KINDS = {
   "TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "tpu7x", "TPU v7x": "tpu7x", "TPU v7": "tpu7x",
 }  # fmt: skip
 # By the words of what the driver calls them ("NVIDIA A100-SXM4-80GB"); the first whose words all occur.
-_GPUS: Sequence[tuple[tuple[str, ...], Chip]] = (
+GPUS: Sequence[tuple[tuple[str, ...], Chip]] = (
   (("GB200",), Chip("GB200", 2500e12, 186e9, 8000e9, 900e9)),
   (("B200",), Chip("B200", 2250e12, 180e9, 8000e9, 900e9)),
   (("H200",), Chip("H200", 989e12, 141e9, 4800e9, 450e9)),
@@ -74,7 +74,7 @@ def chip_of(device_kind: str) -> Chip | None:
   if device_kind in _TPU_KINDS:
     return TPUS[_TPU_KINDS[device_kind]]
   words = {word.lower() for word in re.split(r"[^0-9A-Za-z]+", device_kind)}
-  return next((chip for named, chip in _GPUS if {name.lower() for name in named} <= words), None)
+  return next((chip for named, chip in GPUS if {name.lower() for name in named} <= words), None)
 
 
 def count_chips(devices: Sequence[Any]) -> int:

@@ -12,8 +12,11 @@ class MissingExtraError(UserError, ModuleNotFoundError):
   """A library that an extra of jaxseg brings is not installed; the message has the command."""
 
 
-# Import name → the extra of pyproject.toml that brings it.
+# Import name → the extra of pyproject.toml that brings it; any other is of [train].
 _EXTRAS = {
+  "cv2": "vision",
+  "PIL": "vision",
+  "tqdm": "vision",
   "av": "video",
   "wandb": "wandb",
   "trackio": "trackio",

@@ -1,5 +1,7 @@
 """Every command of the pages is one that runs: config, overrides, flags, a batch that its devices share."""
 
+import functools
+import math
 import pathlib
 import re
 import shlex
@@ -8,8 +10,9 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxseg import config as config_lib
-from jaxseg import data
+from jaxseg import data, lazy
 from jaxseg.commands import COMMANDS
+from jaxseg.commands.flags import make_parser
 from jaxseg.config import card, validate
 from jaxseg.errors import UserError
 from jaxseg.plan.topology import slice_of
@@ -24,28 +27,17 @@ DEVICES = {
   "docs/launch_gpu.md": [8],
   "docs/launch_slurm.md": [32],
   "docs/scaling.md": [16],
+  "docs/tutorials/several_gpus.md": [8],
+  "docs/tutorials/tpu.md": [8, 32],
 }
-_JOB = " coordinator num_processes process_id"
-_TARGET = "config workdir source split step output other_class_names"
-FLAGS = {
-  "train": "config workdir" + _JOB,
-  "eval": _TARGET + " crf output_labels images" + _JOB,
-  "compare": "output images latency",
-  "plan": "config topology compiles dump",
-  "config": "config keys",
-  "info": "params layout num_classes size",
-  "predict": "source output mode crop_size stride resize scales flip crf probabilities opacity exact"
-  " batch_size",
-  "throughput": "size batch_sizes seconds dtype num_classes output",
-  "explain": "at images count size output",
-  "robustness": "config split images corruptions severities sizes frost agreement other_class_names seed"
-  " output",
-  "check-dataset": "config split samples output",
-  "prepare-dataset": "config beam_runner beam_options",
-  "crf-search": _TARGET + " images rounds grid w1 sxy srgb",
-  "export": "to output size batch probabilities",
-  "list": "",
-}
+
+
+@functools.cache
+def flags_of(name):
+  """What the command's own parser takes, without the dashes."""
+  parser = make_parser(name, None)
+  lazy.load(COMMANDS[name].module).add_flags(parser)
+  return {word.removeprefix("--") for word in parser._option_string_actions}
 
 
 class Typed(Exception):
@@ -105,7 +97,7 @@ def test_commands_run(page, monkeypatch):
       for word in words
       if word.startswith("--") and not word.startswith("--config.")
     )
-    assert set(flags) <= set(FLAGS[name].split()), (page, name, flags)
+    assert set(flags) <= flags_of(name), (page, name, flags)
     spec = flags.get("config", "")
     if spec in ("...", "FILE") or any(text == "..." for _, text in changes):
       continue  # "as above"
@@ -124,11 +116,9 @@ def test_commands_run(page, monkeypatch):
       assert "WARNING" not in card.weights_row(config), f"{page}: {spec} starts from random weights"
       trained += 1
     if name == "plan" and flags["topology"] not in ("cpu", "gpu"):
-      chips = slice_of(flags["topology"]).split(":")[1].split("x")
-      count = 1
-      for side in chips:
-        count *= int(side)
-      validate.validate_batches(config, mesh_of(config, count))
+      kind, _, text = flags["topology"].partition(":")
+      chips = [text] if kind == "cpu" else slice_of(flags["topology"]).split(":")[1].split("x")
+      validate.validate_batches(config, mesh_of(config, math.prod(map(int, chips))))
 
 
 def test_the_check_sees_the_commands():

@@ -6,12 +6,13 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import sys
 
 import flax.linen as nn
 import pytest
 
 import jaxseg
-from jaxseg import catalog
+from jaxseg import catalog, lazy
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
 from jaxseg.models import SYSTEMS
@@ -46,6 +47,18 @@ def test_public_names_resolve():
   for name in PUBLIC:
     assert name in jaxseg.__all__ and getattr(jaxseg, name) is not None
   assert set(PUBLIC) <= set(dir(jaxseg))
+
+
+def test_rooms_resolve():
+  for room in jaxseg._ROOMS:
+    assert getattr(jaxseg, room).__name__ == f"jaxseg.{room}"
+
+
+@pytest.mark.parametrize("library, extra", [("cv2", "vision"), ("grain", "train"), ("onnx", "export")])
+def test_a_missing_library_is_a_sentence_with_its_extra(library, extra, monkeypatch):
+  monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
+  with pytest.raises(lazy.MissingExtraError, match=rf"pip install 'jaxseg\[{extra}\]'"):
+    lazy.load(library)
 
 
 def test_type_checkers_see_what_python_resolves():

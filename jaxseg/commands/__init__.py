@@ -9,7 +9,7 @@ class Command:
 
   Attributes:
     module: has `add_flags(parser)` and `run(flags, changes)`, which returns lines to print. A command that
-      may run as several processes has `main(argv, program)` instead, which ends them together.
+      may run as several processes has `main(argv, program)` in place of `run`, which ends them together.
     help: one line.
     changes: whether it takes `--config.key=value`.
   """

@@ -14,6 +14,7 @@ scored by `--config.eval.class_map`.
 Of an image classifier (configs/pretrain.py) the scores are top-1 and top-5.
 """
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -45,14 +46,19 @@ from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.experiment import make_mesh
 
 
-def main(argv: Sequence[str], program: str) -> None:
-  """Flags, processes, then `evaluate`; ends the process as `distributed.exit_on_user_error` does."""
-  parser = make_parser(program, __doc__)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """What is scored, how and where to, and the flags of a run of several processes."""
   target.add_flags(parser)
   parser.add_argument("--crf", action="store_true", help="refine the result by config.eval.crf")
   parser.add_argument("--output_labels", metavar="DIR", help="write label maps for a test server")
   parser.add_argument("--images", metavar="DIR", help="with --output_labels: pictures without labels")
   distributed.add_job_flags(parser)
+
+
+def main(argv: Sequence[str], program: str) -> None:
+  """Flags, processes, then `evaluate`; ends the process as `distributed.exit_on_user_error` does."""
+  parser = make_parser(program, __doc__)
+  add_flags(parser)
   changes, rest = split(argv)
   with distributed.exit_on_user_error(program):
     flags = parse(parser, rest)

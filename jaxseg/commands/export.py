@@ -13,8 +13,8 @@ import argparse
 from collections.abc import Sequence
 
 from jaxseg import lazy
+from jaxseg.commands.flags import parse_size
 from jaxseg.console import print_line, printable
-from jaxseg.errors import UserError
 from jaxseg.hub import from_pretrained
 
 
@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[str]:
   """Exports; the lines say what was compared."""
   del changes
-  size = _size(flags.size) if flags.size else None
+  size = parse_size(flags.size, "--size") if flags.size else None
   found = lazy.load("jaxseg.export").export(
     from_pretrained(flags.source),
     flags.output,
@@ -53,10 +53,3 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   if flags.to == "web":
     lines.append(f"python3 -m http.server --directory {printable(flags.output)}, then http://localhost:8000")
   return lines
-
-
-def _size(text: str) -> tuple[int, int]:
-  sides = text.lower().split("x")
-  if len(sides) != 2 or not all(side.isdigit() for side in sides):
-    raise UserError(f"--size is {printable(text)!r}; expected HxW, such as 512x512")
-  return int(sides[0]), int(sides[1])

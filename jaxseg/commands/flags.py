@@ -55,7 +55,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
   flags, unknown = parser.parse_known_args(argv)
   if unknown:
     flag = unknown[0].split("=", 1)[0]
-    raise UserError(f"there is no flag {flag}{nearest(flag, [f'--{name}' for name in vars(flags)])}")
+    # Not of `vars(flags)`, which names arguments by position, too.
+    known = [word for word in parser._option_string_actions if word.startswith("--") and word != "--help"]
+    raise UserError(f"there is no flag {flag}{nearest(flag, known)}")
   for name in ("workdir", "source", "output"):
     if getattr(flags, name, None) == "":
       raise UserError(f"--{name} is empty; give a folder, or leave it out")

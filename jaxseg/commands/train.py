@@ -7,6 +7,7 @@ The same command on every host of a pod (docs/launch.md), and again to go on aft
 changes any value of it, and `--config=WORKDIR/config.json` runs the config of an earlier run.
 """
 
+import argparse
 from collections.abc import Sequence
 
 from jaxseg import config
@@ -17,12 +18,17 @@ from jaxseg.errors import UserError
 from jaxseg.train import distributed
 
 
-def main(argv: Sequence[str], program: str) -> None:
-  """Flags, processes, then the library; ends the process as `distributed.exit_on_user_error` does."""
-  parser = make_parser(program, __doc__)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """--config, --workdir, and those of a run of several processes."""
   parser.add_argument("--config", metavar="FILE[:ARG,ARG]", help="the experiment")
   parser.add_argument("--workdir", metavar="DIR", help="where the run lives, local or gs://")
   distributed.add_job_flags(parser)
+
+
+def main(argv: Sequence[str], program: str) -> None:
+  """Flags, processes, then the library; ends the process as `distributed.exit_on_user_error` does."""
+  parser = make_parser(program, __doc__)
+  add_flags(parser)
   changes, rest = split(argv)
   with distributed.exit_on_user_error(program):
     flags = parse(parser, rest)

@@ -15,7 +15,7 @@ class Comparison:
     labels_equal: share of pixels with the same class, the least of all images.
     largest_difference: of probabilities; None where labels are exported.
     images: how many.
-    seconds: of the file's runtime for the first image, after the first run.
+    seconds: of the file's runtime for the first image, the quickest of three runs after the first.
     seconds_of_net: of `net` for the same.
     bytes: of the model file.
   """

@@ -27,6 +27,8 @@ def test_sentences(capsys):
   assert ends(capsys) == (2, "jaxseg: give a command\n")
   assert ends(capsys, "lst") == (2, "jaxseg: there is no command 'lst'; did you mean 'list'?\n")
   assert ends(capsys, "list", "--long") == (2, "jaxseg: there is no flag --long; it has: \n")
+  code, error = ends(capsys, "explain", "a", "--sources=b")  # SOURCES is no flag
+  assert code == 2 and error.startswith("jaxseg: there is no flag --sources; ") and "'--sources'" not in error
   assert ends(capsys, "list", "--config.seed=1") == (2, "jaxseg: list takes no --config.seed\n")
   code, error = ends(capsys, "config", "--config=")
   assert code == 2 and "--config is empty" in error
