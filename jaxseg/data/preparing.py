@@ -168,6 +168,13 @@ class RecordSource:
   def __len__(self) -> int:
     return len(self._open()[0])
 
+  @property
+  def state(self) -> str:
+    """Of the files that it was prepared from, which another state of them changes; "" where none is known."""
+    prepared = os.path.basename(os.path.dirname(os.path.dirname(self._folder.rstrip("/"))))
+    name, _, digits = prepared.rpartition("-")
+    return digits if name and len(digits) == 16 else ""
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self._decode(self._record(index))
 

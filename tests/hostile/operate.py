@@ -36,7 +36,8 @@ SETTINGS = (
   "--config.model.encoder.num_blocks=(1,1)", "--config.batch_size=2", "--config.eval.every_steps=5",
   "--config.eval.batch_size=2", "--config.eval.canvases=exact", "--config.checkpoint.every_steps=5",
   "--config.log.panel_every_steps=0", "--config.log.every_steps=1",
-  "--config.optimizer.schedule.warmup_steps=0",
+  # Constant, so that another number of steps is no other program.
+  "--config.optimizer.schedule.warmup_steps=0", "--config.optimizer.schedule.name=constant",
 )  # fmt: skip
 # What a resume may take, and what it must refuse, since the weights would mean something else.
 TAKEN = ("batch_size=3", "optimizer.learning_rate=0.002", "data.flip=0.0", "seed=7")
