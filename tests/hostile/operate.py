@@ -56,7 +56,7 @@ NAMES = {
 
 
 def draw_folder(folder: pathlib.Path, count: int, rng: np.random.Generator) -> None:
-  """`count` pairs of a picture and its mask, 64 to 96 pixels a side."""
+  """`count` pairs of a picture and its mask, of three sizes: each size is a program of its own."""
   for index in range(count):
     draw_pair(folder, f"{index:03d}", rng)
 
@@ -64,7 +64,7 @@ def draw_folder(folder: pathlib.Path, count: int, rng: np.random.Generator) -> N
 def draw_pair(folder: pathlib.Path, name: str, rng: np.random.Generator) -> None:
   (folder / "images").mkdir(parents=True, exist_ok=True)
   (folder / "masks").mkdir(exist_ok=True)
-  height, width = (int(side) for side in rng.integers(64, 96, 2))
+  height, width = ((64, 64), (64, 96), (96, 80))[int(rng.integers(3))]
   mask = np.zeros((height, width), np.uint8)
   x, y = (int(v) for v in rng.integers(8, 56, 2))
   cv2.rectangle(mask, (x - 8, y - 8), (x + 10, y + 10), 1, -1)
