@@ -198,4 +198,6 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
   kinds = schema if isinstance(schema, tuple) else (schema,)
   if type(value) not in kinds:
     return f"{name} is no {' or '.join(kind.__name__ for kind in kinds)}"
-  return "" if type(value) is not float or math.isfinite(value) else f"{name} is {value}"
+  if type(value) is float and not math.isfinite(value):
+    return f"{name} is {value}"
+  return f"{name} is beyond 64 bits" if type(value) is int and abs(value) >> 63 else ""
