@@ -252,7 +252,7 @@ def _row(name: str, key: str, values: Sequence[float | None], text: str = "") ->
 def _trade_offs(runs: Sequence[Run]) -> list[dict[str, Any]]:
   charts = []
   for key, (title, _) in _COSTS.items():
-    points = [(run.name, run.costs[key], run.value("mIoU")) for run in runs if run.costs.get(key)]
+    points = [(run.name, run.costs[key], run.value("mIoU")) for run in runs if run.costs.get(key, 0.0) > 0]
     points = [point for point in points if point[2] is not None]
     if len(points) < 2:
       continue

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import re
 
 import numpy as np
 from hypothesis import given
@@ -75,7 +76,7 @@ def test_a_report_of_such_classes_and_pictures():
   plain = tags(page(("a", "b"), "plain"))
 
   @cases(40)
-  @given(st.lists(names.filter(bool), min_size=2, max_size=2, unique=True), names)
+  @given(st.lists(names.filter(bool), min_size=2, max_size=2, unique=True), names.filter(bool))
   def case(classes, text):
     assert tags(page(tuple(classes), text)) == plain
     assert safe(report.table([printable(name) for name in classes]))
@@ -110,7 +111,7 @@ def test_the_card_of_saved_weights(tmp_path):
       return
     assert made.count("\n") == plain and safe(made)
     body = made.split("---", 2)[-1]
-    assert "<img" not in body and "<script" not in body and "](javascript" not in body.replace("\\]", "")
+    assert not re.search(r"(?<!\\)<(img|script)|(?<!\\)\]\(javascript", body)
     back = jaxseg.from_pretrained(tmp_path)
     assert list(back.classes) == list(classes) and back.lineage["source"] == text
 
@@ -128,7 +129,7 @@ def test_label_maps_stay_below_their_folder(tmp_path):
     before = {path for path in tmp_path.rglob("*") if (tmp_path / "out") not in path.parents}
     try:
       label_files.write_labels(
-        tmp_path / "out", [(name, picture)], predict=lambda image: np.zeros((4, 4), np.int32), info=info,
+        tmp_path / "out", iter([(name, picture)]), predict=lambda image: np.zeros((4, 4), np.int32), info=info,
         write=True, progress=lambda done: None,
       )  # fmt: skip
     except UserError as error:

@@ -4,10 +4,10 @@ import json
 import pathlib
 import re
 import shutil
-import types
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxseg import config as config_lib
+from jaxseg.checkpoint import Checkpoints
 from jaxseg.config import keys, record
 from jaxseg.data import open_split
 from jaxseg.errors import UserError
@@ -146,7 +147,7 @@ def test_data_whose_files_changed_are_named(tmp_path):
   case()
 
 
-class Saves:
+class Saves(Checkpoints):
   """The checkpoints of a run, as numbers."""
 
   def __init__(self):
@@ -186,10 +187,8 @@ def test_what_a_bad_step_began_from_is_no_good_checkpoint(monkeypatch):
         scalars["params_finite"] = jnp.float32(place[0] < bad - 1)
       return state, scalars
 
-    config = types.SimpleNamespace(
-      total_steps=14,
-      checkpoint=types.SimpleNamespace(every_steps=every_save),
-      eval=types.SimpleNamespace(every_steps=0),
+    config = ml_collections.ConfigDict(
+      {"total_steps": 14, "checkpoint": {"every_steps": every_save}, "eval": {"every_steps": 0}}
     )
     saving = hooks.Saving(saves, config, start=0)
     feed = iter([([f"image{i}"], None) for i in range(1, 15)])
