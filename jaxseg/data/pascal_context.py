@@ -141,7 +141,9 @@ def read(pair: pairs.Pair) -> list[pairs.Example]:
       region = decode_runs(run_lengths["counts"], tuple(run_lengths["size"]))
       mask[region == 1] = IDS_459.index(category) + 1
     except (ValueError, IndexError, KeyError, TypeError) as error:
-      raise DataError(f"mask {pair.id} in {pair.mask} is damaged ({error}); download it again") from None
+      raise DataError(
+        f"mask {pair.id} in {pair.mask} is damaged ({images.one_line(error)}); download it again"
+      ) from None
   return [pairs.Example(pair.id, image, images.encode_mask(mask))]
 
 

@@ -167,7 +167,12 @@ class RecordSource:
     return digits if name and len(digits) == 16 else ""
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._decode(self._record(index))
+    record = self._record(index)
+    try:
+      return self._decode(record)
+    except (KeyError, TypeError, AttributeError) as error:  # a record that is none of this data set's
+      with places.reading(self._folder):
+        raise error
 
   def size(self, index: int) -> tuple[int, int]:
     """(h, w), without decoding."""

@@ -6,11 +6,14 @@ A workdir's own files are in test_workdir.py, our `config.json` beside weights i
 import contextlib
 import functools
 import json
+import pathlib
 import shutil
 import socket
 
 import numpy as np
 import pytest
+import safetensors.numpy
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +27,7 @@ from jaxseg.pretrained.source import open_source
 from jaxseg.pretrained.weights import Weights
 from jaxseg.train import hooks, loop, resume, workdir
 from jaxseg.train.metrics import MetricsLog, read_metrics
-from tests.data import miniature
+from tests.data import miniature, oddities
 from tests.hostile.changes import assert_sentence, cases, damages
 
 
@@ -164,8 +167,6 @@ TRANSFORMERS = {
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_files_beside_weights_of_transformers(tmp_path, name):
-  import safetensors.numpy
-
   for part, tensor in (("m1", "a.weight"), ("m2", "b.weight")):
     safetensors.numpy.save_file({tensor: np.ones(2, np.float32)}, tmp_path / f"{part}.safetensors")
   for other, values in TRANSFORMERS.items():
@@ -190,8 +191,6 @@ def test_files_beside_weights_of_transformers(tmp_path, name):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
   """A folder of two pictures, prepared."""
-  from tests.data import oddities
-
   root = tmp_path_factory.mktemp("prepared")
   for split in ("train", "val"):
     for kind, array in (("images", oddities.IMAGE), ("masks", oddities.LABEL)):
@@ -206,7 +205,7 @@ def prepared(tmp_path_factory):
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 def test_prepared_data(prepared, name):
   config, lengths = prepared
-  (path,) = (__import__("pathlib").Path(config.data_dir)).rglob(name)
+  (path,) = pathlib.Path(config.data_dir).rglob(name)
   sound = path.read_bytes()
 
   @cases(25)
@@ -218,7 +217,8 @@ def test_prepared_data(prepared, name):
       if source is not None:
         assert len(source) == lengths["train"], "fewer or more without a word"
         for index in range(len(source)):
-          ends(lambda index=index: source[index], lines=8)
+          example = ends(lambda index=index: source[index], lines=8)
+          assert example is None or np.array_equal(example["label"], oddities.LABEL)
           ends(lambda index=index: source.size(index), lines=8)
     finally:
       path.write_bytes(sound)
@@ -233,8 +233,7 @@ def test_the_masks_of_pascal_context(tmp_path):
   image = {"image_id": 1, "phase": "train", "file_name": "a.jpg", "height": 2, "width": 2}
   region = {"image_id": 1, "category_id": 2, "segmentation": {"size": [2, 2], "counts": [0, 4]}}
   content = json.dumps({"images": [image], "annos_segmentation": [region]}).encode()
-  find = functools.partial(pascal_context._find_json, __import__("etils.epath").epath.Path(tmp_path))
-  read = functools.partial(pascal_context.read)
+  find = functools.partial(pascal_context._find_json, epath.Path(tmp_path))
 
   @cases(150)
   @given(damages())
@@ -242,7 +241,7 @@ def test_the_masks_of_pascal_context(tmp_path):
     (tmp_path / pascal_context.JSON).write_bytes(change(content))
     try:
       for pair in find()["train"]:
-        read(pair)
+        pascal_context.read(pair)
     except DataError as error:
       assert_sentence(error)
 

@@ -129,9 +129,13 @@ def test_label_maps_stay_below_their_folder(tmp_path):
     before = {path for path in tmp_path.rglob("*") if (tmp_path / "out") not in path.parents}
     try:
       label_files.write_labels(
-        tmp_path / "out", iter([(name, picture)]), predict=lambda image: np.zeros((4, 4), np.int32), info=info,
-        write=True, progress=lambda done: None,
-      )  # fmt: skip
+        tmp_path / "out",
+        iter([(name, picture)]),
+        predict=lambda image: np.zeros((4, 4), np.int32),
+        info=info,
+        write=True,
+        progress=lambda done: None,
+      )
     except UserError as error:
       assert_sentence(error)
     after = {path for path in tmp_path.rglob("*") if (tmp_path / "out") not in path.parents}

@@ -1,5 +1,6 @@
 """A workdir used again: whatever changed is refused or named, and no bad step stays behind as good."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -172,7 +173,7 @@ class Saves(Checkpoints):
 
 def test_what_a_bad_step_began_from_is_no_good_checkpoint(monkeypatch):
   """Parameters go bad in a drawn update; the loss shows it one step later, or the flag at once."""
-  monkeypatch.setattr(jax, "transfer_guard", lambda _: __import__("contextlib").nullcontext())
+  monkeypatch.setattr(jax, "transfer_guard", lambda _: contextlib.nullcontext())
 
   @cases(80)
   @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 3), st.integers(1, 4), st.booleans())
