@@ -21,6 +21,7 @@ from jaxseg.config import keys, record
 from jaxseg.data import open_split
 from jaxseg.errors import UserError
 from jaxseg.train import hooks, loop, resume, workdir
+from jaxseg.train.state import TrainState
 from tests.data import miniature
 from tests.hostile.changes import assert_sentence, cases
 
@@ -195,7 +196,15 @@ def test_what_a_bad_step_began_from_is_no_good_checkpoint(monkeypatch):
     feed = iter([([f"image{i}"], None) for i in range(1, 15)])
     with pytest.raises(loop.NotFinite) as stopped:
       loop.run_steps(
-        step_fn, None, None, feed, [saving], start=0, total=14, every=every_log, in_flight=in_flight
+        step_fn,
+        object.__new__(TrainState),
+        None,
+        feed,
+        [saving],
+        start=0,
+        total=14,
+        every=every_log,
+        in_flight=in_flight,
       )
     shown = max(bad - 1, 1) if flagged else bad
     assert stopped.value.step == shown and list(stopped.value.ids) == [f"image{shown}"]
