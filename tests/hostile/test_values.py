@@ -205,3 +205,30 @@ def test_whole_command_lines(capsys):
     assert "Traceback" not in out.err
 
   case()
+
+
+PLACES = ("file/below", "file", "/proc/nothing", "/dev/null/x", "a" * 300)
+
+
+@pytest.mark.parametrize(
+  ("words", "work"),
+  [
+    (["check-dataset", "--config=cgnet_m3n21_synthetic", "--output="], "jaxseg.data.check.report"),
+    (
+      ["plan", "--config=cgnet_m3n21_synthetic", "--topology=v5e:1x1", "--dump="],
+      "jaxseg.commands.plan.training_plan",
+    ),
+  ],
+)
+def test_outputs_are_tried_before_the_work(tmp_path, capsys, monkeypatch, words, work):
+  """Those of eval are in tests/commands/test_evaluate.py."""
+  (tmp_path / "file").write_text("")
+  monkeypatch.setattr(work, None)  # to call it would be a TypeError
+  for place in PLACES:
+    if place == "file" and words[0] == "plan":
+      continue  # a file may be written again
+    where = place if place.startswith("/") else f"{tmp_path}/{place}"
+    with pytest.raises(SystemExit) as stopped:
+      cli.main([*words[:-1], words[-1] + where])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "cannot be written" in error and error.count("\n") == 1
