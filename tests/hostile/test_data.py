@@ -53,7 +53,7 @@ def test_a_line_of_a_list_is_one_whole_name(tmp_path):
     st.sampled_from(["", "images/", "./"]), st.sampled_from([*STEMS, "c", "a c", "a b c"]), ends
   )
 
-  @cases(150)
+  @cases(60)
   @given(st.lists(line, min_size=1, max_size=3), st.lists(line, min_size=1, max_size=2))
   def case(train, val):
     for name, lines in (("train", train), ("val", val)):
@@ -84,7 +84,7 @@ def test_a_label_map_is_pairs_of_whole_numbers_each_once(tmp_path):
     st.one_of(st.tuples(item, item), item, st.tuples(item, item, item)), min_size=1, max_size=4
   )
 
-  @cases(200)
+  @cases(120)
   @given(pairs.map(tuple))
   def case(label_map):
     try:
@@ -121,7 +121,7 @@ class Drawn:
 
 
 def test_labels_that_teach_nothing_are_said():
-  @cases(100)
+  @cases(60)
   @given(
     st.lists(st.lists(st.sampled_from([0, 1, 255]), min_size=4, max_size=4), min_size=1, max_size=3),
     st.integers(1, 3),
@@ -148,7 +148,7 @@ def test_labels_that_teach_nothing_are_said():
 def test_scores_are_json_whatever_was_counted():
   import json
 
-  @cases(100)
+  @cases(50)
   @given(st.lists(st.sampled_from([0, 0, 0, 1, 2**40]), min_size=9, max_size=9))
   def case(counts):
     report = Report(np.array(counts, np.int64).reshape(3, 3))
@@ -175,7 +175,7 @@ def test_a_damaged_shard_is_named_with_the_remedy(prepared):
   (shard,) = [p for p in pathlib.Path(config.data_dir).rglob("*array_record*") if "train" in p.name]
   sound = shard.read_bytes()
 
-  @cases(60)
+  @cases(20)
   @given(damages(kinds=("cut", "flip", "empty")))
   def case(change):
     shard.write_bytes(change(sound))
@@ -232,7 +232,7 @@ def test_folders_that_are_no_folder(url):
 def test_the_name_of_a_split_is_no_path(prepared):
   config, _ = prepared
 
-  @cases(60)
+  @cases(20)
   @given(
     st.one_of(
       st.text(max_size=6), st.sampled_from(["../..", "train[:1]", "train+", "+", "all", "train+train", "*"])

@@ -50,7 +50,7 @@ def test_a_run_that_goes_on(run, tmp_path):
   """What train.py reads before it restores: the record, the log, the lock, the history."""
   record_now = record.read(run)
 
-  @cases(150)
+  @cases(25)
   @given(st.sampled_from(["config.json", "metrics.jsonl", "speed.jsonl"]), damages())
   def case(name, change):
     folder = fresh(run, tmp_path / "run")
@@ -85,7 +85,7 @@ def test_locks(tmp_path, monkeypatch):
   monkeypatch.setattr(resume.time, "sleep", lambda _: None)
   mine = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": "x", "time": 0.0, "token": "t"}
 
-  @cases(100)
+  @cases(60)
   @given(damages())
   def case(change):
     (tmp_path / resume.LOCK).write_bytes(change(json.dumps(mine).encode()))
@@ -106,7 +106,7 @@ def test_runs_that_are_compared(run, tmp_path, name):
   sound = compare.read_run(str(run), "sound")
   assert len(compare.table([sound, sound])) == 3
 
-  @cases(15)
+  @cases(6)
   @given(damages())
   def case(change):
     folder = fresh(run, tmp_path / "run")
@@ -135,7 +135,7 @@ def test_logs_of_a_search(tmp_path):
     log.add(image, (3.0, 40.0, 5.0), counted)
   sound = (tmp_path / "search.jsonl").read_bytes()
 
-  @cases(150)
+  @cases(100)
   @given(damages())
   def case(change):
     (tmp_path / "search.jsonl").write_bytes(change(sound))
@@ -174,7 +174,7 @@ def test_files_beside_weights_of_transformers(tmp_path, name):
   sound = (tmp_path / name).read_bytes()
   assert set(open_source(tmp_path).tensors) == {"a.weight", "b.weight"}
 
-  @cases(100)
+  @cases(40)
   @given(damages())
   def case(change):
     (tmp_path / name).write_bytes(change(sound))
@@ -208,7 +208,7 @@ def test_prepared_data(prepared, name):
   (path,) = pathlib.Path(config.data_dir).rglob(name)
   sound = path.read_bytes()
 
-  @cases(25)
+  @cases(12)
   @given(damages())
   def case(change):
     path.write_bytes(change(sound))
@@ -235,7 +235,7 @@ def test_the_masks_of_pascal_context(tmp_path):
   content = json.dumps({"images": [image], "annos_segmentation": [region]}).encode()
   find = functools.partial(pascal_context._find_json, epath.Path(tmp_path))
 
-  @cases(150)
+  @cases(80)
   @given(damages())
   def case(change):
     (tmp_path / pascal_context.JSON).write_bytes(change(content))

@@ -27,7 +27,7 @@ def safe(text: str) -> bool:
 
 
 def test_one_name(tmp_path, capsys):
-  @cases(300)
+  @cases(150)
   @given(names)
   def case(name):
     assert printable(name).isprintable() and "\n" not in printable(name)
@@ -75,7 +75,7 @@ def test_a_report_of_such_classes_and_pictures():
 
   plain = tags(page(("a", "b"), "plain"))
 
-  @cases(40)
+  @cases(12)
   @given(st.lists(names.filter(bool), min_size=2, max_size=2, unique=True), names.filter(bool))
   def case(classes, text):
     assert tags(page(tuple(classes), text)) == plain
@@ -101,7 +101,7 @@ def test_the_card_of_saved_weights(tmp_path):
 
   plain = card("abcde", "x").count("\n")
 
-  @cases(25)
+  @cases(8)
   @given(st.lists(names.filter(bool), min_size=5, max_size=5, unique=True), names.filter(bool))
   def case(classes, text):
     try:

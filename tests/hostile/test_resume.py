@@ -49,7 +49,7 @@ def test_every_changed_value_is_refused_named_or_free_to_change(tmp_path):
   before = made(config)
   seen = {"refused": set(), "named": set(), "free": set()}
 
-  @cases(150)
+  @cases(50)
   @given(st.sampled_from(keys.leaves(config)))
   def case(key):
     copy = config.copy_and_resolve_references()
@@ -90,7 +90,7 @@ def test_classes_that_are_others_or_in_another_order(tmp_path):
   config = config_lib.load(f"{CONFIGS / 'cgnet_m3n21_synthetic'}.py")
   names = st.lists(st.sampled_from("abcd"), min_size=2, max_size=4, unique=True)
 
-  @cases(60)
+  @cases(25)
   @given(names, names)
   def case(old, new):
     before, now = made(config, tuple(old)), made(config, tuple(new))
@@ -129,7 +129,7 @@ def test_data_whose_files_changed_are_named(tmp_path):
     picture(f"p{i}", i)
   operation = st.tuples(st.sampled_from(["none", "add", "remove", "redraw"]), st.integers(0, 6))
 
-  @cases(12)
+  @cases(8)
   @given(operation)
   def case(done):
     what, number = done
@@ -176,7 +176,7 @@ def test_what_a_bad_step_began_from_is_no_good_checkpoint(monkeypatch):
   """Parameters go bad in a drawn update; the loss shows it one step later, or the flag at once."""
   monkeypatch.setattr(jax, "transfer_guard", lambda _: contextlib.nullcontext())
 
-  @cases(80)
+  @cases(40)
   @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 3), st.integers(1, 4), st.booleans())
   def case(bad, every_save, in_flight, every_log, flagged):
     """`bad`: the first step whose loss is not finite; its parameters were spoilt by the step before."""
@@ -221,7 +221,7 @@ def test_what_a_bad_step_began_from_is_no_good_checkpoint(monkeypatch):
 def test_a_log_beside_checkpoints_that_are_gone(tmp_path):
   """Never from step 0 without a word where two saves should be there; the log is left as it is."""
 
-  @cases(80)
+  @cases(50)
   @given(st.integers(0, 60), st.integers(0, 20), st.booleans())
   def case(logged, every, there):
     lines = "".join(f'{{"step": {i}, "loss": 1.0}}\n' for i in range(1, logged + 1))

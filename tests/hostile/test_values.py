@@ -92,7 +92,7 @@ def accepted(config, key, text):
 def test_a_number_is_taken_exactly_where_it_can_be(config):
   seen = set()
 
-  @cases(200)
+  @cases(80)
   @given(st.sampled_from(sorted(NUMBERS)), number)
   def case(key, value):
     want = math.isfinite(value) and NUMBERS[key](value)
@@ -104,7 +104,7 @@ def test_a_number_is_taken_exactly_where_it_can_be(config):
 
 
 def test_a_whole_number_is_taken_exactly_where_it_can_be(config):
-  @cases(150)
+  @cases(60)
   @given(st.sampled_from(sorted(WHOLE)), whole)
   def case(key, value):
     want = WHOLE[key](value) if key != "total_steps" else 1 <= value <= 10**9
@@ -117,7 +117,7 @@ def test_weights_of_losses_and_classes():
   base = config_lib.load(f"{CONFIGS / 'cgnet_m3n21_camvid'}.py")
   weight = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 5e-324, math.nan, math.inf]), st.floats(0, 10))
 
-  @cases(100)
+  @cases(30)
   @given(st.lists(weight, min_size=11, max_size=11))
   def case(weights):
     copy = base.copy_and_resolve_references()
@@ -138,7 +138,7 @@ def test_groups_that_match(config):
   paths = {f"encoder/stage{i}/block{j}/conv/kernel": "" for i in range(1, 4) for j in range(3)}
   paths = {path: path for path in paths}
 
-  @cases(100)
+  @cases(30)
   @given(
     st.one_of(names, st.sampled_from(["stage", "stage9", "^encoder", "kernel$", "(", "a{9999999999}", "["]))
   )
@@ -190,7 +190,7 @@ def test_whole_command_lines(capsys):
     st.tuples(names).map(lambda pair: f"--config=cgnet_m3n21_synthetic:{pair[0]}"),
   )
 
-  @cases(60)
+  @cases(20)
   @given(st.lists(word, min_size=1, max_size=2))
   def case(words):
     try:

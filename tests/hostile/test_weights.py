@@ -61,7 +61,7 @@ def test_a_spoilt_tensor_is_refused(state, tmp_path):
     save(path, state, form)
     jaxseg.from_pretrained(path)
 
-  @cases(60)
+  @cases(20)
   @given(st.sampled_from(names), st.sampled_from(kinds), st.integers(0, 2**31), st.sampled_from(FORMATS))
   def case(name, kind, at, form):
     if kind == "negative" and not name.endswith("running_var"):
@@ -84,7 +84,7 @@ def test_statistics_of_images_that_are_none(state, tmp_path):
     st.sampled_from([0.0, -1.0, 1e-300, float("nan"), float("inf"), 1e300]), st.floats(0.1, 255)
   )
 
-  @cases(60)
+  @cases(20)
   @given(st.lists(value, min_size=2, max_size=4), st.lists(value, min_size=3, max_size=3))
   def case(mean, std):
     good = (
@@ -103,7 +103,7 @@ def test_statistics_of_images_that_are_none(state, tmp_path):
 def test_a_checkpoint_under_another_number(run, tmp_path):
   """Copied or renamed by hand: it has its own step, and is not taken for another."""
 
-  @cases(10)
+  @cases(5)
   @given(st.integers(0, 10**6).filter(lambda step: step != 2))
   def case(step):
     folder = tmp_path / "checkpoints"

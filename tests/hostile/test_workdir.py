@@ -39,7 +39,7 @@ def readers(workdir: pathlib.Path):
 def test_every_reader_gives_right_values_or_a_sentence(run, tmp_path, capsys):
   sound = jaxseg.from_pretrained(run)
 
-  @cases(60)
+  @cases(20)
   @given(st.sampled_from(FILES), damages())
   def case(name, change):
     folder = tmp_path / "run"
