@@ -107,7 +107,7 @@ def _find_json(root: epath.Path) -> dict[str, list[pairs.Pair]]:
       regions[region["image_id"]].append((region["category_id"], region["segmentation"]))
     members = [(image["phase"], image["file_name"], image["image_id"]) for image in content["images"]]
     shapes = {image["image_id"]: (image["height"], image["width"]) for image in content["images"]}
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise DataError(f"{root / JSON} is truncated or another file ({error!r}); download it again") from None
   found: dict[str, list[pairs.Pair]] = {"train": [], "val": []}
   pictures = set(files.names(os.fspath(root / "JPEGImages")))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source
 from etils import epath
 
 from jaxseg import lazy
@@ -174,6 +175,15 @@ class RecordSource:
       with places.reading(self._folder):
         raise error
 
+  def check_length(self) -> None:
+    """Raises DataError where the files hold another number of records than is written beside them."""
+    with places.reading(self._folder):
+      split = tfds.builder_from_directory(self._folder).info.splits[self._split]
+      paths = [os.fspath(path) for path in split.filepaths]
+      held = len(array_record_data_source.ArrayRecordDataSource(paths)) if len(self) else 0
+      if held != len(self):
+        raise ValueError(f"split {self._split!r} holds {held} records, not {len(self)}")
+
   def size(self, index: int) -> tuple[int, int]:
     """(h, w), without decoding."""
     return images.encoded_size(self._record(index)[self._open()[1]])
@@ -236,6 +246,7 @@ def open_split(original: Original, split: str, *, data_dir: str) -> RecordSource
     splits = list(builder.info.splits)
   _check_split(split, splits, builder.name, builder.data_path)
   source = RecordSource(os.fspath(builder.data_path), split, original.decode)
+  source.check_length()
   if not len(source):
     raise DataError(f"split {split!r} in {builder.data_path} has no records; delete it and prepare it again")
   return source
