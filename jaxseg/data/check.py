@@ -218,7 +218,7 @@ def label_warnings(
   sentences = []
   if len(info.classes) == 1:
     sentences.append(
-      f"there is one class, so that every labelled one of the {unit} is right and nothing is learned; an object"
+      f"there is one class, so that all labelled {unit} are right and nothing is learned; an object"
       " and its surroundings are two"
     )
   if ignored > labelled:
