@@ -127,8 +127,11 @@ def read_run(path: str, name: str) -> Run:
   if not values.exists():
     raise UserError(f"{path!r} has not been evaluated; jaxseg eval --workdir={path} does it")
   what = "a report of jaxseg eval"
-  if "top1" in record.load_json(values, {}, what=what):
+  said = record.load_json(values, {}, what=what)
+  if "top1" in said:
     raise UserError(f"{path!r} is the run of an image classifier; compare runs of segmentation models")
+  if "mIoU" not in said:  # which may be null
+    raise UserError(f"{str(values)!r} is not {what}: it has no 'mIoU'")
   report = record.load_json(values, _REPORT, what=what)
   costs = {key: report[key] for key in ("parameters", "macs") if report.get(key) is not None}
   config, lines = {}, []
