@@ -98,7 +98,7 @@ def test_a_label_map_is_pairs_of_whole_numbers_each_once(tmp_path):
       type(value) in (int, bool) for pair in label_map for value in pair
     )
     assert all(0 <= key < 65536 and (0 <= value < 3 or value == 255) for key, value in label_map)
-    assert all(table[key] == value for key, value in label_map)
+    assert all(table[int(key)] == value for key, value in label_map)
 
   case()
 
