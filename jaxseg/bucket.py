@@ -25,6 +25,8 @@ def reach(path: epath.PathLike) -> None:
   """
   if is_remote(path):
     scheme, rest = str(path).split("://", 1)
+    if not scheme or not rest.split("/", 1)[0]:
+      raise UserError(f"{str(path)!r} names no bucket; give gs://BUCKET/FOLDER, or a local folder")
     _reach(scheme, rest.split("/", 1)[0])
 
 

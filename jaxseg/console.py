@@ -23,8 +23,10 @@ _copies: list[Any] = []  # open files that get every line, see `copied_to`
 def print_line(text: str, *, error: bool = False) -> None:
   """Prints a line at once, on stderr for an `error`. Failing to print must not abort training.
 
-  After a broken pipe (`| head`), a full disk or a closed terminal, what follows is printed nowhere.
+  After a broken pipe (`| head`), a full disk or a closed terminal, what follows is printed nowhere. Whatever
+  names are in it, no control character but the line's end reaches the terminal.
   """
+  text = "\n".join(map(printable, text.split("\n")))
   write_copies(text)
   stream = sys.stderr if error else sys.stdout
   if stream is None:

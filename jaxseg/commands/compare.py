@@ -58,6 +58,19 @@ _SHOWN = (
   "memory",
 )
 _SECONDS = 2  # of each measurement of the latency
+_NUMBER = (int, float)
+_COST_FILE = {f"{key}?": _NUMBER for key in _COSTS}
+# What a report.json has to be; a score that is not defined is null.
+_REPORT = {
+  "data": str,
+  "split": str,
+  "classes": [{"name": str, "IoU?": _NUMBER}],
+  "rule?": str,
+  "absent_classes?": str,
+  "step?": int,
+  "image_scores?": [{"index": int, "mIoU?": _NUMBER}],
+  **{f"{key}?": _NUMBER for key in (*SCORES, *_SHOWN)},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,30 +152,32 @@ def read_run(path: str, name: str) -> Run:
   values = folder / reporting.FOLDER / reporting.VALUES if is_workdir else folder / reporting.VALUES
   if not values.exists():
     raise UserError(f"{path!r} has not been evaluated; jaxseg eval --workdir={path} does it")
-  schema = {"mIoU": None, "classes": [{"name": str}], "split": str, "data": str}
-  report = record.load_json(values, {}, what="a report of jaxseg eval")
-  if "top1" in report:
+  what = "a report of jaxseg eval"
+  said = record.load_json(values, {}, what=what)
+  if "top1" in said:
     raise UserError(f"{path!r} is the run of an image classifier; compare runs of segmentation models")
-  for key in schema:
-    if key not in report:
-      raise UserError(f"{str(values)!r} is not a report of jaxseg eval: it has no {key!r}")
-  if not (
-    isinstance(report["classes"], list)
-    and all(isinstance(c, dict) and "name" in c for c in report["classes"])
-  ):
-    raise UserError(f"{str(values)!r} is not a report of jaxseg eval: its classes have no names")
-  costs = {key: report[key] for key in ("parameters", "macs") if isinstance(report.get(key), (int, float))}
+  if "mIoU" not in said:  # which may be null
+    raise UserError(f"{str(values)!r} is not {what}: it has no 'mIoU'")
+  report = record.load_json(values, _REPORT, what=what)
+  costs = {key: report[key] for key in ("parameters", "macs") if report.get(key) is not None}
   config, lines = {}, []
   if is_workdir:
     config = record.read(folder)["config"]
     if (folder / reporting.COST).exists():
-      costs |= record.load_json(folder / reporting.COST)
+      costs |= record.load_json(folder / reporting.COST, _COST_FILE, what="the costs that train.py wrote")
     lines = read_metrics(folder) if (folder / METRICS).exists() else []
     rates = read_metrics(folder, name=SPEED) if (folder / SPEED).exists() else []
     speeds = [rate["images_per_second"] for rate in rates if rate.get("images_per_second")]
     if speeds:
       costs["speed"] = statistics.median(speeds)
-  return Run(path, name, report, config, lines, {k: float(v) for k, v in costs.items() if k in _COSTS})
+  return Run(
+    path,
+    name,
+    report,
+    config,
+    lines,
+    {k: float(v) for k, v in costs.items() if k in _COSTS and v is not None},
+  )
 
 
 def _with_latency(runs: Sequence[Run], size: tuple[int, int]) -> tuple[list[Run], str]:
@@ -233,6 +248,10 @@ def _best(key: str, values: Sequence[float | None]) -> set[int]:
   return {i for i, value in enumerate(values) if value == top}
 
 
+def _float(value: float | int | None) -> float | None:
+  return None if value is None else float(value)
+
+
 def _text(key: str, value: float | None) -> str:
   if value is None:
     return "–"
@@ -247,7 +266,7 @@ def _values(runs: Sequence[Run], notes: list[str], examples: Sequence[Example]) 
     rows.append(_row(title, key, [run.value(key) for run in runs], text))
   classes = []
   if all(run.classes == runs[0].classes for run in runs):
-    columns = [[entry.get("IoU") for entry in run.report["classes"]] for run in runs]
+    columns = [[_float(entry.get("IoU")) for entry in run.report["classes"]] for run in runs]
     classes = [
       _row(name, "IoU", list(values)) for name, *values in zip(runs[0].classes, *columns, strict=True)
     ]
@@ -276,7 +295,7 @@ def _row(name: str, key: str, values: Sequence[float | None], text: str = "") ->
 def _trade_offs(runs: Sequence[Run]) -> list[dict[str, Any]]:
   charts = []
   for key, (title, _) in _COSTS.items():
-    points = [(run.name, run.costs[key], run.value("mIoU")) for run in runs if run.costs.get(key)]
+    points = [(run.name, run.costs[key], run.value("mIoU")) for run in runs if run.costs.get(key, 0.0) > 0]
     points = [point for point in points if point[2] is not None]
     if len(points) < 2:
       continue

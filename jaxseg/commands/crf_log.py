@@ -1,6 +1,7 @@
 """What a CRF search has counted so far, kept line by line so that it can stop at any moment."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from jaxtyping import Integer
 
 from jaxseg.crf.search import Setting
 from jaxseg.errors import UserError
+
+_MAX_CLASSES = 1000  # of a line that is believed: a matrix of 8 MB
 
 
 class SearchLog:
@@ -30,26 +33,26 @@ class SearchLog:
     facts = json.loads(json.dumps(facts))
     try:
       epath.Path(directory).mkdir(parents=True, exist_ok=True)
-      lines = self._path.read_text().splitlines() if self._path.exists() else []
-      # A kill in mid-write leaves half a line at the end.
-      lines = [line for line in lines if _is_whole(line)]
-      self._lines = lines or [json.dumps(facts)]
-      self._check(json.loads(self._lines[0]), facts)
+      lines = self._path.read_bytes().decode(errors="replace").splitlines() if self._path.exists() else []
+      # A kill in mid-write leaves half a line at the end; what a line does not tell is counted again.
+      head, *counted = lines or [json.dumps(facts)]
+      entries = [
+        (line, entry) for line in counted if (entry := _entry_of(line, facts.get("classes"))) is not None
+      ]
+      self._check(_object_of(head), facts)
+      self._lines = [head, *(line for line, _ in entries)]
       self._path.write_text("".join(line + "\n" for line in self._lines))
     except OSError as error:
       raise UserError(
         f"{str(directory)!r} cannot be written ({error.strerror or error}); choose another --output"
       ) from None
-    for line in self._lines[1:]:
-      entry = json.loads(line)
-      setting = None if entry["setting"] is None else tuple(entry["setting"])
-      matrix = np.zeros(entry["classes"] ** 2, np.int64)
-      for at, pixels in entry["counts"]:
-        matrix[at] = pixels
-      self._counts[entry["image"], setting] = matrix.reshape(entry["classes"], -1)
+    for _, (image, setting, matrix) in entries:
+      self._counts[image, setting] = matrix
 
   def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = [f"{key} {old.get(key)!r} (now {new[key]!r})" for key in new if old.get(key) != new[key]]
+    changed = [
+      f"{key} {repr(old.get(key))[:80]} (now {new[key]!r})" for key in new if old.get(key) != new[key]
+    ]
     if changed:
       raise UserError(
         f"{str(self._path)!r} is another search: {', '.join(changed)}; choose another --output, or delete it"
@@ -76,8 +79,32 @@ class SearchLog:
     return sum(self._counts[image, setting] for image in images)
 
 
-def _is_whole(line: str) -> bool:
+def _object_of(line: str) -> dict[str, Any]:
+  """The object that a line holds; {} for any other."""
   try:
-    return isinstance(json.loads(line), dict)
-  except ValueError:
-    return False
+    values = json.loads(line)
+  except (ValueError, RecursionError):
+    return {}
+  return values if isinstance(values, dict) else {}
+
+
+def _entry_of(line: str, wanted: int | None) -> tuple[int, Setting | None, Integer[np.ndarray, "k k"]] | None:
+  """(image, setting, counts) of a line that `add` wrote, of `wanted` classes; None for any other."""
+  values = _object_of(line)
+  image, setting, classes, counts = (values.get(key) for key in ("image", "setting", "classes", "counts"))
+  if type(image) is not int or type(classes) is not int or not 0 < classes <= _MAX_CLASSES:
+    return None
+  if wanted is not None and classes != wanted:
+    return None
+  numbers = isinstance(setting, list) and all(type(v) in (int, float) and math.isfinite(v) for v in setting)
+  if not (setting is None or numbers) or not isinstance(counts, list):
+    return None
+  matrix = np.zeros(classes**2, np.int64)
+  for pair in counts:
+    if not (isinstance(pair, list) and len(pair) == 2 and all(type(v) is int for v in pair)):
+      return None
+    at, pixels = pair
+    if not (0 <= at < len(matrix) and 0 < pixels < 2**53):
+      return None
+    matrix[at] = pixels
+  return image, None if setting is None else tuple(setting), matrix.reshape(classes, classes)

@@ -120,6 +120,7 @@ def search(
     "data": config.data.name,
     "split": config.data.eval_split,
     "of": len(source),
+    "classes": info.num_classes,
     "ignore_label": config.loss.ignore_label,
     "rule": dataclasses.asdict(rule),
     **{name: getattr(settings, name) for name in ("w2", "smooth", "steps", "method")},

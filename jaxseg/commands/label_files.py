@@ -19,6 +19,7 @@ from jaxtyping import Integer, UInt8
 
 from jaxseg import lazy
 from jaxseg.commands import outputs
+from jaxseg.console import printable
 from jaxseg.data import cityscapes, files, images
 from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError
@@ -51,6 +52,8 @@ def file_name(name: str, dataset: str) -> pathlib.PurePosixPath:
   path = pathlib.PurePosixPath(
     *(part for part in pathlib.PurePosixPath(name).parts if part not in ("/", ".."))
   )
+  if not path.name or "\0" in name:
+    raise UserError(f"image {printable(name)!r} has no name that a file can have; rename it")
   stem = path.name
   for suffix in SUFFIXES:
     stem = stem.removesuffix(suffix)

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +19,16 @@ from jaxseg.errors import UserError
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 _MAX_BYTES = 64 << 20
+_MAX_DEPTH = 32  # objects and lists in each other
 # Key → what it has to be. What `from_pretrained` needs beyond that it checks itself.
-_SCHEMA: dict[str, Any] = {"config": {"model": {"arch": str}}, "model": {"arch": str}, "classes": [str]}
+_NUMBER = (int, float)
+_SCHEMA: dict[str, Any] = {
+  "config": {"model": {"arch": str}},
+  "model": {"arch": str, "num_classes": int},
+  "classes": [str],
+  "palette": [[int]],
+  "preprocess": {"mean": [_NUMBER], "std": [_NUMBER], "channel_order": str},
+}
 
 
 def make_record(
@@ -125,8 +134,8 @@ def load_json(path: epath.PathLike, schema: Any = None, *, what: str = "valid JS
 
   Args:
     path: of the file.
-    schema: a type, {key: schema} for an object with at least these keys, [schema] for a list; None is any
-      object.
+    schema: a type or a tuple of types, {key: schema} for an object with at least these keys ("key?" for one
+      that may be missing or null), [schema] for a list; None is any object.
     what: it should be, for the message.
 
   Raises:
@@ -144,10 +153,26 @@ def load_json(path: epath.PathLike, schema: Any = None, *, what: str = "valid JS
     if isinstance(error, UserError):
       raise
     raise UserError(f"{str(path)!r} is not {what}: it is not JSON") from None
-  wrong = _mismatch(values, {} if schema is None else schema, "")
+  wrong = _too_deep(values) or _mismatch(values, {} if schema is None else schema, "")
   if wrong:
     raise UserError(f"{str(path)!r} is not {what}: {wrong}")
   return values
+
+
+def _too_deep(value: Any) -> str:
+  """Says so where lists and objects lie in each other as in no file of ours; "" where they do not."""
+  level = [value]
+  for _ in range(_MAX_DEPTH):
+    level = [
+      inner
+      for outer in level
+      if isinstance(outer, dict | list)
+      for inner in (outer.values() if isinstance(outer, dict) else outer)
+      if isinstance(inner, dict | list)
+    ]
+    if not level:
+      return ""
+  return f"it has more than {_MAX_DEPTH} levels"
 
 
 def _mismatch(value: Any, schema: Any, where: str) -> str:
@@ -157,6 +182,10 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
     if not isinstance(value, dict):
       return f"{name} is no object"
     for key, inner in schema.items():
+      if key.endswith("?"):
+        key = key[:-1]
+        if value.get(key) is None:
+          continue
       if key not in value:
         return f"{name} has no {key!r}"
       if wrong := _mismatch(value[key], inner, f"{where}.{key}".lstrip(".")):
@@ -166,4 +195,9 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
     if not isinstance(value, list):
       return f"{name} is no list"
     return next((w for i, v in enumerate(value) if (w := _mismatch(v, schema[0], f"{where}[{i}]"))), "")
-  return "" if type(value) is schema else f"{name} is no {schema.__name__}"
+  kinds = schema if isinstance(schema, tuple) else (schema,)
+  if type(value) not in kinds:
+    return f"{name} is no {' or '.join(kind.__name__ for kind in kinds)}"
+  if type(value) is float and not math.isfinite(value):
+    return f"{name} is {value}"
+  return f"{name} is beyond 64 bits" if type(value) is int and abs(value) >> 63 else ""

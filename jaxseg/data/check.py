@@ -216,6 +216,11 @@ def label_warnings(
       else []
     )
   sentences = []
+  if len(info.classes) == 1:
+    sentences.append(
+      f"there is one class, so that all labelled {unit} are right and nothing is learned; an object"
+      " and its surroundings are two"
+    )
   if ignored > labelled:
     sentences.append(
       f"{ignored / (ignored + labelled):.1%} of the {unit} have no label (the mask's value, or what it is"

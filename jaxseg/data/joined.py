@@ -17,6 +17,11 @@ class JoinedSource:
   def __len__(self) -> int:
     return sum(len(source) for source in self.sources)
 
+  @property
+  def state(self) -> str:
+    """Of the files of all of them, see `preparing.RecordSource.state`."""
+    return "+".join(getattr(source, "state", "") for source in self.sources)
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     source, index = self._find(index)
     return source[index]

@@ -234,6 +234,8 @@ def _name_in(line: str, images: dict[str, str], base: dict[str, list[str]]) -> s
   line = line.replace("\\", "/").removeprefix("./").removeprefix("images/")
   # "a.b" is a name with a dot in it, "a.png" one with its suffix.
   stem, suffix = os.path.splitext(line)
+  if stem in images and os.path.basename(images[stem]) == os.path.basename(line):
+    return stem  # the file of just this name, also where another one is called "a.png.png"
   for name in (line, stem) if suffix.lower() in IMAGE_SUFFIXES else (line,):
     if name in images:
       return name

@@ -107,7 +107,11 @@ def _find_json(root: epath.Path) -> dict[str, list[pairs.Pair]]:
       regions[region["image_id"]].append((region["category_id"], region["segmentation"]))
     members = [(image["phase"], image["file_name"], image["image_id"]) for image in content["images"]]
     shapes = {image["image_id"]: (image["height"], image["width"]) for image in content["images"]}
-  except (ValueError, KeyError, TypeError) as error:
+    if not all(isinstance(text, str) for phase, name, _ in members for text in (phase, name)):
+      raise ValueError("a phase or a file_name is no text")
+    if not all(type(side) is int and 0 < side <= 65_536 for shape in shapes.values() for side in shape):
+      raise ValueError("a height or width is no number of pixels")
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise DataError(f"{root / JSON} is truncated or another file ({error!r}); download it again") from None
   found: dict[str, list[pairs.Pair]] = {"train": [], "val": []}
   pictures = set(files.names(os.fspath(root / "JPEGImages")))
@@ -141,7 +145,9 @@ def read(pair: pairs.Pair) -> list[pairs.Example]:
       region = decode_runs(run_lengths["counts"], tuple(run_lengths["size"]))
       mask[region == 1] = IDS_459.index(category) + 1
     except (ValueError, IndexError, KeyError, TypeError) as error:
-      raise DataError(f"mask {pair.id} in {pair.mask} is damaged ({error}); download it again") from None
+      raise DataError(
+        f"mask {pair.id} in {pair.mask} is damaged ({images.one_line(error)}); download it again"
+      ) from None
   return [pairs.Example(pair.id, image, images.encode_mask(mask))]
 
 

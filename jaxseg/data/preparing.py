@@ -16,16 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source
 from etils import epath
 
 from jaxseg import lazy
-from jaxseg.data import files, images
+from jaxseg.data import files, images, places
 from jaxseg.data.progress import Progress
 from jaxseg.data.source import DataError
-
-# Where prepared data goes when `data_dir` is "".
-DATA_DIR_VARIABLE = "JAXSEG_DATA_DIR"
-DEFAULT_DATA_DIR = "~/.cache/jaxseg/datasets"
 
 _SHARD_BYTES = 128 * 2**20  # TFDS holds a shard in memory while it is written
 _SAMPLE = 32  # items whose size is measured, to choose the number of shards
@@ -137,11 +134,6 @@ def _ahead(
       future.cancel()
 
 
-def data_root(data_dir: str) -> epath.Path:
-  """`data_dir`, else $JAXSEG_DATA_DIR, else ~/.cache/jaxseg/datasets."""
-  return epath.Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR).expanduser()
-
-
 def fingerprint(original: Original) -> str:
   """16 hex digits that change with the name, size or time of any watched file, and with `salt`."""
   return files.state(original.watch, salt=original.salt, edits=original.edits)
@@ -168,8 +160,29 @@ class RecordSource:
   def __len__(self) -> int:
     return len(self._open()[0])
 
+  @property
+  def state(self) -> str:
+    """Of the files that it was prepared from, which another state of them changes; "" where none is known."""
+    prepared = os.path.basename(os.path.dirname(os.path.dirname(self._folder.rstrip("/"))))
+    name, _, digits = prepared.rpartition("-")
+    return digits if name and len(digits) == 16 else ""
+
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._decode(self._record(index))
+    record = self._record(index)
+    try:
+      return self._decode(record)
+    except (KeyError, TypeError, AttributeError) as error:  # a record that is none of this data set's
+      with places.reading(self._folder):
+        raise error
+
+  def check_length(self) -> None:
+    """Raises DataError where the files hold another number of records than is written beside them."""
+    with places.reading(self._folder):
+      split = tfds.builder_from_directory(self._folder).info.splits[self._split]
+      paths = [os.fspath(path) for path in split.filepaths]
+      held = len(array_record_data_source.ArrayRecordDataSource(paths)) if len(self) else 0
+      if held != len(self):
+        raise ValueError(f"split {self._split!r} holds {held} records, not {len(self)}")
 
   def size(self, index: int) -> tuple[int, int]:
     """(h, w), without decoding."""
@@ -178,10 +191,12 @@ class RecordSource:
   def _open(self) -> tuple[Any, str]:
     """The records, and the key of the picture whose header tells the size."""
     if self._opened is None:
-      builder = tfds.builder_from_directory(self._folder)
-      pictures = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
-      decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
-      records = builder.as_data_source(split=self._split, decoders=decoders)
+      with places.reading(self._folder):
+        builder = tfds.builder_from_directory(self._folder)
+        pictures = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
+        decoders = {key: tfds.decode.SkipDecoding() for key in pictures}
+        records = builder.as_data_source(split=self._split, decoders=decoders)
+        len(records)  # opens the files
       # A mask is a smaller file than its picture.
       self._opened = records, "label" if "label" in pictures else "image"
     return self._opened
@@ -224,9 +239,14 @@ def open_split(original: Original, split: str, *, data_dir: str) -> RecordSource
   if original.root:
     builder = prepare(original, data_dir=data_dir, split=split)
   else:
-    builder = original.builder(data_dir=_find_prepared(original.builder, data_root(data_dir)))
-  _check_split(split, builder.info.splits, builder.name, builder.data_path)
+    folder = _find_prepared(original.builder, places.data_root(data_dir))
+    with places.reading(folder):
+      builder = original.builder(data_dir=folder)
+  with places.reading(builder.data_path):
+    splits = list(builder.info.splits)
+  _check_split(split, splits, builder.name, builder.data_path)
   source = RecordSource(os.fspath(builder.data_path), split, original.decode)
+  source.check_length()
   if not len(source):
     raise DataError(f"split {split!r} in {builder.data_path} has no records; delete it and prepare it again")
   return source
@@ -244,7 +264,7 @@ def prepare(
 
   Args:
     original: the data set.
-    data_dir: see `data_root`.
+    data_dir: see `places.data_root`.
     split: one that the caller is going to read; its absence is said before anything is written.
     beam_runner: "" writes in this process, shard after shard; "DirectRunner", "DataflowRunner" and
       whatever else Apache Beam knows writes the shards in parallel.
@@ -254,11 +274,12 @@ def prepare(
     DataError: another layout, an empty split, bad files, or a runner that Beam does not know.
     ModuleNotFoundError: `beam_runner` without Beam; the message has the command to install it.
   """
-  folder = data_root(data_dir) / f"{original.builder.name}-{fingerprint(original)}"
+  folder = places.data_root(data_dir) / f"{original.builder.name}-{fingerprint(original)}"
   make = functools.partial(original.builder, data_dir=folder)
-  builder = make()
-  if _is_prepared(builder.data_path):
-    return builder
+  with places.reading(folder):
+    builder = make()
+    if _is_prepared(builder.data_path):
+      return builder
   if not original.root:
     raise DataError(f"{builder.name}: data.manual_dir is empty; set it to the folder of the original files")
   items = find(original, [split] if split else [])
@@ -269,7 +290,7 @@ def prepare(
   if beam:
     settings = beam.configure(settings, beam_runner, beam_options)
   parent = builder.data_path.parent
-  with _lock(parent):
+  with places.writing(parent), places.locked(parent):
     if not _is_prepared(builder.data_path):  # else another process did it while this one waited
       # Without a lock the leftover may be what another host is writing now.
       for leftover in () if files.is_remote(os.fspath(parent)) else parent.glob("incomplete.*"):
@@ -347,22 +368,3 @@ def _find_prepared(builder: type[FileBuilder], root: epath.Path) -> epath.Path:
     state = f"{len(found)} prepared copies of {name}" if found else f"no prepared {name}"
     raise DataError(f"{root} holds {state}; set data.manual_dir to the folder of the original files")
   return found[0]
-
-
-@contextlib.contextmanager
-def _lock(folder: epath.Path) -> Iterator[None]:
-  """Holds the folder against other processes of this machine.
-
-  Object stores have no locks. There each writer fills its own temporary folder, and
-  one of the finished ones takes the final name.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
-  path = os.fspath(folder / ".lock")
-  if "://" in path:
-    yield
-    return
-  import fcntl  # POSIX only, like the TPU hosts; not needed for reading
-
-  with open(path, "w") as handle:
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    yield

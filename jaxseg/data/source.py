@@ -13,6 +13,8 @@ from jaxseg.classes import voc_colors
 from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL
 
+_LONGEST_NAME = 200  # of a class; `from_pretrained` refuses longer ones
+
 
 class DataError(UserError):
   """Something in the user's data or data settings is wrong; the message names the file and the remedy."""
@@ -80,12 +82,17 @@ def make_info(name: str, classes: tuple[str, ...], palette: Any) -> DatasetInfo:
   """A checked `DatasetInfo`.
 
   Raises:
-    DataError: no classes, more than 255 (255 marks a pixel without a label), or a name twice.
+    DataError: no classes, more than 255 (255 marks a pixel without a label), a name twice, or one that no
+      `config.json` may have.
   """
   if not 1 <= len(classes) <= IGNORE_LABEL:
     raise DataError(
       f"{name}: {len(classes)} classes; give 1 to {IGNORE_LABEL} names in data.classes"
       f" ({IGNORE_LABEL} itself marks a pixel without a label)"
+    )
+  if long := [c for c in classes if len(c) > _LONGEST_NAME]:
+    raise DataError(
+      f"{name}: class name {long[0][:40]!r}... has {len(long[0])} letters; expected at most {_LONGEST_NAME}"
     )
   twice = sorted({c for c in classes if classes.count(c) > 1})
   if twice:

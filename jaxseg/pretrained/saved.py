@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.pretrained.readers import safetensors
+from jaxseg.pretrained.schema import meta_of_ours
 
 _CARD = """\
 ---
@@ -51,6 +52,7 @@ def write(directory: pathlib.Path, tensors: Mapping[str, np.ndarray], config: Ma
   Raises:
     UserError: the directory cannot be written.
   """
+  meta_of_ours(config, directory / "config.json")  # what could not be read again is not written
   count = sum(value.size for path, value in tensors.items() if path.startswith("params/"))
   try:
     directory.mkdir(parents=True, exist_ok=True)

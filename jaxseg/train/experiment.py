@@ -62,6 +62,14 @@ class Experiment:
     """Split → number of examples."""
     return {split: len(source) for split, source in self.sources.items()}
 
+  @property
+  def data_state(self) -> dict[str, dict[str, Any]]:
+    """Split → number of examples, and a text that other files change ("" where the source knows none)."""
+    return {
+      split: {"examples": len(source), "state": getattr(source, "state", "")}
+      for split, source in self.sources.items()
+    }
+
   def make_step(self) -> Step:
     """The training step, not yet compiled."""
     config = self.config

@@ -212,13 +212,14 @@ def train(
     classes=experiment.info.classes,
     palette=experiment.info.palette,
   )
+  record["data"] = experiment.data_state
   with contextlib.ExitStack() as stack:
     before = _open_workdir(directory, record, stack)
     checkpoints = Checkpoints(epath.Path(directory) / CHECKPOINTS, keep_last=config.checkpoint.keep_last)
     alone = not distributed.is_distributed()
     # After an error in one of several processes the wait for the others would never end.
     stack.push(lambda kind, *_: checkpoints.close() if kind is None or alone else None)
-    every = (before or record)["config"]["checkpoint"]["every_steps"]
+    every = resume.save_period(before or record)
     resume.together(lambda: resume.check_checkpoints(directory, steps=checkpoints.steps(), every=every))
     restored = experiment.restore(checkpoints)
     state, report = (restored[0], None) if restored else experiment.init()
@@ -226,7 +227,7 @@ def train(
     # The licence and the lineage of what the run began from go with its weights.
     record |= report.facts() if report else {key: before[key] for key in _LINEAGE if key in (before or {})}
     if distributed.is_first_process():  # not before: a config that cannot go on is not the workdir's
-      if before is not None and before["config"] != record["config"]:
+      if before is not None and any(before.get(key) != record[key] for key in ("config", "data")):
         resume.say_changes(resume.compare(directory, before, record))
         resume.keep_history(directory, before, step=start)
       workdir.update(directory, record)

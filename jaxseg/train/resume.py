@@ -16,7 +16,7 @@ import jax
 from etils import epath
 
 from jaxseg import bucket
-from jaxseg.console import print_line
+from jaxseg.console import print_line, printable
 from jaxseg.errors import UserError
 from jaxseg.train import distributed
 from jaxseg.train.metrics import METRICS, read_metrics
@@ -33,6 +33,7 @@ MAY_CHANGE = (
   r"|profile_steps|data\.(workers|data_dir|manual_dir)|init_from|init_keep"
 )
 _SHOWN_CHANGES = 8
+_SHOWN_VALUE = 80  # characters
 
 
 @contextlib.contextmanager
@@ -97,7 +98,8 @@ def _take(path: epath.Path, token: str) -> None:
       continue
     raise UserError(
       f"workdir {str(path.parent)!r} is in use by another run (process {holder['pid']} on host"
-      f" {holder['host']}); choose another --workdir, or end that run; if it is over, delete {path}"
+      f" {value_text(holder['host'])}); choose another --workdir, or end that run; if it is over, delete"
+      f" {path}"
     )
 
 
@@ -126,10 +128,12 @@ def _write(path: epath.Path, token: str) -> None:
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:
+  """What a lock says; None where there is none, or one that no run wrote."""
   try:
     values = json.loads(path.read_text())
-    return values if {"host", "pid", "time"} <= set(values) else None
-  except (OSError, ValueError, TypeError):
+    known = isinstance(values["host"], str) and type(values["pid"]) is int and 0 < values["pid"] < 2**31
+    return values if known and "time" in values else None
+  except (OSError, ValueError, TypeError, KeyError, RecursionError):
     return None
 
 
@@ -199,23 +203,63 @@ def compare(workdir: epath.PathLike, before: Mapping[str, Any], now: Mapping[str
         " --config.init_from"
       )
   old, new = (distributed.flatten(record["config"]) for record in (before, now))
-  changes = []
+  changes = _data_changes(before, now)
   for key in sorted(old.keys() | new.keys()):
     if old.get(key) == new.get(key) or re.fullmatch(MAY_CHANGE, key) or key.startswith("model."):
       continue
     if key in old and key in new:  # a key of another version of jaxseg is no change of the user's
-      changes.append(f"config.{key} {old[key]} → {new[key]}")
+      changes.append(f"config.{value_text(key)} {value_text(old[key])} → {value_text(new[key])}")
   return changes
+
+
+def _data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """Which splits have other files: other examples follow each other then, and one may change its split."""
+  old, new = before.get("data"), now.get("data", {})
+  if not isinstance(old, Mapping):  # of an earlier version
+    return []
+  moved = _folder_of(before) != _folder_of(now)  # the state of other files, whatever is in them
+  changes = []
+  for split in new:
+    was, now_is = old.get(split), new[split]
+    if not isinstance(was, Mapping) or was == now_is:
+      continue
+    if was.get("examples") != now_is["examples"]:
+      changes.append(
+        f"the data of split {value_text(split)}, {value_text(was.get('examples'))} → {now_is['examples']}"
+        " examples"
+      )
+    elif was.get("state") != now_is["state"] and not moved:
+      changes.append(f"the files of the data (split {value_text(split)})")
+  return changes
+
+
+def _folder_of(record: Mapping[str, Any]) -> Any:
+  """Where a run's original files are."""
+  data = record["config"].get("data")
+  return data.get("manual_dir") if isinstance(data, Mapping) else None
+
+
+def save_period(record: Mapping[str, Any]) -> int:
+  """Steps between two saves of the run whose `config.json` holds `record`; 0 where it does not say."""
+  checkpoint = record["config"].get("checkpoint")
+  every = checkpoint.get("every_steps") if isinstance(checkpoint, Mapping) else 0
+  return every if type(every) is int and every > 0 else 0
+
+
+def value_text(value: Any) -> str:
+  """A value out of a file as it may stand in a message."""
+  text = printable(value if isinstance(value, str) else repr(value))
+  return text if len(text) <= _SHOWN_VALUE else f"{text[:_SHOWN_VALUE]}..."
 
 
 def _first_difference(before: Any, now: Any) -> str:
   if isinstance(before, Mapping):
     key = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
-    return f"{key} {before.get(key)} (now {now.get(key)})"
+    return f"{value_text(key)} {value_text(before.get(key))} (now {value_text(now.get(key))})"
   if len(before) != len(now):
     return f"{len(before)} (now {len(now)})"
   index = next(i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
-  return f"class {index} is {before[index]!r} (now {now[index]!r})"
+  return f"class {index} is '{value_text(before[index])}' (now '{value_text(now[index])}')"
 
 
 def say_changes(changes: list[str]) -> None:
@@ -229,7 +273,12 @@ def say_changes(changes: list[str]) -> None:
 def keep_history(workdir: epath.PathLike, before: Mapping[str, Any], *, step: int) -> None:
   """Adds the record of the last start to `config.history.jsonl`, as what was in force up to `step`."""
   path = epath.Path(workdir) / HISTORY
-  old = path.read_text() if path.exists() else ""
-  part = path.with_name(f"{HISTORY}.{uuid.uuid4().hex}.part")
-  part.write_text(old + json.dumps({"until_step": step, **before}) + "\n")
-  part.replace(path)
+  try:
+    old = path.read_bytes() if path.exists() else b""
+    part = path.with_name(f"{HISTORY}.{uuid.uuid4().hex}.part")
+    part.write_bytes(old + json.dumps({"until_step": step, **before}).encode() + b"\n")
+    part.replace(path)
+  except OSError as error:
+    raise UserError(
+      f"{str(path)!r} cannot be written ({error.strerror or error}); make room or choose another --workdir"
+    ) from None

@@ -14,6 +14,7 @@ from jaxseg import bucket
 from jaxseg.checkpoint.saving import by_whom
 from jaxseg.config import record
 from jaxseg.errors import UserError
+from jaxseg.train.resume import value_text
 
 
 def prepare(workdir: epath.PathLike, values: dict[str, Any], *, write: bool) -> None:
@@ -90,7 +91,9 @@ def _check_same_model(workdir: epath.PathLike, old: dict[str, Any], new: dict[st
   # The compute precision changes no array of a checkpoint.
   keys = sorted(key for key in before.keys() | now.keys() if not key.endswith("dtype"))
   changed = [
-    f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in keys if before.get(key) != now.get(key)
+    f"{value_text(key)} {value_text(repr(before.get(key)))} (now {value_text(repr(now.get(key)))})"
+    for key in keys
+    if before.get(key) != now.get(key)
   ]
   if changed:
     raise UserError(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import DataError, dataset_info, open_split, preparing
+from jaxseg.data import DataError, dataset_info, open_split, places
 from tests.data import miniature
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -159,24 +159,24 @@ print("labels", hashlib.sha256(b"".join(split[i]["label"].tobytes() for i in ran
 def test_where_prepared_data_goes(monkeypatch):
   monkeypatch.setenv("HOME", "/home/somebody")
   monkeypatch.delenv("JAXSEG_DATA_DIR", raising=False)
-  assert str(preparing.data_root("")) == "/home/somebody/.cache/jaxseg/datasets"
+  assert str(places.data_root("")) == "/home/somebody/.cache/jaxseg/datasets"
   monkeypatch.setenv("JAXSEG_DATA_DIR", "/elsewhere")
-  assert str(preparing.data_root("")) == "/elsewhere"
-  assert str(preparing.data_root("gs://bucket/data")) == "gs://bucket/data"
+  assert str(places.data_root("")) == "/elsewhere"
+  assert str(places.data_root("gs://bucket/data")) == "gs://bucket/data"
 
 
 def test_another_process_finishes_while_this_one_waits(config, monkeypatch, capsys):
   miniature.camvid(pathlib.Path(config.manual_dir))
-  lock = preparing._lock
+  lock = places.locked
 
   @contextlib.contextmanager
   def slow_lock(folder):
-    monkeypatch.setattr(preparing, "_lock", lock)
+    monkeypatch.setattr(places, "locked", lock)
     open_split(config, "train")
     with lock(folder):
       yield
 
-  monkeypatch.setattr(preparing, "_lock", slow_lock)
+  monkeypatch.setattr(places, "locked", slow_lock)
   assert len(open_split(config, "train")) == 4
   assert capsys.readouterr().out.count("preparing camvid") == 1
 

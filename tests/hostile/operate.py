@@ -3,11 +3,11 @@ r"""Random operation of one run, for as long as is asked: what a rough week does
   python -m tests.hostile.operate --minutes=120 [--seed=0] [--folder=DIR]
 
 Trains a small CGNet on a drawn folder and, at random, kills it, stops it, starts a second run on its workdir,
-evaluates it meanwhile, changes a value, changes the data, damages a file, or takes the disk away. After each
-operation: every process ended by success, by the signal that it was sent, or with one sentence; the log holds
-every step at most once, in order, as strict JSON; a score that `jaxseg eval` gives is the one that training
-logged for the step that both name. The end is a table of operations and a list of what was wrong; exit code 1
-where there is any.
+evaluates it meanwhile, changes a value, changes the data, damages a file, or takes the disk away. After
+each operation: every process ended by success, by the signal that it was sent, or with one sentence; the log
+holds every step once, in order and without a gap, as strict JSON; `best/score.json` and what `jaxseg eval`
+gives are the scores that training logged for the steps that they name. The end is a table of operations, of
+ends, and a list of what was wrong; exit code 1 where there is any.
 """
 
 import argparse
@@ -30,13 +30,14 @@ import cv2
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PATIENCE = 300  # seconds that any command may take on a busy machine
+PATIENCE = 900  # seconds that any command may take on a busy machine
 SETTINGS = (
   "--config=cgnet_m3n21_folder", "--config.data.classes=ground,box,ball", "--config.data.crop_size=(64,64)",
   "--config.model.encoder.num_blocks=(1,1)", "--config.batch_size=2", "--config.eval.every_steps=5",
   "--config.eval.batch_size=2", "--config.eval.canvases=exact", "--config.checkpoint.every_steps=5",
   "--config.log.panel_every_steps=0", "--config.log.every_steps=1",
-  "--config.optimizer.schedule.warmup_steps=0",
+  # Constant, so that another number of steps is no other program.
+  "--config.optimizer.schedule.warmup_steps=0", "--config.optimizer.schedule.name=constant",
 )  # fmt: skip
 # What a resume may take, and what it must refuse, since the weights would mean something else.
 TAKEN = ("batch_size=3", "optimizer.learning_rate=0.002", "data.flip=0.0", "seed=7")
@@ -47,10 +48,15 @@ REFUSED = (
 )
 # Ends that are not a fault of the program: done, bad input, preempted, Ctrl-C.
 SENTENCE, PREEMPTED, INTERRUPTED = 2, 75, 130
+NAMES = {
+  0: "success", SENTENCE: "a sentence", PREEMPTED: "saved after SIGTERM", INTERRUPTED: "Ctrl-C",
+  -signal.SIGKILL: "killed", -signal.SIGTERM: "SIGTERM before the program was there",
+  -signal.SIGINT: "Ctrl-C before the program was there",
+}  # fmt: skip
 
 
 def draw_folder(folder: pathlib.Path, count: int, rng: np.random.Generator) -> None:
-  """`count` pairs of a picture and its mask, 64 to 96 pixels a side."""
+  """`count` pairs of a picture and its mask, of three sizes: each size is a program of its own."""
   for index in range(count):
     draw_pair(folder, f"{index:03d}", rng)
 
@@ -58,7 +64,7 @@ def draw_folder(folder: pathlib.Path, count: int, rng: np.random.Generator) -> N
 def draw_pair(folder: pathlib.Path, name: str, rng: np.random.Generator) -> None:
   (folder / "images").mkdir(parents=True, exist_ok=True)
   (folder / "masks").mkdir(exist_ok=True)
-  height, width = (int(side) for side in rng.integers(64, 96, 2))
+  height, width = ((64, 64), (64, 96), (96, 80))[int(rng.integers(3))]
   mask = np.zeros((height, width), np.uint8)
   x, y = (int(v) for v in rng.integers(8, 56, 2))
   cv2.rectangle(mask, (x - 8, y - 8), (x + 10, y + 10), 1, -1)
@@ -78,7 +84,11 @@ class Week:
     self.pixels = np.random.default_rng(seed)
     draw_folder(self.data, 12, self.pixels)
     self.total, self.changes = 10, {}
+    self.data_changed_at = 0  # scores of steps up to here are of other data
+    self.files_damaged, self.log_damaged = False, False  # the log may lack lines
     self.done: collections.Counter[str] = collections.Counter()
+    self.ends: collections.Counter[str] = collections.Counter()
+    self.looked: collections.Counter[str] = collections.Counter()
     self.wrong: list[str] = []
 
   def command(self, *words: str, **options) -> subprocess.Popen:
@@ -121,6 +131,7 @@ class Week:
       self.fault(f"{operation} did not end in {PATIENCE} s", self.said(process))
       return -9
     text = self.said(process)
+    self.ends[NAMES.get(code, f"code {code}")] += 1
     if code not in codes:
       self.fault(f"{operation} ended with {code}, expected one of {sorted(codes)}", text)
     if "Traceback" in text:
@@ -143,8 +154,22 @@ class Week:
       except ValueError as error:
         self.fault(f"after {operation} the log holds {line[:80]!r}: {error}")
         return
-    if steps != sorted(set(steps)):
+    whole = list(range(1, len(steps) + 1))
+    if steps != (sorted(set(steps)) if self.log_damaged else whole):
       self.fault(f"after {operation} the log holds steps {steps}")
+    self.looked["log lines"] += len(steps)
+
+  def check_best(self, operation: str) -> None:
+    """The score that `best/` names is the one of its step in the log, where both name it."""
+    path = self.workdir / "best" / "score.json"
+    if not path.exists() or self.log_damaged or self.files_damaged:
+      return
+    score = json.loads(path.read_text())
+    logged = self.logged_score(score["step"])
+    # A run that was killed between the two writes has the score in one of them.
+    if logged is not None and score["mIoU"] != logged:
+      self.fault(f"after {operation} best/ holds step {score['step']} with {score['mIoU']}, the log {logged}")
+    self.looked["best/ against the log"] += 1
 
   def logged_score(self, step: int) -> float | None:
     path = self.workdir / "metrics.jsonl"
@@ -202,14 +227,12 @@ class Week:
   def start_a_second_run(self) -> None:
     first = self.train()
     if self.wait_for(first, r"compiling|step \d+/"):
-      words = self.folder / "second.out"
       second = subprocess.run(
         [sys.executable, "-m", "jaxseg", "train", *SETTINGS, f"--config.data.manual_dir={self.data}",
          f"--workdir={self.workdir}", f"--config.total_steps={self.total}"],
         cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
-        timeout=PATIENCE, check=False,
+        timeout=2 * PATIENCE, check=False,
       )  # fmt: skip
-      words.write_text(second.stdout + second.stderr)
       over = first.poll() is not None
       if not over and (second.returncode != SENTENCE or "Traceback" in second.stderr):
         self.fault(f"the second run ended with {second.returncode}", second.stdout + second.stderr)
@@ -225,14 +248,11 @@ class Week:
     if self.check_end(process, f"eval of {step}", set(codes)) == 0:
       report = json.loads((output / "report.json").read_text())
       logged = self.logged_score(report["step"])
-      if (
-        logged is not None
-        and not self.data_changed
-        and not math.isclose(logged, report["mIoU"], abs_tol=1e-6)
-      ):
+      if logged is None or report["step"] <= self.data_changed_at:
+        return
+      self.looked["scores of eval against the log"] += 1
+      if not math.isclose(logged, report["mIoU"], abs_tol=1e-6):
         self.fault(f"eval of step {report['step']} gives {report['mIoU']}, the log says {logged}")
-
-  data_changed = False
 
   def evaluate_while_training(self) -> None:
     process = self.train()
@@ -258,7 +278,7 @@ class Week:
         (self.data / part / f"{name}.png").unlink(missing_ok=True)
     else:
       draw_pair(self.data, name, self.pixels)
-    self.data_changed = True
+    self.data_changed_at = self.last_step()
     self.finish_training()
 
   def break_a_picture(self) -> None:
@@ -268,6 +288,11 @@ class Week:
     self.check_end(self.train(), "training with a broken picture", {SENTENCE, 0})
     victim.write_bytes(whole)
     self.finish_training()
+
+  def last_step(self) -> int:
+    path = self.workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
 
   def newest(self) -> pathlib.Path | None:
     steps = [p for p in (self.workdir / "checkpoints").glob("*") if p.name.isdigit()]
@@ -289,6 +314,8 @@ class Week:
         content[self.rng.randrange(len(content))] ^= self.rng.randrange(1, 256)
     victim.write_bytes(content)
     name = victim.relative_to(self.workdir)
+    self.files_damaged = True
+    self.log_damaged |= name.name == "metrics.jsonl"
     self.evaluate(frozenset({0, SENTENCE}))
     if self.check_end(self.train(), f"training after damage to {name}", {0, SENTENCE}) == SENTENCE:
       self.start_anew()
@@ -296,7 +323,8 @@ class Week:
   def start_anew(self) -> None:
     """What the sentence advises where nothing is left: another workdir."""
     shutil.rmtree(self.workdir, ignore_errors=True)
-    self.total, self.data_changed, self.changes = 10, False, {}
+    self.total, self.changes, self.data_changed_at = 10, {}, 0
+    self.files_damaged = self.log_damaged = False
     self.finish_training()
 
   def fill_the_disk(self) -> None:
@@ -339,6 +367,7 @@ class Week:
     operation()
     self.done[operation.__name__] += 1
     self.check_log(operation.__name__)
+    self.check_best(operation.__name__)
     print(f"{time.strftime('%H:%M:%S')} {operation.__name__}: {time.monotonic() - began:.0f} s", flush=True)
     if self.total > 200:
       self.start_anew()
@@ -359,6 +388,9 @@ def main() -> None:
   print(f"{sum(week.done.values())} operations, {len(week.wrong)} wrong")
   for name, count in week.done.most_common():
     print(f"  {count:4d}  {name}")
+  print(f"{sum(week.ends.values())} ends of a process, besides those of second runs")
+  for name, count in [*week.ends.most_common(), *week.looked.most_common()]:
+    print(f"  {count:5d}  {name}")
   print("\n\n".join(week.wrong))
   sys.exit(bool(week.wrong))
 

@@ -43,8 +43,8 @@ def chart(
   kept = [(s, *_points(s)) for s in series]
   kept = [(s, x, y) for s, x, y in kept if len(x)]
   if log_x:
-    kept = [(s, x[x > 0], y[x > 0]) for s, x, y in kept]
-  if not any(len(x) for _, x, _ in kept):
+    kept = [(s, x[x > 0], y[x > 0]) for s, x, y in kept if (x > 0).any()]
+  if not kept:
     return None
   scale = np.log10 if log_x else np.asarray
   x_low, x_high = x_range or _spread(np.concatenate([scale(x) for _, x, _ in kept]), exact=not log_x)
