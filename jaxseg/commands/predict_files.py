@@ -66,12 +66,16 @@ def find_files(places: Sequence[str]) -> Iterator[File]:
     )
 
 
-def read_size(path: pathlib.Path) -> tuple[int, int]:
-  """(rows, columns) of an image file, upright, from its header.
+def read_size(path: pathlib.Path, channels: int = 3) -> tuple[int, int]:
+  """(rows, columns) of an image file, upright, from its header; of other channels than three it is read.
 
   Raises:
     UserError: it is no image, or too small.
   """
+  if channels != 3:
+    size = read_image(path, channels).shape[:2]
+    check_size(path, size)
+    return size
   pillow = lazy.load("PIL.Image")
   try:
     with pillow.open(path) as image:
@@ -120,14 +124,14 @@ def write_results(
 ) -> None:
   """NAME.overlay.png, NAME.label.png and perhaps NAME.probabilities.npz, for `place` = .../NAME.jpg."""
   pillow = lazy.load("PIL.Image")
-  palette = np.asarray(net.palette, np.uint8)
+  palette = net.info.drawn.palette
   place.parent.mkdir(parents=True, exist_ok=True)
 
   def write(kind: str, data: bytes) -> None:
     # With the image's own suffix: a.png and a.jpg are two images.
     outputs.write(outputs.epath.Path(place.with_name(f"{place.name}.{kind}")), data)
 
-  write("overlay.png", png(blend(image, labels, palette, opacity)))
+  write("overlay.png", png(blend(as_rgb(image), labels, palette, opacity)))
   if len(palette) <= 256:
     ids = pillow.fromarray(labels.astype(np.uint8))
     ids.putpalette(palette.reshape(-1).tolist())

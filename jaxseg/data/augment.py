@@ -108,9 +108,13 @@ def _rotated(
   height, width = label.shape
   matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
   size = (width, height)
-  image = cv2.warpAffine(
-    image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
-  )
+  how = dict(flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+  # OpenCV has a border's colour for up to four channels.
+  parts = [
+    cv2.warpAffine(image[..., i : i + 3], matrix, size, borderValue=fill[i : i + 3], **how)
+    for i in range(0, image.shape[2], 3)
+  ]
+  image = np.dstack(parts)
   label = cv2.warpAffine(
     label, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE_LABEL
   )
@@ -133,9 +137,9 @@ def _transformed(
   else:
     new = transform(image, label, rng)
   for what, before, after in zip(("image", "label"), (image, label), new, strict=True):
-    if not isinstance(after, np.ndarray) or after.shape != before.shape or after.dtype != np.uint8:
+    if not isinstance(after, np.ndarray) or after.shape != before.shape or after.dtype != before.dtype:
       got = f"{getattr(after, 'dtype', type(after).__name__)} of shape {np.shape(after)}"
       raise DataError(
-        f"the transform of data.extra gives as {what} {got}; expected uint8 of shape {before.shape}"
+        f"the transform of data.extra gives as {what} {got}; expected {before.dtype} of shape {before.shape}"
       )
   return new

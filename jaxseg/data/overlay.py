@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxseg.data.source import DatasetInfo
+from jaxseg.data.source import DatasetInfo, as_rgb
 from jaxseg.types import IGNORE_LABEL
 
 _COLUMNS = 4
@@ -25,6 +25,7 @@ def sheet(examples: Sequence[dict[str, Any]], info: DatasetInfo) -> UInt8[np.nda
   Pixels without a label keep the picture's own colours. An example whose "label" is
   a number shows its class in the caption.
   """
+  info = info.drawn
   cells = [_cell(example, info) for example in examples]
   rows = -(-len(cells) // _COLUMNS)
   width = _COLUMNS * (_WIDTH + _GAP) + _GAP
@@ -50,7 +51,7 @@ def blend(
 
 
 def _cell(example: dict[str, Any], info: DatasetInfo) -> UInt8[np.ndarray, "_ _ 3"]:
-  image, label = example["image"], example["label"]
+  image, label = as_rgb(example["image"]), example["label"]
   scale = min(_WIDTH / image.shape[1], _HEIGHT / image.shape[0])
   size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
   shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer
 
 from jaxseg.data import files, images, preparing
 from jaxseg.data.source import DataError
@@ -69,6 +69,7 @@ def original(
   train_table: Int[np.ndarray, "65536"] | None = None,
   read: Read = read,
   absent: Mapping[str, str] | None = None,
+  kind: Any = np.uint8,
 ) -> preparing.Original:
   """The data set below `root` (None = only what is prepared).
 
@@ -81,6 +82,7 @@ def original(
     train_table: another one for reading what was stored, where several share a prepared copy.
     read: a pair's examples; a function at the top of a module, since workers get it pickled.
     absent: split → why it cannot be had.
+    kind: type of the train ids.
   """
   return preparing.Original(
     builder=builder,
@@ -88,7 +90,7 @@ def original(
     find=find,
     load=functools.partial(load, read, table),
     # Ids were checked when they were stored: no -1 is left.
-    decode=functools.partial(decode, (table if train_table is None else train_table).astype(np.uint8)),
+    decode=functools.partial(decode, (table if train_table is None else train_table).astype(kind)),
     watch=() if root is None else tuple(os.fspath(root / path) for path in watch),
     salt=table.tobytes(),
     absent=absent or {},
@@ -108,7 +110,7 @@ def load(read: Read, table: Int[np.ndarray, "65536"], pair: Pair) -> list[dict[s
   return records
 
 
-def decode(table: UInt8[np.ndarray, "65536"], record: Mapping[str, Any]) -> dict[str, Any]:
+def decode(table: Integer[np.ndarray, "65536"], record: Mapping[str, Any]) -> dict[str, Any]:
   """The example of a record, raw ids as train ids."""
   return {
     "image": images.decode_image(record["image"]),

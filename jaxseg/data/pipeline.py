@@ -353,8 +353,9 @@ class SameSize:
   def collate(
     self, examples: Sequence[dict[str, Any]], *, sizes: Sequence[tuple[int, int]], count: int
   ) -> Batch:
+    channels = np.shape(examples[0]["image"])[2] if len(examples) else 3
     blank = {
-      "image": np.zeros((*sizes[0], 3), np.uint8),
+      "image": np.zeros((*sizes[0], channels), np.uint8),
       "label": np.full(sizes[0], IGNORE_LABEL, np.uint8),
       "id": "",
     }

@@ -229,7 +229,7 @@ def apply_geometry(
   picture = crop_image(image, geometry, crop_size=crop_size, exact=exact)
   rows, columns = _places(label.shape, geometry.size, (geometry.top, geometry.left), crop_size)
   if geometry.flip:
-    picture, columns = cv2.flip(picture, 1), columns[::-1]
+    picture, columns = _with_channels(cv2.flip(picture, 1)), columns[::-1]
   ids = _take(label, rows, columns)
   if picture.shape[:2] == tuple(crop_size):
     return np.ascontiguousarray(picture), ids
@@ -242,8 +242,8 @@ def _padded(
 ) -> np.ndarray:
   """`part` in its box, and `fill` around it, written once: most of the time is memory's."""
   top, left, bottom, right = box
-  out = np.empty((*crop_size, *part.shape[2:]), np.uint8)
-  row = np.empty(out.shape[1:], np.uint8)
+  out = np.empty((*crop_size, *part.shape[2:]), part.dtype)
+  row = np.empty(out.shape[1:], part.dtype)
   row[:] = fill  # rows are copied faster than single colours
   out[:top], out[bottom:] = row, row
   out[top:bottom, :left], out[top:bottom, right:] = row[:left], row[right:]
@@ -299,7 +299,7 @@ def _resample(
   pixels = geometry.size[0] * geometry.size[1]
   if pixels <= _WHOLE_PIXELS and (exact or pixels <= _WHOLE_CROPS * height * width):
     h, w = geometry.size
-    whole = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
+    whole = _with_channels(cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR))
     return whole[geometry.top : geometry.top + height, geometry.left : geometry.left + width]
   # From OpenCV 5 on this is within one grey level of cv2.resize; 4.x rounds positions
   # to 1/32 pixel, which is up to six levels between black and white neighbours.
@@ -308,10 +308,16 @@ def _resample(
   # Only the source pixels that the crop shows: the rest would be copied in vain.
   y, x = max(int(ty) - 2, 0), max(int(tx) - 2, 0)
   part = image[y : int(ty + height * sy) + 3, x : int(tx + width * sx) + 3]
-  return cv2.warpAffine(
+  crop = cv2.warpAffine(
     part,
     np.array([[sx, 0.0, tx - x], [0.0, sy, ty - y]]),
     (width, height),
     flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
     borderMode=cv2.BORDER_REPLICATE,
   )
+  return _with_channels(crop)
+
+
+def _with_channels(image: np.ndarray) -> np.ndarray:
+  """With the third axis that OpenCV drops of a grey image."""
+  return image[..., None] if image.ndim == 2 else image

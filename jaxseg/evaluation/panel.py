@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from jaxseg.data.source import as_rgb
 from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
@@ -47,7 +48,11 @@ def panel(
     raise UserError("there are no images to show")
   fitted = []
   for image, label, prediction in zip(images, labels, predictions, strict=True):
-    pictures = [image, _colours(label, palette, ignore_label), _colours(prediction, palette, ignore_label)]
+    pictures = [
+      as_rgb(image),
+      _colours(label, palette, ignore_label),
+      _colours(prediction, palette, ignore_label),
+    ]
     fitted.append([_fit(p, interpolate=i == 0) for i, p in enumerate(pictures)])
   column = max(pictures[0].shape[1] for pictures in fitted)
   body = np.concatenate([_row(pictures, column) for pictures in fitted])

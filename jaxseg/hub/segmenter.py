@@ -48,6 +48,11 @@ class Segmenter:
     if crf is not None:
       self._refine = Refiner(steps=crf.get("steps", 10), method=crf.get("method", "exact"))
 
+  @property
+  def channels(self) -> int:
+    """Of an image."""
+    return self._preprocess.channels
+
   def key(self, size: tuple[int, int]) -> Hashable:
     """What images of one batch have in common, from an image's rows and columns."""
     return self.rule.key(self._preprocess.size or self._inputs.get(tuple(size), tuple(size)))
@@ -152,7 +157,8 @@ def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]) -> UInt8[
   cv2 = lazy.load("cv2")
   smaller = size[0] * size[1] < image.shape[0] * image.shape[1]
   how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-  return cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=how)
+  resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=how)
+  return resized.reshape(*resized.shape[:2], -1)  # OpenCV drops the only channel of a grey image
 
 
 @functools.lru_cache(maxsize=8)
@@ -169,7 +175,7 @@ def published_size(image: UInt8[AnyArray, "*b _ _ 3"], preprocess: Preprocess) -
     method = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}[preprocess.resize]
     rows, columns = preprocess.size
     for size in ((image.shape[-3], columns), (rows, columns)):
-      shape = (*image.shape[:-3], *size, 3)
+      shape = (*image.shape[:-3], *size, image.shape[-1])
       resized = jax.image.resize(image.astype(jnp.float32), shape, method)
       image = jnp.clip(jnp.floor(resized + 0.5), 0, 255).astype(jnp.uint8)
   return image
