@@ -28,7 +28,7 @@ _FOLDERS = {"voc": "results/VOC2012/Segmentation/comp6_test_cls"}
 _ENDS = {"cityscapes": "_pred_labelIds.png"}
 
 
-def to_server_ids(label: Integer[np.ndarray, "h w"], *, dataset: str) -> UInt8[np.ndarray, "h w"]:
+def to_server_ids(label: Integer[np.ndarray, "h w"], *, dataset: str) -> Integer[np.ndarray, "h w"]:
   """Class ids of jaxseg → what the server of `dataset` reads."""
   if dataset == "cityscapes":
     return np.asarray(cityscapes.LABEL_IDS, np.uint8)[label]
@@ -69,7 +69,7 @@ def file_name(name: str, dataset: str) -> pathlib.PurePosixPath:
 
 def write_labels(
   folder: epath.PathLike,
-  pictures: Iterator[tuple[str, UInt8[np.ndarray, "h w 3"]]],
+  pictures: Iterator[tuple[str, UInt8[np.ndarray, "h w c"]]],
   *,
   predict: Callable[[np.ndarray], np.ndarray],
   info: DatasetInfo,

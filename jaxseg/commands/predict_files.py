@@ -115,7 +115,7 @@ def blend(
 
 def write_results(
   place: pathlib.Path,
-  image: UInt8[np.ndarray, "h w 3"],
+  image: UInt8[np.ndarray, "h w c"],
   labels: Integer[np.ndarray, "h w"],
   probabilities: Float[np.ndarray, "h w k"] | None,
   *,

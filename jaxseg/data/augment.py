@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 
 from jaxseg.data.source import DataError
 from jaxseg.types import IGNORE_LABEL
@@ -44,12 +44,12 @@ class Extra:
 
   def __call__(
     self,
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
+    image: UInt8[np.ndarray, "h w c"],
+    label: Integer[np.ndarray, "h w"],
     rng: np.random.Generator,
     *,
-    fill: tuple[int, int, int],
-  ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+    fill: tuple[int, ...],
+  ) -> tuple[UInt8[np.ndarray, "h w c"], Integer[np.ndarray, "h w"]]:
     """The changed crop, of the same size.
 
     Raises:
@@ -103,7 +103,7 @@ def load_transform(path: str) -> Any:
 
 
 def _rotated(
-  image: np.ndarray, label: np.ndarray, degrees: float, fill: tuple[int, int, int]
+  image: np.ndarray, label: np.ndarray, degrees: float, fill: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
   height, width = label.shape
   matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)

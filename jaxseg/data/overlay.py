@@ -5,7 +5,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 
 from jaxseg.data.source import DatasetInfo, as_rgb
 from jaxseg.types import IGNORE_LABEL
@@ -41,7 +41,7 @@ def sheet(examples: Sequence[dict[str, Any]], info: DatasetInfo) -> UInt8[np.nda
 
 
 def blend(
-  image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], info: DatasetInfo
+  image: UInt8[np.ndarray, "h w 3"], label: Integer[np.ndarray, "h w"], info: DatasetInfo
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Half picture, half the colour of the class; where there is no label, the picture."""
   shown = (label != IGNORE_LABEL) & (label < info.num_classes)

@@ -1,9 +1,10 @@
 """Data sets that are pairs of files, a picture and a mask: finding them, storing them, reading them back.
 
 A data set is a subclass of `PairBuilder` and an `Original` (made by `original`) that
-says where its pairs lie and what its ids mean. Bytes of pictures and masks are stored as
-they are; raw ids become train ids when a mask is read. Masks that are no pictures of ids
-(colours, MATLAB files, run lengths) are stored as PNG by the data set's own `read`.
+says where its pairs lie and what its ids mean. Pictures are stored byte for byte, masks as
+their raw ids (`packed.py`; copies that were prepared before hold the masks' own files, and are
+read, too), which become train ids when a mask is read. Masks that are no pictures of ids
+(colours, MATLAB files, run lengths) become PNG by the data set's own `read`.
 """
 
 import functools
@@ -16,7 +17,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from jaxtyping import Int, Integer
 
-from jaxseg.data import files, images, preparing
+from jaxseg.data import files, images, packed, preparing
 from jaxseg.data.source import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -106,7 +107,9 @@ def load(read: Read, table: Int[np.ndarray, "65536"], pair: Pair) -> list[dict[s
   records = []
   for example in read(pair):
     images.check_pair(example.image, example.mask, image_path=pair.image, mask_path=pair.mask, table=table)
-    records.append({"image": example.image, "label": example.mask, "id": example.id})
+    # Ids, packed, are read in a small part of the time that a PNG takes (benchmarks/host.py).
+    mask = packed.pack(images.decode_mask(example.mask))
+    records.append({"image": example.image, "label": mask, "id": example.id})
   return records
 
 

@@ -59,7 +59,7 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   rows: Sequence[int] | None = None,
-  fill: tuple[int, int, int] = MEAN_FILL,
+  fill: tuple[int, ...] = MEAN_FILL,
   source: Source | None = None,
 ) -> Iterator[Batch]:
   """Endless augmented batches from `start_step` on: this process's rows of each global batch.
@@ -133,7 +133,7 @@ def batches(
   process_index: int = 0,
   process_count: int = 1,
   rows: Sequence[int] | None = None,
-  fill: tuple[int, int, int] = MEAN_FILL,
+  fill: tuple[int, ...] = MEAN_FILL,
 ) -> Iterator[Batch]:
   """`train_batches` of any source: of your own, of TFDS, of Hugging Face (`jaxseg.data.sources`).
 
@@ -275,7 +275,7 @@ def read_in_threads(load: grain.transforms.Map, count: int, workers: int) -> Ite
 class _Augment(grain.transforms.MapWithIndex):
   rule: GeometryRule
   seed: int
-  fill: tuple[int, int, int]
+  fill: tuple[int, ...]
   extra: Extra
 
   def map_with_index(self, index: int, element: dict[str, Any]) -> dict[str, Any]:

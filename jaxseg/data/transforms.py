@@ -13,7 +13,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer, UInt8
 
 from jaxseg.data.source import DataError
 from jaxseg.types import IGNORE_LABEL
@@ -115,7 +115,7 @@ def draw_geometry(
   shape: tuple[int, int],
   rule: GeometryRule,
   *,
-  label: UInt8[np.ndarray, "h w"] | None = None,
+  label: Integer[np.ndarray, "h w"] | None = None,
 ) -> Geometry:
   """Draws scale, crop offset and flip for an image of `shape` (h, w).
 
@@ -192,16 +192,16 @@ def _is_mixed(counts: np.ndarray, cat_max_ratio: float) -> bool:
 
 
 def crop_label(
-  label: UInt8[np.ndarray, "h w"], geometry: Geometry, *, crop_size: tuple[int, int]
-) -> UInt8[np.ndarray, "_ _"]:
+  label: Integer[np.ndarray, "h w"], geometry: Geometry, *, crop_size: tuple[int, int]
+) -> Integer[np.ndarray, "_ _"]:
   """The crop of the resized label, at most `crop_size`, neither mirrored nor padded."""
   offset = (geometry.top, geometry.left)
   return _take(label, *_places(label.shape, geometry.size, offset, crop_size))
 
 
 def crop_image(
-  image: UInt8[np.ndarray, "h w 3"], geometry: Geometry, *, crop_size: tuple[int, int], exact: bool = True
-) -> UInt8[np.ndarray, "_ _ 3"]:
+  image: UInt8[np.ndarray, "h w c"], geometry: Geometry, *, crop_size: tuple[int, int], exact: bool = True
+) -> UInt8[np.ndarray, "_ _ c"]:
   """The crop of the resized image, at most `crop_size`, neither mirrored nor padded.
 
   `exact=False` allows one grey level of difference from the reference where that is faster.
@@ -214,16 +214,16 @@ def crop_image(
 
 
 def apply_geometry(
-  image: UInt8[np.ndarray, "h w 3"],
-  label: UInt8[np.ndarray, "h w"],
+  image: UInt8[np.ndarray, "h w c"],
+  label: Integer[np.ndarray, "h w"],
   geometry: Geometry,
   *,
   crop_size: tuple[int, int],
-  fill: tuple[int, int, int] = MEAN_FILL,
+  fill: tuple[int, ...] = MEAN_FILL,
   pad: Pad = "after_flip",
   exact: bool = True,
 ) -> tuple[
-  UInt8[np.ndarray, "{crop_size[0]} {crop_size[1]} 3"], UInt8[np.ndarray, "{crop_size[0]} {crop_size[1]}"]
+  UInt8[np.ndarray, "{crop_size[0]} {crop_size[1]} c"], Integer[np.ndarray, "{crop_size[0]} {crop_size[1]}"]
 ]:
   """The crop; where the resized image is smaller, the rest is `fill` and label 255; `exact`: `crop_image`."""
   picture = crop_image(image, geometry, crop_size=crop_size, exact=exact)
@@ -291,8 +291,8 @@ def _nearest(edges: np.ndarray, source: int) -> Int[np.ndarray, "n"]:
 
 
 def _resample(
-  image: UInt8[np.ndarray, "h w 3"], geometry: Geometry, height: int, width: int, exact: bool
-) -> UInt8[np.ndarray, "{height} {width} 3"]:
+  image: UInt8[np.ndarray, "h w c"], geometry: Geometry, height: int, width: int, exact: bool
+) -> UInt8[np.ndarray, "{height} {width} c"]:
   """Bilinear with half-pixel centres and no antialiasing (cv2.resize's rule), cropped."""
   if geometry.size == image.shape[:2]:
     return image[geometry.top : geometry.top + height, geometry.left : geometry.left + width]

@@ -27,7 +27,7 @@ _COLUMN = 320
 
 
 def panel(
-  images: UInt8[AnyArray, "n h w 3"] | Sequence[UInt8[AnyArray, "_ _ 3"]],
+  images: UInt8[AnyArray, "n h w c"] | Sequence[UInt8[AnyArray, "_ _ c"]],
   labels: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
   predictions: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
   palette: UInt8[AnyArray, "k 3"],
@@ -65,7 +65,7 @@ def panel(
 
 def save_panel(
   path: str | os.PathLike,
-  images: UInt8[AnyArray, "n h w 3"] | Sequence[UInt8[AnyArray, "_ _ 3"]],
+  images: UInt8[AnyArray, "n h w c"] | Sequence[UInt8[AnyArray, "_ _ c"]],
   labels: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
   predictions: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
   palette: UInt8[AnyArray, "k 3"],

@@ -34,7 +34,7 @@ def places_of(model: nn.Module, variables: Any, size: tuple[int, int]) -> dict[s
 def receptive_fields(
   model: nn.Module,
   variables: Mapping[str, Any],
-  images: Sequence[UInt8[AnyArray, "h w 3"]],
+  images: Sequence[UInt8[AnyArray, "h w c"]],
   *,
   preprocess: Preprocess,
   places: Sequence[str],

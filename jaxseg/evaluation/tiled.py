@@ -26,7 +26,7 @@ _HELD = 1 << 27
 def predict_tiled(
   apply: Callable[[Mapping[str, Any], Array], Array],
   variables: Mapping[str, Any],
-  image: UInt8[AnyArray, "h w 3"],
+  image: UInt8[AnyArray, "h w c"],
   *,
   preprocess: Preprocess,
   num_classes: int,

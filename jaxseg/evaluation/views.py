@@ -105,8 +105,8 @@ def collate_batch(rule: InferenceRule, batch: Batch) -> Batch:
 
 
 def resize_picture(
-  image: UInt8[np.ndarray, "_ _ 3"], steps: Sequence[tuple[int, int]]
-) -> UInt8[np.ndarray, "_ _ 3"]:
+  image: UInt8[np.ndarray, "_ _ c"], steps: Sequence[tuple[int, int]]
+) -> UInt8[np.ndarray, "_ _ c"]:
   """Bilinear resizes of an 8-bit picture to each of `steps` (rows, columns) in turn, OpenCV's rounding."""
   for rows, columns in steps:
     if image.shape[:2] != (rows, columns):

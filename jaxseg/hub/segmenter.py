@@ -89,7 +89,7 @@ class Segmenter:
         yield numbers[start : start + rows], rows
 
   def labels(
-    self, images: Sequence[UInt8[AnyArray, "_ _ 3"]], *, count: int | None = None
+    self, images: Sequence[UInt8[AnyArray, "_ _ c"]], *, count: int | None = None
   ) -> list[Int[np.ndarray, "_ _"]]:
     """The class of every pixel of images of one key, each at its own size.
 
@@ -102,17 +102,17 @@ class Segmenter:
     labels = np.asarray(self._predictor.labels(self._variables, batch))
     return [label[: image.shape[0], : image.shape[1]] for label, image in zip(labels, images, strict=False)]
 
-  def scores(self, image: UInt8[AnyArray, "h w 3"]) -> Float[np.ndarray, "h w k"]:
+  def scores(self, image: UInt8[AnyArray, "h w c"]) -> Float[np.ndarray, "h w k"]:
     """Log probabilities before the CRF."""
     batch = self._batch([image], None)
     scores = self._predictor.scores(self._variables, batch)
     return np.asarray(scores[0, : image.shape[0], : image.shape[1]])
 
-  def probabilities(self, image: UInt8[AnyArray, "h w 3"]) -> Float[np.ndarray, "h w k"]:
+  def probabilities(self, image: UInt8[AnyArray, "h w c"]) -> Float[np.ndarray, "h w k"]:
     """Of every class, after the CRF where there is one."""
     return np.exp(self.scores(image)) if self._crf is None else np.asarray(self.refined(image))
 
-  def refined(self, image: UInt8[AnyArray, "h w 3"]) -> Float[jax.Array, "h w k"]:
+  def refined(self, image: UInt8[AnyArray, "h w c"]) -> Float[jax.Array, "h w k"]:
     """The CRF's probabilities."""
     return self._refine(-self.scores(image), image, self._crf["kernels"])
 
@@ -151,7 +151,7 @@ def nearby_sizes(
   return {size: tuple(rounded[i].tolist()) for size, i in zip(distinct, nearest, strict=True)}
 
 
-def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _ 3"]:
+def _resized(image: UInt8[np.ndarray, "_ _ c"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _ c"]:
   if image.shape[:2] == tuple(size):
     return image
   cv2 = lazy.load("cv2")
@@ -167,7 +167,7 @@ def _predictor(model: nn.Module, preprocess: Preprocess, rule: InferenceRule) ->
   return Predictor(model, rule=rule, preprocess=preprocess)
 
 
-def published_size(image: UInt8[AnyArray, "*b _ _ 3"], preprocess: Preprocess) -> UInt8[AnyArray, "*b _ _ 3"]:
+def published_size(image: UInt8[AnyArray, "*b _ _ c"], preprocess: Preprocess) -> UInt8[AnyArray, "*b _ _ c"]:
   """Images at the size that the published pipeline resizes them to, where `preprocess` says so."""
   if preprocess.size is not None and tuple(preprocess.size) != image.shape[-3:-1]:
     # The published pipelines resize the 8-bit picture with Pillow: antialiased, columns first,

@@ -140,7 +140,7 @@ class Evaluator:
 
   def predictor(
     self, variables: Any, *, sizes: Sequence[tuple[int, int]] | None = None
-  ) -> Callable[[UInt8[np.ndarray, "h w 3"]], Int[np.ndarray, "h w"]]:
+  ) -> Callable[[UInt8[np.ndarray, "h w c"]], Int[np.ndarray, "h w"]]:
     """A picture → its label map in the data's classes; every process of a job has to call it together.
 
     With `sizes`, those of all pictures to come, they are padded to one canvas, so that one network is

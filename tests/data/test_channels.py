@@ -48,7 +48,7 @@ def test_many_channels_to_the_value(tmp_path, suffix):
   np.testing.assert_array_equal(source[0]["image"], np.floor(image * 0.255 + 0.5))
   assert source.size(0) == SIZE
   for key, value in dict(rotate=20.0, flip=1.0, flip_vertical=1.0, blur=1.0).items():
-    config[key] = value
+    setattr(config, key, value)
   batch = next(data.train_batches(config, batch_size=2, seed=0, start_step=0, fill=tuple(range(6))))
   assert batch["image"].shape == (2, *config.crop_size, 6)
   assert next(data.eval_batches(config, "train", batch_size=2))["image"].shape == (2, *SIZE, 6)

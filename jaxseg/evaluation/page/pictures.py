@@ -46,7 +46,7 @@ class Example:
 def make_example(
   chosen: Chosen,
   name: str,
-  image: UInt8[np.ndarray, "h w 3"],
+  image: UInt8[np.ndarray, "h w c"],
   label: Integer[np.ndarray, "h w"],
   predictions: Sequence[tuple[str, Integer[np.ndarray, "h w"]]],
   palette: UInt8[np.ndarray, "k 3"],
