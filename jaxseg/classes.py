@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from jaxseg.types import AnyArray
-
 # Where a pixel may have several classes or none, its label is a whole number of which each class is a bit:
 # 1, 2, 4, ... 64, then 256, 512, ... The bit 128 stands for none, so that 255 (no label) is never a set of
 # classes. A mask has 16 bits.
@@ -113,8 +111,11 @@ def class_bits(num_classes: int) -> Integer[np.ndarray, "{num_classes}"]:
   return (1 << (index + (index >= _LEFT_OUT))).astype(np.int32)
 
 
-def members(label: Integer[AnyArray, "*b"], num_classes: int) -> Bool[AnyArray, "*b {num_classes}"]:
-  """Which classes a pixel has, from a label of several classes; whatever 255 says is to be ignored."""
+def members(label: Any, num_classes: int) -> Any:
+  """Which classes a pixel has, *b k of bool, from labels of several classes, *b of NumPy or JAX.
+
+  Of a pixel without a label (255) it says nothing.
+  """
   return (label[..., None] & class_bits(num_classes).astype(label.dtype)) != 0
 
 

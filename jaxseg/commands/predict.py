@@ -35,6 +35,7 @@ from jaxseg.classes import as_label
 from jaxseg.commands import outputs, predict_files, predict_video
 from jaxseg.commands.flags import parse_numbers, parse_size
 from jaxseg.commands.predict_files import File
+from jaxseg.commands.predict_windows import Windows, sides
 from jaxseg.config.values import nearest
 from jaxseg.console import print_line, printable
 from jaxseg.crf import Settings
@@ -42,14 +43,10 @@ from jaxseg.data import overlay
 from jaxseg.data.progress import Progress
 from jaxseg.data.source import as_rgb
 from jaxseg.errors import UserError
-from jaxseg.evaluation.decision import threshold_of
-from jaxseg.evaluation.inference import forward
 from jaxseg.evaluation.rule import InferenceRule
-from jaxseg.evaluation.tiled import predict_tiled
 from jaxseg.hub import Net, from_pretrained
 from jaxseg.hub.reading import read_image
 from jaxseg.hub.segmenter import Segmenter
-from jaxseg.models import align_corners_of
 
 _THUMBNAIL = 320  # the longer side of an image on the contact sheet
 _MOST_SHOWN = 24
@@ -160,7 +157,7 @@ def _segment(
     rule=rule,
     crf=None if crf is None else dict(kernels=crf.kernels, steps=crf.steps, method=crf.method),
   )
-  by_windows = _Windows(net, flags, rule.threshold)
+  by_windows = Windows(net, flags, rule.threshold)
   batch_size = flags.batch_size or (1 if jax.default_backend() == "cpu" else 8)
   began, shown, frames = time.monotonic(), [], 0
   with Progress(len(files)) as progress, _Writes(net, output, flags.opacity) as writes:
@@ -295,32 +292,12 @@ class _Writes:
         pending.result()
 
 
-class _Windows:
-  """Label maps of images that are too large for the network at once."""
-
-  def __init__(self, net: Net, flags: argparse.Namespace, threshold: float):
-    self._net, self._threshold = net, threshold_of(net.model, threshold)
-    self._crop, self._stride = _windows(flags)
-    model = forward(net.model)
-    self._apply = lambda variables, windows: model(variables, windows)["logits"]
-
-  def __call__(self, image: np.ndarray, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-    return predict_tiled(
-      self._apply,
-      self._net.variables,
-      image,
-      preprocess=self._net.preprocess,
-      num_classes=len(self._net.classes),
-      crop_size=self._crop,
-      stride=self._stride,
-      align_corners=align_corners_of(self._net.model),
-      threshold=self._threshold,
-      progress=progress,
-    )
-
-
 def _frame_labels(
-  frames: Sequence[np.ndarray], rows: int, segmenter: Segmenter, by_windows: _Windows, mode: str
+  frames: Sequence[np.ndarray],
+  rows: int,
+  segmenter: Segmenter,
+  by_windows: predict_windows.Windows,
+  mode: str,
 ) -> list[np.ndarray]:
   if frames[0].shape[0] * frames[0].shape[1] > predict_files.LARGE and mode == "auto":
     return [by_windows(frame) for frame in frames]
@@ -357,7 +334,7 @@ def make_rule(flags: argparse.Namespace, known: Any) -> tuple[InferenceRule, Set
   if known:
     rule = lazy.load("jaxseg.config.rule").make_inference_rule(known)
     values = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
-  crop, stride = _windows(flags)
+  crop, stride = sides(flags)
   if flags.mode != "auto":
     values["mode"] = flags.mode
     if flags.mode == "slide":
@@ -376,17 +353,6 @@ def make_rule(flags: argparse.Namespace, known: Any) -> tuple[InferenceRule, Set
     values["threshold"] = flags.threshold
   crf = None if flags.crf is None else _crf(flags.crf, dict(known.get("crf", {})))
   return InferenceRule(**values), crf
-
-
-def _windows(flags: argparse.Namespace) -> tuple[tuple[int, int], tuple[int, int]]:
-  crop = parse_size(flags.crop_size or "512x512", "--crop_size")
-  stride = parse_size(flags.stride, "--stride") if flags.stride else tuple(max(1, s * 2 // 3) for s in crop)
-  if any(s > c for s, c in zip(stride, crop, strict=True)):
-    raise UserError(
-      f"--stride {flags.stride} is larger than the windows, so that pixels would be skipped; give at most"
-      f" {crop[0]}x{crop[1]}"
-    )
-  return crop, stride
 
 
 def _crf(text: str, known: dict[str, Any]) -> Settings:

@@ -111,7 +111,7 @@ class Predictor:
 
   def count(
     self, variables: Mapping[str, Any], batch: Batch, *, num_classes: int, ignore_label: int = IGNORE_LABEL
-  ) -> Int[Array, "{num_classes} {num_classes}"]:
+  ) -> Int[Array, "k k"] | Int[Array, "k 2 2"]:
     """Confusion matrix int32 [truth, prediction] over the batch of all processes."""
     batch = self._prepared(batch)
     settings = dict(num_classes=num_classes, ignore_label=ignore_label)
