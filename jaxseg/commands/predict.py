@@ -296,7 +296,7 @@ def _frame_labels(
   frames: Sequence[np.ndarray],
   rows: int,
   segmenter: Segmenter,
-  by_windows: predict_windows.Windows,
+  by_windows: Windows,
   mode: str,
 ) -> list[np.ndarray]:
   if frames[0].shape[0] * frames[0].shape[1] > predict_files.LARGE and mode == "auto":
