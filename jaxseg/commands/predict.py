@@ -199,6 +199,7 @@ def _segment(
           lambda pixels: _frame_labels(pixels, batch_size, segmenter, by_windows, flags.mode),
           palette=net.info.drawn.palette,
           opacity=flags.opacity,
+          multi_label=net.info.multi_label,
           batch_size=batch_size,
           progress=_say_now_and_then(printable(file.name), "frames"),
         )

@@ -103,13 +103,20 @@ def blend(
   labels: Integer[np.ndarray, "h w"],
   palette: UInt8[np.ndarray, "k 3"],
   opacity: float,
+  *,
+  multi_label: bool = False,
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """The image with the classes' colours laid over it; in strips, as a large image has no room for floats."""
+  """The image with the classes' colours laid over it, with `multi_label` only where there is a class.
+
+  In strips, as a large image has no room for floats.
+  """
   mixed = np.empty_like(image)
   for top in range(0, len(image), 256):
     rows = slice(top, top + 256)
     colors = palette[labels[rows]]
     mixed[rows] = np.round(image[rows] * np.float32(1 - opacity) + colors * np.float32(opacity))
+    if multi_label:
+      mixed[rows] = np.where(labels[rows][..., None] == 0, image[rows], mixed[rows])
   return mixed
 
 
@@ -131,7 +138,7 @@ def write_results(
     # With the image's own suffix: a.png and a.jpg are two images.
     outputs.write(outputs.epath.Path(place.with_name(f"{place.name}.{kind}")), data)
 
-  write("overlay.png", png(blend(as_rgb(image), labels, palette, opacity)))
+  write("overlay.png", png(blend(as_rgb(image), labels, palette, opacity, multi_label=net.info.multi_label)))
   if len(palette) <= 256:
     ids = pillow.fromarray(labels.astype(np.uint8))
     ids.putpalette(palette.reshape(-1).tolist())

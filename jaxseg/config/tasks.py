@@ -21,7 +21,14 @@ from jaxseg.models import align_corners_of
 from jaxseg.types import IGNORE_LABEL
 
 # Settings of losses that have words of their own on the card, or a row.
-_SHARED_SETTINGS = ("normalize_by", "class_weights", "ignore_label", "label_smoothing", "align_corners")
+_SHARED_SETTINGS = (
+  "normalize_by",
+  "class_weights",
+  "ignore_label",
+  "label_smoothing",
+  "align_corners",
+  "multi_label",
+)
 # Data sets whose pixels may have several classes.
 _MULTI_LABEL_DATA = ("folder",)
 _MIN_SIDE = 32  # of what a network sees
