@@ -110,8 +110,8 @@ def _check(net: Net, about: Format, format: str, size, batch, output) -> None:
     raise UserError(f"output is {output!r}; expected 'labels' or 'probabilities'")
   if net.preprocess.channels != 3:
     raise UserError(
-      f"{net.arch} takes images of {net.preprocess.channels} channels, and exported files take RGB; there is no"
-      " export of it yet"
+      f"{net.arch} takes images of {net.preprocess.channels} channels, and exported files take RGB;"
+      " use it from Python or by jaxseg predict"
     )
   if format == "web" and net.info.multi_label:
     raise UserError(
