@@ -12,8 +12,10 @@ from jaxtyping import Float, Integer, UInt8
 from jaxseg import lazy
 from jaxseg.commands import outputs
 from jaxseg.console import printable
+from jaxseg.data.source import as_rgb
 from jaxseg.errors import UserError
 from jaxseg.hub import Net
+from jaxseg.hub.reading import read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")

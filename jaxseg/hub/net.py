@@ -199,7 +199,7 @@ class Net:
       except UserError as error:
         raise UserError(f"image {i}: {error}") from None
     rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip)
-    segmenter = self._segmenter(rule, _settings(crf))
+    segmenter = self._segmenter(rule, self._settings(crf))
     if not exact:
       segmenter = segmenter.for_sizes([array.shape[:2] for array in arrays])
     labels: list[Any] = [None] * len(arrays)
