@@ -198,7 +198,7 @@ class Net:
         arrays.append(np.asarray(self._read(image)))
       except UserError as error:
         raise UserError(f"image {i}: {error}") from None
-    rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip)
+    rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip, threshold)
     segmenter = self._segmenter(rule, self._settings(crf))
     if not exact:
       segmenter = segmenter.for_sizes([array.shape[:2] for array in arrays])
