@@ -63,7 +63,8 @@ def test_saved_read_and_used(tmp_path, channels):
 
 
 def test_every_encoder_says_how_many_it_takes():
-  for name in ENCODERS:
+  first = {entry.func: name for name, entry in reversed(ENCODERS.items())}  # one of each class
+  for name in first.values():
     model = jaxseg.create_model(name, num_classes=2, encoder=dict(in_channels=2))
     shapes = lambda n, model=model: jax.eval_shape(  # noqa: E731
       lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, n), np.float32), train=False)
