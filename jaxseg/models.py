@@ -54,7 +54,7 @@ class SegmentationModel(nn.Module):
     super().__post_init__()
 
   def __call__(self, image: Image, *, train: bool) -> Outputs:
-    check_image(image, channels_of(self))
+    check_image(image, channels=channels_of(self))
     image = layers_spatial.split(jnp.asarray(image))
     if tuple(self.scales) == (1.0,):
       return self._at_scale(image, train)
@@ -73,7 +73,7 @@ class SegmentationModel(nn.Module):
 
   def features(self, image: Image, *, train: bool) -> Features:
     """The encoder's stages: `model.apply(variables, image, train=False, method="features")`."""
-    check_image(image, channels_of(self))
+    check_image(image, channels=channels_of(self))
     return self.encoder(jnp.asarray(image), train=train)
 
   def _at_scale(self, image: Array, train: bool) -> dict[str, Array]:
@@ -102,7 +102,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Float[Array, "b k"]:
-    check_image(image, channels_of(self))
+    check_image(image, channels=channels_of(self))
     features = self.encoder(jnp.asarray(image), train=train)
     pooled = features[max(features)].mean((1, 2), dtype=jnp.float32)
     return nn.Dense(self.num_classes, name="head")(pooled)
@@ -355,7 +355,7 @@ def channels_of(model: Any) -> int:
   return getattr(getattr(model, "encoder", model), "in_channels", 3)
 
 
-def check_image(image, channels: int = 3) -> None:
+def check_image(image, *, channels: int = 3) -> None:
   """Raises a ValueError that says how to mend an image of wrong rank, channels, type or size."""
   if image.ndim != 4 or image.shape[-1] != channels:
     mend = (

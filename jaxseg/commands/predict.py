@@ -128,7 +128,7 @@ def _segment(
   for file in files:
     try:
       if not file.is_video:
-        images.append(dataclasses.replace(file, size=predict_files.read_size(file.path, channels)))
+        images.append(dataclasses.replace(file, size=predict_files.read_size(file.path, channels=channels)))
     except UserError as error:
       refused.append(str(error))
   large = [image for image in images if image.is_large and flags.mode != "whole"]
@@ -186,7 +186,7 @@ def _segment(
         finish(file, pixels, labels)
     for file in large:
       try:
-        pixels = read_image(file.path, channels)
+        pixels = read_image(file.path, channels=channels)
       except UserError as error:
         refused.append(str(error))
         continue

@@ -68,14 +68,14 @@ def find_files(places: Sequence[str]) -> Iterator[File]:
     )
 
 
-def read_size(path: pathlib.Path, channels: int = 3) -> tuple[int, int]:
+def read_size(path: pathlib.Path, *, channels: int = 3) -> tuple[int, int]:
   """(rows, columns) of an image file, upright, from its header; of other channels than three it is read.
 
   Raises:
     UserError: it is no image, or too small.
   """
   if channels != 3:
-    size = read_image(path, channels).shape[:2]
+    size = read_image(path, channels=channels).shape[:2]
     check_size(path, size)
     return size
   pillow = lazy.load("PIL.Image")

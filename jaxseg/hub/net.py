@@ -210,7 +210,7 @@ class Net:
     return labels
 
   def _read(self, image: Any) -> AnyArray:
-    return read_image(image, self.preprocess.channels)
+    return read_image(image, channels=self.preprocess.channels)
 
   @property
   def info(self) -> DatasetInfo:

@@ -11,7 +11,7 @@ from jaxseg.errors import UserError
 from jaxseg.types import AnyArray
 
 
-def read_image(image: Any, channels: int = 3) -> AnyArray:
+def read_image(image: Any, *, channels: int = 3) -> AnyArray:
   """An image as `predict` wants it, from an array, the path of a file, or a PIL image.
 
   Files of other channels than three may be TIFF of many bands, or arrays that NumPy saved.

@@ -118,7 +118,7 @@ def weight_of_label(pixels: Pixels) -> Float[Array, "*b"]:
   return jnp.where(pixels.valid, jnp.sum(jnp.where(target, weights, 0.0), axis=-1), 0.0)
 
 
-def known(pixels: Pixels, multi_label: bool = False) -> Bool[Array, "*b"]:
+def known(pixels: Pixels, *, multi_label: bool = False) -> Bool[Array, "*b"]:
   """Whether the label is a class, or nothing but classes."""
   num_classes = pixels.logits.shape[-1]
   if multi_label:
@@ -128,7 +128,7 @@ def known(pixels: Pixels, multi_label: bool = False) -> Bool[Array, "*b"]:
 
 def nan_if_unknown(loss: Float[Array, ""], pixels: Pixels, *, multi_label: bool = False) -> Float[Array, ""]:
   """`loss`, or NaN where a label is neither a class nor ignored: it must not pass for an unlabelled pixel."""
-  return jnp.where(jnp.all(known(pixels, multi_label) | ~pixels.valid), loss, jnp.nan)
+  return jnp.where(jnp.all(known(pixels, multi_label=multi_label) | ~pixels.valid), loss, jnp.nan)
 
 
 def weights_array(class_weights: ClassWeights | None, num_classes: int) -> Any:
