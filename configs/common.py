@@ -100,6 +100,7 @@ def base() -> ml_collections.ConfigDict:
   config.dtype = "float32"  # of the computation; parameters, losses and statistics are float32
   config.init_from = ""  # weights to start from: anything that jaxseg.load_pretrained reads
   config.init_keep = ("decoder/classifier/.*",)  # what keeps its fresh values then
+  config.init_adapt_channels = False  # whether weights of three channels are brought to data.channels
   config.frozen = ()  # regexes of parameters that stay, and of BatchNorms that keep their statistics
 
   config.data = data()
@@ -112,6 +113,7 @@ def base() -> ml_collections.ConfigDict:
   config.loss = ml_collections.ConfigDict(
     dict(
       # Or "ohem_cross_entropy", "dice", "focal", "lovasz", or a sum: "cross_entropy+dice".
+      # "binary_cross_entropy", "dice" and "focal" are those for data.multi_label.
       name="cross_entropy",
       factors=(),  # one for each loss of a sum; () is 1 each
       normalize_by="valid",  # or "all", "weights"
@@ -147,6 +149,7 @@ def base() -> ml_collections.ConfigDict:
       multiple_rule="pad",  # zeros below and right; or "resize"
       scales=(1.0,),  # several are averaged
       flip=False,  # adds the mirrored picture
+      threshold=0.5,  # data.multi_label: probability from which on a pixel has a class
       # "auto" pads the evaluations in the course of training to at most eight input sizes; the last one, and
       # eval.py, are exact. "exact" never pads.
       canvases="auto",
@@ -214,8 +217,10 @@ def data() -> ml_collections.ConfigDict:
       classes=(),  # folder, synthetic: names of the classes, in the order of their ids
       label_map=(),  # folder: (id in the mask, class id) pairs; 255 ignores
       columns=(),  # tfds:, hf: (image, mask), where they have unusual names
+      multi_label=False,  # folder: a pixel may have several classes or none; with one class, object or not
       mask_suffix="",  # folder: of a mask's name after its image's, such as _mask
       value_range=(),  # folder: (low, high) that become 0 and 255 in images of more than 8 bits
+      channels=3,  # folder: of the images; preprocess.mean and std have as many values
       image_size=(96, 96),  # synthetic, like the next two
       num_train=2000,
       num_val=100,

@@ -117,7 +117,7 @@ def finish(config, given: set[str]):
   stride = net.fields.get("encoder", {}).get("output_stride") if told else None
   config_lib.follow(config, before=stride)
   for name in ("mean", "std", "channel_order"):
-    if f"preprocess.{name}" not in given:
+    if f"preprocess.{name}" not in given and net.preprocess.channels == config.data.channels:
       config.preprocess[name] = getattr(net.preprocess, name)
   if "init_keep" not in given:
     config.init_keep = ("decoder/.*",) if alone else (_CLASSIFIER,)

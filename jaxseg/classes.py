@@ -3,9 +3,17 @@
 Facts of the data sets, in their order of train ids; an underscore stands for a space.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Integer
+
+# Where a pixel may have several classes or none, its label is a whole number of which each class is a bit:
+# 1, 2, 4, ... 64, then 256, 512, ... The bit 128 stands for none, so that 255 (no label) is never a set of
+# classes. A mask has 16 bits.
+MOST_AT_ONCE = 15
+_LEFT_OUT = 7
 
 
 class Classes(NamedTuple):
@@ -95,3 +103,37 @@ def voc_colors(n: int) -> np.ndarray:
     for channel in range(3):
       colors[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
   return colors
+
+
+def class_bits(num_classes: int) -> Integer[np.ndarray, "{num_classes}"]:
+  """The bit of each class in a label of several classes, int32."""
+  index = np.arange(num_classes)
+  return (1 << (index + (index >= _LEFT_OUT))).astype(np.int32)
+
+
+def members(label: Any, num_classes: int) -> Any:
+  """Which classes a pixel has, *b k of bool, from labels of several classes, *b of NumPy or JAX.
+
+  Of a pixel without a label (255) it says nothing.
+  """
+  return (label[..., None] & class_bits(num_classes).astype(label.dtype)) != 0
+
+
+def as_label(chosen: Bool[np.ndarray, "*b k"]) -> Integer[np.ndarray, "*b"]:
+  """The label of the classes that a pixel has: `members` turned round; uint8, beyond 7 classes uint16."""
+  bits = class_bits(chosen.shape[-1])
+  return (chosen * bits).sum(-1).astype(label_type(len(bits)))
+
+
+def label_type(num_classes: int) -> Any:
+  """The type that holds a label of that many classes at once."""
+  return np.uint8 if num_classes <= _LEFT_OUT else np.uint16
+
+
+def drawn_sets(names: Sequence[str], palette: np.ndarray) -> Classes:
+  """A name and a colour for every label of several classes, for pictures: "a + b", in their mean colour."""
+  codes = np.arange(int(class_bits(len(names)).sum()) + 1)
+  chosen = members(codes, len(names))
+  colors = chosen @ np.asarray(palette, np.float64) / np.maximum(chosen.sum(-1, keepdims=True), 1)
+  texts = (" + ".join(name for name, has in zip(names, row, strict=True) if has) for row in chosen)
+  return Classes(tuple(text or "none" for text in texts), np.round(colors).astype(np.uint8))

@@ -137,7 +137,9 @@ def _module_names(params: Any) -> set[str]:
 
 
 def _forward(model, image_shape, batch_size, variables=None):
-  image = jax.ShapeDtypeStruct((batch_size, *image_shape, 3), jnp.float32)
+  image = jax.ShapeDtypeStruct(
+    (batch_size, *image_shape, getattr(getattr(model, "encoder", model), "in_channels", 3)), jnp.float32
+  )
   if variables is None:
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
   return lambda variables, image: model.apply(variables, image, train=False), variables, image

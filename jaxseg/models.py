@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxtyping import Array, Float
 
 from jaxseg import catalog
+from jaxseg.classes import MOST_AT_ONCE
 from jaxseg.decoders import DECODERS
 from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
@@ -37,12 +38,15 @@ class SegmentationModel(nn.Module):
     scales: image scales whose logits are fused by their maximum, at the resolution of the
       largest scale's (DeepLab v2's MSC); in training each scale also gives its own map,
       "scale100_logits", "scale075_logits", at its own resolution.
+    multi_label: a pixel has each class by a sigmoid of its own, so that it may have several or none, and one
+      class is an object and what is not. No parameter and no logit depends on it: it says how they are read.
   """
 
   encoder: nn.Module
   decoder: nn.Module
   aux_decoder: nn.Module | None = None
   scales: tuple[float, ...] = (1.0,)
+  multi_label: bool = False
 
   def __post_init__(self):
     for decoder in (self.decoder, self.aux_decoder):
@@ -50,7 +54,7 @@ class SegmentationModel(nn.Module):
     super().__post_init__()
 
   def __call__(self, image: Image, *, train: bool) -> Outputs:
-    check_image(image)
+    check_image(image, channels=channels_of(self))
     image = layers_spatial.split(jnp.asarray(image))
     if tuple(self.scales) == (1.0,):
       return self._at_scale(image, train)
@@ -69,7 +73,7 @@ class SegmentationModel(nn.Module):
 
   def features(self, image: Image, *, train: bool) -> Features:
     """The encoder's stages: `model.apply(variables, image, train=False, method="features")`."""
-    check_image(image)
+    check_image(image, channels=channels_of(self))
     return self.encoder(jnp.asarray(image), train=train)
 
   def _at_scale(self, image: Array, train: bool) -> dict[str, Array]:
@@ -98,7 +102,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, image: Image, *, train: bool) -> Float[Array, "b k"]:
-    check_image(image)
+    check_image(image, channels=channels_of(self))
     features = self.encoder(jnp.asarray(image), train=train)
     pooled = features[max(features)].mean((1, 2), dtype=jnp.float32)
     return nn.Dense(self.num_classes, name="head")(pooled)
@@ -182,6 +186,7 @@ def create_model(
   decoder: Mapping[str, Any] | None = None,
   aux_decoder: Mapping[str, Any] | None = None,
   scales: tuple[float, ...] | None = None,
+  multi_label: bool = False,
 ) -> nn.Module:
   """A published system, or one of the encoders alone, as a Linen module; no arrays are made.
 
@@ -195,6 +200,7 @@ def create_model(
     aux_decoder: fields of the auxiliary decoder, where the system offers one (DeepLab v3 and v3+): any
       switch it on, `dict(stage="stage3")`.
     scales: input scales whose logits are fused by their maximum; None is the image's own.
+    multi_label: a pixel may have several classes or none; see `SegmentationModel`.
 
   Raises:
     UserError: unknown name or field (the message has the nearest), or a bad class count.
@@ -202,7 +208,11 @@ def create_model(
   if num_classes is not None and not (isinstance(num_classes, int) and num_classes >= 1):
     raise UserError(f"num_classes is {num_classes!r}, expected an int of at least 1")
   if name in ENCODERS:
-    return _encoder_alone(name, num_classes, encoder, decoder or aux_decoder or scales)
+    return _encoder_alone(name, num_classes, encoder, decoder or aux_decoder or scales or multi_label)
+  if multi_label and (num_classes or 0) > MOST_AT_ONCE:
+    raise UserError(
+      f"num_classes is {num_classes}; a label holds at most {MOST_AT_ONCE} classes at once (multi_label)"
+    )
   if name not in SYSTEMS:
     raise UserError(f"there is no model called {name!r}; {catalog.suggestion(name, list_models())}")
   system = SYSTEMS[name]
@@ -234,6 +244,7 @@ def create_model(
     ),
     aux_decoder=aux,
     scales=(1.0,) if scales is None else tuple(scales),
+    multi_label=multi_label,
   )
 
 
@@ -289,7 +300,7 @@ def first_whole_stage(model: nn.Module, size: tuple[int, int], *, spatial: int) 
       inside.pop()
 
   def init():
-    return model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
+    return model.init(jax.random.key(0), jnp.zeros((1, *size, channels_of(model))), train=False)
 
   if spatial > 1:
     with jax.sharding.use_abstract_mesh(mesh), layers_spatial.watched(lambda: whole.append(inside[-1])):
@@ -339,12 +350,19 @@ def _check_stages(encoder: nn.Module, decoder: nn.Module | None) -> None:
         )
 
 
-def check_image(image) -> None:
-  """Raises a ValueError that says how to mend an image of wrong rank, type or size."""
-  if image.ndim != 4 or image.shape[-1] != 3:
+def channels_of(model: Any) -> int:
+  """Channels of the images that a model, or an encoder alone, takes."""
+  return getattr(getattr(model, "encoder", model), "in_channels", 3)
+
+
+def check_image(image, *, channels: int = 3) -> None:
+  """Raises a ValueError that says how to mend an image of wrong rank, channels, type or size."""
+  if image.ndim != 4 or image.shape[-1] != channels:
+    mend = (
+      "add the batch axis with image[None]" if image.ndim == 3 else "or make the encoder's in_channels fit"
+    )
     raise UserError(
-      f"image has shape {tuple(image.shape)}, expected (batch, height, width, 3);"
-      " add the batch axis with image[None]"
+      f"image has shape {tuple(image.shape)}, expected (batch, height, width, {channels}); {mend}"
     )
   if not jnp.issubdtype(image.dtype, jnp.floating):
     raise UserError(

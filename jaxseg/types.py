@@ -16,8 +16,8 @@ AnyArray = jax.Array | np.ndarray
 # Rows or columns: an int, or a symbolic dimension of `jax.export`, whose type has no public name.
 Dim = Any
 
-# RGB, already normalised by the model's `Preprocess` record.
-Image = Float[AnyArray, "b h w 3"]
+# Normalised by the model's `Preprocess` record: RGB, or as many other channels as `in_channels` says.
+Image = Float[AnyArray, "b h w c"]
 Label = Int[AnyArray, "b h w"]
 
 # "stage1".."stage4" (CGNet: "stage1".."stage3"), fine to coarse. Keys are stage
@@ -36,18 +36,25 @@ Batch = dict[str, AnyArray]
 class Preprocess:
   """How a model wants its image: subtract `mean`, divide by `std`, both for RGB in 0..255.
 
+  Images of other channels than three have as many means, in the order of their channels.
+
   `channel_order="bgr"` swaps the channels last (Caffe weights); `mean` and `std`
   stay in RGB order. `size` and `resize` say how the published test pipeline
   resizes an image before the network; `None` leaves it as it is.
   """
 
-  mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-  std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+  mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+  std: tuple[float, ...] = (58.395, 57.12, 57.375)
   channel_order: Literal["rgb", "bgr"] = "rgb"
   size: tuple[int, int] | None = None
   resize: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
 
-  def __call__(self, image: UInt8[AnyArray, "*b h w 3"]) -> Float[AnyArray, "*b h w 3"]:
+  @property
+  def channels(self) -> int:
+    """Of an image."""
+    return len(self.mean)
+
+  def __call__(self, image: UInt8[AnyArray, "*b h w c"]) -> Float[AnyArray, "*b h w c"]:
     """The normalised float32 image; NumPy in, NumPy out, and the same for JAX arrays."""
     mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
     image = (image.astype(np.float32) - mean) / std

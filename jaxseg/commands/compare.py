@@ -385,7 +385,7 @@ def _predicted(
       example["image"],
       example["label"],
       row,
-      info.palette,
+      info.drawn.palette,
       ignore_label=config.loss.ignore_label,
     )
     why = ", ".join(f"{run.name} {s[index]:.4f}" for run, s in zip(runs, scores, strict=True))

@@ -39,7 +39,7 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   classes = data.dataset_info(config.data).classes
   num_classes = validate.validate_classes(config, classes)
   model = config_lib.build_model(config, num_classes)
-  image = np.zeros((1, *config.data.crop_size, 3), np.float32)
+  image = np.zeros((1, *config.data.crop_size, config.data.get("channels", 3)), np.float32)
   params = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))["params"]
   groups = parameter_groups(config.optimizer, params)
   validate.validate_parameters(config, {path: group.name for path, group in groups.items()})

@@ -113,6 +113,8 @@ def search(
   settings, rule = target.crf_settings(config), make_inference_rule(config.eval)
   info = data.dataset_info(config.data)
   target.check_classes(subject, info, other_names=other_class_names)
+  if info.multi_label:
+    raise UserError("the CRF gives each pixel one class; there is none to search with data.multi_label")
   source = data.open_split(config.data, config.data.eval_split)
   indices = sorted({int(i) for i in np.linspace(0, len(source) - 1, min(images, len(source)))})
   facts = {

@@ -246,10 +246,10 @@ def _print(
     print_line(f"all with the CRF; the network alone has mIoU {alone.miou:.4f}")
   rule = make_inference_rule(config.eval).text()
   print_line(f"{count} images of {config.data.name} {config.data.eval_split}, {rule}")
-  if info.num_classes == 1:
+  if info.num_classes == 1 and not info.multi_label:
     print_line(
       "warning: there is one class, so that every labelled pixel is right; masks of an object and its"
-      " surroundings need two (config.data.label_map)",
+      " surroundings need two (config.data.label_map) or config.data.multi_label",
       error=True,
     )
 

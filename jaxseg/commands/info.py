@@ -26,7 +26,7 @@ from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
 from jaxseg.macs import Part, count_by_part, natural
 
-_IMAGE = (1, 64, 64, 3)
+_IMAGE = (1, 64, 64)
 _MIB = 1 << 20
 
 
@@ -88,7 +88,11 @@ def model_info(
     model = models.create_model(name, num_classes=None if name in ENCODERS else num_classes)
     parts = [("encoder", ENCODERS[name], {})] if name in ENCODERS else parts_of(name)
     fields = {part: catalog.defaults(entry) | dict(published) for part, entry, published in parts}
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros(_IMAGE, np.float32), train=False))
+  shapes = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), np.zeros((*_IMAGE, models.channels_of(model)), np.float32), train=False
+    )
+  )
   parts = count_by_part(model, size, variables=shapes)
   total = sum(parts.values(), Part())
   lines = [

@@ -29,19 +29,24 @@ _FOLDERS = {"voc": "results/VOC2012/Segmentation/comp6_test_cls"}
 _ENDS = {"cityscapes": "_pred_labelIds.png"}
 
 
-def to_server_ids(label: Integer[np.ndarray, "h w"], *, dataset: str) -> UInt8[np.ndarray, "h w"]:
+def to_server_ids(label: Integer[np.ndarray, "h w"], *, dataset: str) -> Integer[np.ndarray, "h w"]:
   """Class ids of jaxseg → what the server of `dataset` reads."""
   if dataset == "cityscapes":
     return np.asarray(cityscapes.LABEL_IDS, np.uint8)[label]
-  return (np.asarray(label) + (dataset == "ade20k")).astype(np.uint8)
+  label = np.asarray(label) + (dataset == "ade20k")
+  return label.astype(np.uint8 if label.max() < 256 else np.uint16)
 
 
 def encode(label: Integer[np.ndarray, "h w"], info: DatasetInfo) -> bytes:
-  """A PNG of one byte a pixel; with the palette where the ids are those of the classes."""
+  """A PNG of one byte a pixel; with the palette where the ids are those of the classes.
+
+  A label of more than seven classes at once takes two bytes.
+  """
   pillow = lazy.load("PIL.Image")
-  picture = pillow.fromarray(to_server_ids(label, dataset=info.name))
-  if info.name not in ("cityscapes", "ade20k"):
-    picture.putpalette(np.asarray(info.palette, np.uint8).reshape(-1).tolist())
+  ids, palette = to_server_ids(label, dataset=info.name), info.drawn.palette
+  picture = pillow.fromarray(ids.astype(np.uint16) if len(palette) > 256 else ids)
+  if info.name not in ("cityscapes", "ade20k") and len(palette) <= 256:
+    picture.putpalette(np.asarray(palette, np.uint8).reshape(-1).tolist())
   data = io.BytesIO()
   picture.save(data, format="PNG", optimize=True)
   return data.getvalue()
@@ -67,7 +72,7 @@ def file_name(name: str, dataset: str) -> pathlib.PurePosixPath:
 
 def write_labels(
   folder: epath.PathLike,
-  pictures: Iterator[tuple[str, UInt8[np.ndarray, "h w 3"]]],
+  pictures: Iterator[tuple[str, UInt8[np.ndarray, "h w c"]]],
   *,
   predict: Callable[[np.ndarray], np.ndarray],
   info: DatasetInfo,

@@ -14,7 +14,7 @@ from jaxseg import catalog, models
 from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
 from jaxseg.hub import from_pretrained
-from jaxseg.models import SYSTEMS
+from jaxseg.models import SYSTEMS, channels_of
 from jaxseg.types import Preprocess
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -89,7 +89,7 @@ def drawn_variables(model: nn.Module) -> Any:
 
   Compiling a network's own initialisers takes longer than most things that one does with them.
   """
-  image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+  image = jax.ShapeDtypeStruct((1, 64, 64, channels_of(model)), np.float32)
   shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
   rng = np.random.default_rng(0)
 

@@ -19,6 +19,7 @@ bounded memory.
 import argparse
 import collections
 import dataclasses
+import functools
 import pathlib
 import time
 import warnings
@@ -30,23 +31,22 @@ import jax
 import numpy as np
 
 from jaxseg import lazy
+from jaxseg.classes import as_label
 from jaxseg.commands import outputs, predict_files, predict_video
 from jaxseg.commands.flags import parse_numbers, parse_size
 from jaxseg.commands.predict_files import File
+from jaxseg.commands.predict_windows import Windows, sides
 from jaxseg.config.values import nearest
 from jaxseg.console import print_line, printable
 from jaxseg.crf import Settings
 from jaxseg.data import overlay
 from jaxseg.data.progress import Progress
-from jaxseg.data.source import DatasetInfo
+from jaxseg.data.source import as_rgb
 from jaxseg.errors import UserError
-from jaxseg.evaluation.inference import forward
 from jaxseg.evaluation.rule import InferenceRule
-from jaxseg.evaluation.tiled import predict_tiled
 from jaxseg.hub import Net, from_pretrained
 from jaxseg.hub.reading import read_image
 from jaxseg.hub.segmenter import Segmenter
-from jaxseg.models import align_corners_of
 
 _THUMBNAIL = 320  # the longer side of an image on the contact sheet
 _MOST_SHOWN = 24
@@ -74,6 +74,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     "--scales", metavar="S,S", help="of which the probabilities are averaged; default: 1, or the workdir's"
   )
   parser.add_argument("--flip", action="store_true", help="add the mirrored image")
+  parser.add_argument(
+    "--threshold",
+    type=float,
+    help="probability from which on a pixel has a class, of models of several classes a pixel; default: 0.5,"
+    " or the workdir's",
+  )
   parser.add_argument(
     "--crf",
     nargs="?",
@@ -116,11 +122,13 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
 def _segment(
   flags: argparse.Namespace, rule: InferenceRule, crf: Settings | None, files: list[File]
 ) -> list[str]:
+  net = from_pretrained(flags.source)
+  channels = net.preprocess.channels
   images, refused = [], []
   for file in files:
     try:
       if not file.is_video:
-        images.append(dataclasses.replace(file, size=predict_files.read_size(file.path)))
+        images.append(dataclasses.replace(file, size=predict_files.read_size(file.path, channels=channels)))
     except UserError as error:
       refused.append(str(error))
   large = [image for image in images if image.is_large and flags.mode != "whole"]
@@ -131,7 +139,14 @@ def _segment(
       " give --mode=whole"
     )
   output = pathlib.Path(outputs.try_folder(flags.output))
-  net = from_pretrained(flags.source)
+  if channels != 3 and any(file.is_video for file in files):
+    raise UserError(
+      f"{flags.source} takes images of {channels} channels, and videos have three; leave them out"
+    )
+  if crf is not None and net.info.multi_label:
+    raise UserError("--crf gives each pixel one class, and one of this model may have several; leave it out")
+  if flags.threshold is not None and not net.info.multi_label:
+    raise UserError("--threshold is for models of several classes a pixel; this one gives each exactly one")
   if not net.classes or not hasattr(net.model, "decoder"):
     raise UserError(f"{flags.source} holds {net.arch} without a segmentation head; give a segmentation model")
   segmenter = Segmenter(
@@ -141,7 +156,7 @@ def _segment(
     rule=rule,
     crf=None if crf is None else dict(kernels=crf.kernels, steps=crf.steps, method=crf.method),
   )
-  by_windows = _Windows(net, flags)
+  by_windows = Windows(net, flags, rule.threshold)
   batch_size = flags.batch_size or (1 if jax.default_backend() == "cpu" else 8)
   began, shown, frames = time.monotonic(), [], 0
   with Progress(len(files)) as progress, _Writes(net, output, flags.opacity) as writes:
@@ -152,8 +167,8 @@ def _segment(
         step = max(1, max(file.size) // _THUMBNAIL)
         # Copies: a view would keep the whole image.
         small_copy = {
-          "image": pixels[::step, ::step].copy(),
-          "label": labels[::step, ::step].astype(np.uint8),
+          "image": as_rgb(pixels[::step, ::step]).copy(),
+          "label": labels[::step, ::step].astype(np.uint16),
         }
         shown.append({"id": printable(file.name), **small_copy})
       progress.advance()
@@ -163,7 +178,7 @@ def _segment(
       if flags.probabilities:
         for file, pixels in batch:
           probabilities = segment.probabilities(pixels)
-          finish(file, pixels, probabilities.argmax(-1), probabilities)
+          finish(file, pixels, _labels_of(probabilities, net, rule.threshold), probabilities)
         continue
       for (file, pixels), labels in zip(
         batch, segment.labels([pixels for _, pixels in batch], count=rows), strict=True
@@ -171,7 +186,7 @@ def _segment(
         finish(file, pixels, labels)
     for file in large:
       try:
-        pixels = read_image(file.path)
+        pixels = read_image(file.path, channels=channels)
       except UserError as error:
         refused.append(str(error))
         continue
@@ -182,8 +197,9 @@ def _segment(
           file.path,
           output / file.name.with_name(f"{file.name.name}.overlay.mp4"),
           lambda pixels: _frame_labels(pixels, batch_size, segmenter, by_windows, flags.mode),
-          palette=np.asarray(net.palette, np.uint8),
+          palette=net.info.drawn.palette,
           opacity=flags.opacity,
+          multi_label=net.info.multi_label,
           batch_size=batch_size,
           progress=_say_now_and_then(printable(file.name), "frames"),
         )
@@ -191,8 +207,7 @@ def _segment(
         refused.append(str(error))
       progress.advance()
   if len(shown) > 1:
-    info = DatasetInfo(name="predicted", classes=net.classes, palette=np.asarray(net.palette, np.uint8))
-    sheet = predict_files.png(overlay.sheet(shown, info))
+    sheet = predict_files.png(overlay.sheet(shown, net.info))
     outputs.write(outputs.epath.Path(output / predict_files.SHEET), sheet)
   done = len(files) - len(refused)
   line = f"{done} of {len(files)} files in {time.monotonic() - began:.1f} s, written to {printable(output)}"
@@ -228,6 +243,7 @@ def _batches(
     except UserError as error:
       refused.append(str(error))
   sizes = [file.size for file in files]
+  read = functools.partial(read_image, channels=segmenter.channels)
   batches = list(segmenter.batches(sizes, batch_size=batch_size))
   count = len({segmenter.key(size) for size in sizes})
   compiled = set()
@@ -235,7 +251,7 @@ def _batches(
     ahead: collections.deque[list[Future]] = collections.deque()
     for i, (numbers, rows) in enumerate(batches):
       while len(ahead) < 2 and i + len(ahead) < len(batches):
-        ahead.append([pool.submit(read_image, files[n].path) for n in batches[i + len(ahead)][0]])
+        ahead.append([pool.submit(read, files[n].path) for n in batches[i + len(ahead)][0]])
       batch = []
       for number, pixels in zip(numbers, ahead.popleft(), strict=True):
         try:
@@ -250,6 +266,12 @@ def _batches(
         if count > 1:
           print_line(f"compiling {len(compiled)} of {count}")
       yield batch, rows, segmenter
+
+
+def _labels_of(probabilities: np.ndarray, net: Net, threshold: float) -> np.ndarray:
+  if not net.info.multi_label:
+    return probabilities.argmax(-1)
+  return as_label(probabilities >= threshold)
 
 
 class _Writes:
@@ -279,31 +301,12 @@ class _Writes:
         pending.result()
 
 
-class _Windows:
-  """Label maps of images that are too large for the network at once."""
-
-  def __init__(self, net: Net, flags: argparse.Namespace):
-    self._net = net
-    self._crop, self._stride = _windows(flags)
-    model = forward(net.model)
-    self._apply = lambda variables, windows: model(variables, windows)["logits"]
-
-  def __call__(self, image: np.ndarray, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-    return predict_tiled(
-      self._apply,
-      self._net.variables,
-      image,
-      preprocess=self._net.preprocess,
-      num_classes=len(self._net.classes),
-      crop_size=self._crop,
-      stride=self._stride,
-      align_corners=align_corners_of(self._net.model),
-      progress=progress,
-    )
-
-
 def _frame_labels(
-  frames: Sequence[np.ndarray], rows: int, segmenter: Segmenter, by_windows: _Windows, mode: str
+  frames: Sequence[np.ndarray],
+  rows: int,
+  segmenter: Segmenter,
+  by_windows: Windows,
+  mode: str,
 ) -> list[np.ndarray]:
   if frames[0].shape[0] * frames[0].shape[1] > predict_files.LARGE and mode == "auto":
     return [by_windows(frame) for frame in frames]
@@ -340,7 +343,7 @@ def make_rule(flags: argparse.Namespace, known: Any) -> tuple[InferenceRule, Set
   if known:
     rule = lazy.load("jaxseg.config.rule").make_inference_rule(known)
     values = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
-  crop, stride = _windows(flags)
+  crop, stride = sides(flags)
   if flags.mode != "auto":
     values["mode"] = flags.mode
     if flags.mode == "slide":
@@ -355,21 +358,10 @@ def make_rule(flags: argparse.Namespace, known: Any) -> tuple[InferenceRule, Set
     values["scales"] = parse_numbers(flags.scales, "--scales", low=0.05, high=16)
   if flags.flip:
     values["flip"] = True
+  if flags.threshold is not None:
+    values["threshold"] = flags.threshold
   crf = None if flags.crf is None else _crf(flags.crf, dict(known.get("crf", {})))
   return InferenceRule(**values), crf
-
-
-def _windows(flags: argparse.Namespace) -> tuple[tuple[int, int], tuple[int, int]]:
-  crop = parse_size("512x512" if flags.crop_size is None else flags.crop_size, "--crop_size")
-  if flags.stride is None:
-    return crop, tuple(max(1, side * 2 // 3) for side in crop)
-  stride = parse_size(flags.stride, "--stride")
-  if any(s > c for s, c in zip(stride, crop, strict=True)):
-    raise UserError(
-      f"--stride {flags.stride} is larger than the windows, so that pixels would be skipped; give at most"
-      f" {crop[0]}x{crop[1]}"
-    )
-  return crop, stride
 
 
 def _crf(text: str, known: dict[str, Any]) -> Settings:

@@ -12,8 +12,10 @@ from jaxtyping import Float, Integer, UInt8
 from jaxseg import lazy
 from jaxseg.commands import outputs
 from jaxseg.console import printable
+from jaxseg.data.source import as_rgb
 from jaxseg.errors import UserError
 from jaxseg.hub import Net
+from jaxseg.hub.reading import read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
@@ -92,12 +94,16 @@ def find_files(places: Sequence[str]) -> Iterator[File]:
     )
 
 
-def read_size(path: pathlib.Path) -> tuple[int, int]:
-  """(rows, columns) of an image file, upright, from its header.
+def read_size(path: pathlib.Path, *, channels: int = 3) -> tuple[int, int]:
+  """(rows, columns) of an image file, upright, from its header; of other channels than three it is read.
 
   Raises:
     UserError: it is no image, or too small.
   """
+  if channels != 3:
+    size = read_image(path, channels=channels).shape[:2]
+    check_size(path, size)
+    return size
   pillow = lazy.load("PIL.Image")
   try:
     with pillow.open(path) as image:
@@ -131,19 +137,26 @@ def blend(
   labels: Integer[np.ndarray, "h w"],
   palette: UInt8[np.ndarray, "k 3"],
   opacity: float,
+  *,
+  multi_label: bool = False,
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """The image with the classes' colours laid over it; in strips, as a large image has no room for floats."""
+  """The image with the classes' colours laid over it, with `multi_label` only where there is a class.
+
+  In strips, as a large image has no room for floats.
+  """
   mixed = np.empty_like(image)
   for top in range(0, len(image), 256):
     rows = slice(top, top + 256)
     colors = palette[labels[rows]]
     mixed[rows] = np.round(image[rows] * np.float32(1 - opacity) + colors * np.float32(opacity))
+    if multi_label:
+      mixed[rows] = np.where(labels[rows][..., None] == 0, image[rows], mixed[rows])
   return mixed
 
 
 def write_results(
   place: pathlib.Path,
-  image: UInt8[np.ndarray, "h w 3"],
+  image: UInt8[np.ndarray, "h w c"],
   labels: Integer[np.ndarray, "h w"],
   probabilities: Float[np.ndarray, "h w k"] | None,
   *,
@@ -152,14 +165,14 @@ def write_results(
 ) -> None:
   """NAME.overlay.png, NAME.label.png and perhaps NAME.probabilities.npz, for `place` = .../NAME.jpg."""
   pillow = lazy.load("PIL.Image")
-  palette = np.asarray(net.palette, np.uint8)
+  palette = net.info.drawn.palette
   place.parent.mkdir(parents=True, exist_ok=True)
 
   def write(kind: str, data: bytes) -> None:
     # With the image's own suffix: a.png and a.jpg are two images.
     outputs.write(outputs.epath.Path(place.with_name(f"{place.name}.{kind}")), data)
 
-  write("overlay.png", png(blend(image, labels, palette, opacity)))
+  write("overlay.png", png(blend(as_rgb(image), labels, palette, opacity, multi_label=net.info.multi_label)))
   if len(palette) <= 256:
     ids = pillow.fromarray(labels.astype(np.uint8))
     ids.putpalette(palette.reshape(-1).tolist())

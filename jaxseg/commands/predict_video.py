@@ -24,6 +24,7 @@ def segment_video(
   *,
   palette: UInt8[np.ndarray, "k 3"],
   opacity: float,
+  multi_label: bool = False,
   batch_size: int = 1,
   progress: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -38,6 +39,7 @@ def segment_video(
     labels_of: the label maps of so many frames, all of one size.
     palette: of the classes.
     opacity: of the colours, 0 to 1.
+    multi_label: whether a pixel may have no class, which shows the video itself.
     batch_size: frames that are given to `labels_of` at once.
     progress: called with the frames that are done, and of all as far as the file tells (else 0).
 
@@ -70,7 +72,8 @@ def segment_video(
             check_size(path, images[0].shape[:2])
             written = _open_stream(av, sink, stream, images[0].shape)
           for (image, time), labels in zip(batch, labels_of(images), strict=True):
-            mixed = blend(image, labels, palette, opacity)[: written.height, : written.width]
+            mixed = blend(image, labels, palette, opacity, multi_label=multi_label)
+            mixed = mixed[: written.height, : written.width]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(mixed), format="rgb24")
             if time is not None:
               frame.pts, frame.time_base = time, stream.time_base

@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 
 from jaxseg import config as config_lib
 from jaxseg import data
+from jaxseg.classes import label_type
 from jaxseg.commands import outputs, plots, predict_files, target
 from jaxseg.commands.flags import parse_numbers
 from jaxseg.commands.target import TrainedModel
@@ -196,13 +197,15 @@ def _own_labels(
     mesh=mesh,
     align_corners=config.loss.align_corners,
   )
+  several = getattr(model.model, "multi_label", False)
+  kind = label_type(model.num_classes) if several else np.uint8
   labels = [
-    np.asarray(predict(model.variables, np.asarray(source[i]["image"])[None]))[0].astype(np.uint8)
+    np.asarray(predict(model.variables, np.asarray(source[i]["image"])[None]))[0].astype(kind)
     for i in range(len(source))
   ]
   classes = tuple(model.classes) or tuple(map(str, range(model.num_classes)))
   palette = np.zeros((model.num_classes, 3), np.uint8)
-  return Relabelled(source, labels), DatasetInfo(name="own labels", classes=classes, palette=palette)
+  return Relabelled(source, labels), DatasetInfo("own labels", classes, palette, several)
 
 
 def _config(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> ml_collections.ConfigDict:

@@ -21,6 +21,7 @@ from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError
 from jaxseg.evaluation.class_map import make_class_map
+from jaxseg.models import channels_of
 from jaxseg.train import best
 from jaxseg.types import Preprocess
 
@@ -31,6 +32,7 @@ _LATER_KEYS = (
   ("report_images", 12),
   ("absent_classes", "mmsegmentation"),
   ("class_map", ()),
+  ("threshold", 0.5),
 )
 
 
@@ -172,6 +174,14 @@ def check_classes(
     UserError: a map of classes that there are not; without one, another number of classes, or other names
       or another order.
   """
+  if info.multi_label != getattr(model.model, "multi_label", False):
+    several = "several classes or none" if info.multi_label else "exactly one class"
+    raise UserError(
+      f"a pixel of {info.name} has {several}, which {model.name} was not trained for; set"
+      f" config.data.multi_label={str(not info.multi_label).lower()}, or choose other weights"
+    )
+  if class_map and info.multi_label:
+    raise UserError("config.eval.class_map is for pixels of one class; leave it out with data.multi_label")
   if class_map:
     make_class_map(class_map, num_model=model.num_classes, num_data=info.num_classes)
     return
@@ -202,7 +212,7 @@ def load_model(flags: argparse.Namespace, config: ml_collections.ConfigDict) -> 
   if flags.config:
     return subject
   model = config_lib.build_model(config, subject.num_classes)
-  image = jax.ShapeDtypeStruct((1, *_TRACED, 3), np.float32)
+  image = jax.ShapeDtypeStruct((1, *_TRACED, channels_of(model)), np.float32)
   wanted = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)["params"]
   shapes = lambda tree: {  # noqa: E731
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape

@@ -70,7 +70,11 @@ def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Modul
   check_fields(config.model)
   parts = model_fields(config)
   return models.create_model(
-    config.model.arch, num_classes=num_classes, scales=tuple(config.model.get("scales", ())) or None, **parts
+    config.model.arch,
+    num_classes=num_classes,
+    scales=tuple(config.model.get("scales", ())) or None,
+    multi_label=config.data.get("multi_label", False),
+    **parts,
   )
 
 
@@ -84,6 +88,8 @@ def model_fields(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]
     parts[part] = dict(config.model[part])
     if "dtype" in parts[part]:
       parts[part]["dtype"] = parts[part]["dtype"] or config.dtype
+    if part == "encoder" and config.data.get("channels", 3) != 3:
+      parts[part]["in_channels"] = config.data.channels
   return parts
 
 
@@ -113,8 +119,8 @@ def _fields_config(entry: Any, given: Mapping[str, Any], *, kind: str) -> ml_col
     if name not in known:
       raise UserError(f"{kind} has no field {name!r}{values.nearest(name, known)}")
   for name, value in (catalog.defaults(entry) | dict(given)).items():
-    if name == "num_classes":
-      continue  # config.model.num_classes
+    if name in ("num_classes", "in_channels"):
+      continue  # config.model.num_classes, config.data.channels
     if value is dataclasses.MISSING:
       raise UserError(f"{kind} needs a value for its field {name!r}")
     value = np.dtype(value).name if name == "dtype" and value is not None else value

@@ -45,6 +45,7 @@ def make_record(
       "arch": config.model.arch,
       "num_classes": num_classes,
       "scales": tuple(config.model.get("scales", ())),  # of segmentation models
+      **({"multi_label": True} if config.data.get("multi_label", False) else {}),
       **model_fields(config),
     },
     "classes": list(classes),

@@ -45,6 +45,7 @@ _COMMON: dict[str, Key] = {
   ),
   "dtype": Key(Literal["float32", "bfloat16"], "of the computation; parameters and losses are float32"),
   "init_from": Key(str, "weights to start from: a file, a workdir, org/name on the Hugging Face hub"),
+  "init_adapt_channels": Key(bool, "whether weights of three channels are brought to data.channels"),
   "init_keep": Key(tuple[str, ...], "regular expressions of parameters that keep fresh values then"),
   "frozen": Key(tuple[str, ...], "regular expressions of parameters that are not trained"),
   "profile_steps": Key(_FIT, "first and last step of a profiler's trace; () writes none", _COUNT),
@@ -68,8 +69,8 @@ _COMMON: dict[str, Key] = {
   "data.image_size": Key(_SIDES, "of drawn images", Range(8, 8192)),
   "data.num_train": Key(int, "drawn examples", Range(1, 10**8)),
   "data.num_val": Key(int, "drawn examples", Range(1, 10**8)),
-  "preprocess.mean": Key(tuple[float, float, float], "subtracted, 0 to 255", Range(-1e4, 1e4)),
-  "preprocess.std": Key(tuple[float, float, float], "divided by, after the mean", Range(0, 1e4, above=True)),
+  "preprocess.mean": Key(tuple[float, ...], "subtracted, 0 to 255, one a channel", Range(-1e4, 1e4)),
+  "preprocess.std": Key(tuple[float, ...], "divided by, after the mean", Range(0, 1e4, above=True)),
   "preprocess.channel_order": Key(Literal["rgb", "bgr"], "that the network sees"),
   "optimizer.name": Key(Literal["adam", "adamw", "sgd"], "adam has L2 in the gradient, adamw decouples it"),
   "optimizer.learning_rate": Key(float, "that the schedule starts from", Range(0.0, 100.0)),
@@ -124,6 +125,10 @@ _SEGMENTATION: dict[str, Key] = {
   "data.scale_range": Key(tuple[float, float], "of the random scale", Range(0, 100.0, above=True)),
   "data.scale_step": Key(float, "0 draws any scale", Range(0.0, 100.0)),
   "data.cat_max_ratio": Key(float, "largest share of one class in a crop", Range(0.0, 1.0, above=True)),
+  "data.channels": Key(int, "of the images; preprocess.mean and std have as many values", Range(1, 512)),
+  "data.multi_label": Key(
+    bool, "whether a pixel may have several classes or none (folder); one class is an object or not"
+  ),
   "data.flip_vertical": Key(float, "probability of an image upside down", _SHARE),
   "data.rotate": Key(float, "largest angle, in degrees to either side; 0 does not rotate", Range(0.0, 180.0)),
   "data.blur": Key(float, "probability of a Gaussian blur", _SHARE),
@@ -140,7 +145,10 @@ _SEGMENTATION: dict[str, Key] = {
   "data.label_map": Key(
     tuple[tuple[int, int], ...], "(id in the mask, class id) pairs; 255 ignores", Range(0, 65_535)
   ),
-  "loss.name": Key(str, "cross_entropy, ohem_cross_entropy, dice, focal, lovasz, or a sum with +"),
+  "loss.name": Key(
+    str,
+    "cross_entropy, binary_cross_entropy, ohem_cross_entropy, dice, focal, lovasz, or a sum with +",
+  ),
   "loss.factors": Key(tuple[float, ...], "one for each loss of a sum; () is 1 each", _POSITIVE),
   "loss.normalize_by": Key(Literal["valid", "all", "weights"], "what the sum over pixels is divided by"),
   "loss.class_weights": Key(
@@ -169,6 +177,9 @@ _SEGMENTATION: dict[str, Key] = {
   "eval.multiple_rule": Key(Literal["pad", "resize"], "how the multiple is reached"),
   "eval.scales": Key(tuple[float, ...], "of which the probabilities are averaged", Range(0.05, 16.0)),
   "eval.flip": Key(bool, "adds the mirrored image"),
+  "eval.threshold": Key(
+    float, "probability from which on a pixel has a class, with data.multi_label", _BELOW_1
+  ),
   "eval.canvases": Key(
     Literal["auto", "exact"], "auto pads evaluations in the course of training to at most eight input sizes"
   ),
@@ -213,14 +224,18 @@ TASK_KEYS: Mapping[str, Mapping[str, Key]] = {
 OPTIONAL = ("data.dir", "model.auxiliary", "model.scales")
 # Values of the keys that a `config.json` of an earlier version does not have.
 LATER: Mapping[str, Any] = {
+  "init_adapt_channels": False,
+  "data.channels": 3,
   "data.columns": (),
   "data.mask_suffix": "",
+  "data.multi_label": False,
   "data.value_range": (),
   "data.flip_vertical": 0.0,
   "data.rotate": 0.0,
   "data.blur": 0.0,
   "data.extra": "",
   "eval.canvases": "auto",
+  "eval.threshold": 0.5,
   "eval.absent_classes": "mmsegmentation",
   "eval.class_map": (),
   "eval.details": True,

@@ -21,7 +21,16 @@ from jaxseg.models import align_corners_of
 from jaxseg.types import IGNORE_LABEL
 
 # Settings of losses that have words of their own on the card, or a row.
-_SHARED_SETTINGS = ("normalize_by", "class_weights", "ignore_label", "label_smoothing", "align_corners")
+_SHARED_SETTINGS = (
+  "normalize_by",
+  "class_weights",
+  "ignore_label",
+  "label_smoothing",
+  "align_corners",
+  "multi_label",
+)
+# Data sets whose pixels may have several classes.
+_MULTI_LABEL_DATA = ("folder",)
 _MIN_SIDE = 32  # of what a network sees
 
 
@@ -62,6 +71,8 @@ def _check_segmentation(config: ml_collections.ConfigDict) -> None:
     raise UserError(f"config.{error}") from None
   make_inference_rule(config.eval)
   _check_loss(config.loss)
+  _check_multi_label(config)
+  _check_channels(config)
   _check_test_sizes(config)
   _check_label_map(config.data)
 
@@ -84,6 +95,61 @@ def _check_loss(loss: ml_collections.ConfigDict) -> None:
       f"config.loss.ignore_label is {loss.ignore_label}, but pixels without a label are {IGNORE_LABEL} in"
       f" every data set; set it to {IGNORE_LABEL}, and map ids with config.data.label_map"
     )
+
+
+def _check_channels(config: ml_collections.ConfigDict) -> None:
+  """Channels of images, their means, and what is for RGB alone."""
+  channels = config.data.get("channels", 3)
+  for key in ("mean", "std"):
+    if len(config.preprocess[key]) != channels:
+      raise UserError(
+        f"config.preprocess.{key} has {len(config.preprocess[key])} values for images of {channels} channels"
+        f" (config.data.channels); give one for each, in 0 to 255"
+      )
+  if channels == 3:
+    return
+  if config.data.name != "folder":
+    raise UserError(
+      f"config.data.channels is {channels}, but {config.data.name!r} has RGB images; it is for folder"
+    )
+  for key, value, usual in (
+    ("data.color", config.data.color, "none"),
+    ("preprocess.channel_order", config.preprocess.channel_order, "rgb"),
+  ):
+    if value != usual:
+      raise UserError(
+        f"config.{key} is {value!r}, which is for RGB images; with config.data.channels={channels} set it to"
+        f" {usual!r}"
+      )
+
+
+def _check_multi_label(config: ml_collections.ConfigDict) -> None:
+  """What a pixel of several classes excludes; the losses' sentence comes from `train.make_loss`."""
+  data = config.data
+  if not data.get("multi_label", False):
+    if config.loss.name == "binary_cross_entropy" and len(data.get("classes", ())) == 1:
+      raise UserError(
+        "config.data.classes has one class, which is on every labelled pixel; for an object and what is none"
+        " set config.data.multi_label=true"
+      )
+    return
+  if data.name not in _MULTI_LABEL_DATA:
+    raise UserError(
+      f"config.data.multi_label is true, but {data.name!r} has one class a pixel; it is for"
+      f" {' and '.join(_MULTI_LABEL_DATA)}"
+    )
+  for key, value, usual in (
+    ("data.cat_max_ratio", data.cat_max_ratio, data.cat_max_ratio == 1.0),
+    ("eval.class_map", config.eval.get("class_map", ()), not config.eval.get("class_map", ())),
+    ("loss.class_weights", "auto", config.loss.get("class_weights") != "auto"),
+  ):
+    if not usual:
+      raise UserError(
+        f"config.{key} is {value}, which is for pixels of one class; with data.multi_label leave it alone"
+      )
+  names = [name.strip() for name in config.loss.name.split("+")]
+  if "focal" in names and config.loss.activation != "sigmoid":
+    raise UserError("config.loss.activation is 'softmax'; with data.multi_label it has to be 'sigmoid'")
 
 
 def _check_test_sizes(config: ml_collections.ConfigDict) -> None:
@@ -112,7 +178,7 @@ def _check_label_map(data: ml_collections.ConfigDict) -> None:
     raise UserError(f"config.data.label_map has the id {twice[0]} twice; give one class for each id")
   count = len(data.get("classes", ()))
   for raw, label in pairs:
-    if label != IGNORE_LABEL and count and label >= count:
+    if label != IGNORE_LABEL and count and label >= count and not data.get("multi_label", False):
       raise UserError(
         f"config.data.label_map takes id {raw} to class {label}, but config.data.classes has {count}"
         f" (0 to {count - 1}); {IGNORE_LABEL} ignores an id"

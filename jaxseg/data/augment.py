@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 
 from jaxseg.data.source import DataError
 from jaxseg.types import IGNORE_LABEL
@@ -44,12 +44,12 @@ class Extra:
 
   def __call__(
     self,
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
+    image: UInt8[np.ndarray, "h w c"],
+    label: Integer[np.ndarray, "h w"],
     rng: np.random.Generator,
     *,
-    fill: tuple[int, int, int],
-  ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+    fill: tuple[int, ...],
+  ) -> tuple[UInt8[np.ndarray, "h w c"], Integer[np.ndarray, "h w"]]:
     """The changed crop, of the same size.
 
     Raises:
@@ -103,14 +103,18 @@ def load_transform(path: str) -> Any:
 
 
 def _rotated(
-  image: np.ndarray, label: np.ndarray, degrees: float, fill: tuple[int, int, int]
+  image: np.ndarray, label: np.ndarray, degrees: float, fill: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
   height, width = label.shape
   matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
   size = (width, height)
-  image = cv2.warpAffine(
-    image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
-  )
+  how = dict(flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+  # OpenCV has a border's colour for up to four channels.
+  parts = [
+    cv2.warpAffine(image[..., i : i + 3], matrix, size, borderValue=fill[i : i + 3], **how)
+    for i in range(0, image.shape[2], 3)
+  ]
+  image = np.dstack(parts)
   label = cv2.warpAffine(
     label, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE_LABEL
   )
@@ -133,9 +137,9 @@ def _transformed(
   else:
     new = transform(image, label, rng)
   for what, before, after in zip(("image", "label"), (image, label), new, strict=True):
-    if not isinstance(after, np.ndarray) or after.shape != before.shape or after.dtype != np.uint8:
+    if not isinstance(after, np.ndarray) or after.shape != before.shape or after.dtype != before.dtype:
       got = f"{getattr(after, 'dtype', type(after).__name__)} of shape {np.shape(after)}"
       raise DataError(
-        f"the transform of data.extra gives as {what} {got}; expected uint8 of shape {before.shape}"
+        f"the transform of data.extra gives as {what} {got}; expected {before.dtype} of shape {before.shape}"
       )
   return new

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from etils import epath
 
+from jaxseg.classes import members
 from jaxseg.data import dataset_info, dataset_module, images, open_split, overlay, preparing
 from jaxseg.data.progress import Progress
 from jaxseg.data.source import DataError, DatasetInfo, Source
@@ -27,7 +28,7 @@ class Findings:
   """What was read of a split.
 
   `pixels[i]` counts the pixels of class i (pictures, where a label is one number),
-  `images[i]` the pictures that show it; `sizes` are (h, w).
+  `images[i]` the pictures that show it, `labelled` those that are not ignored; `sizes` are (h, w).
   """
 
   info: DatasetInfo
@@ -35,6 +36,7 @@ class Findings:
   total: int
   pixels: np.ndarray
   images: np.ndarray
+  labelled: int = 0
   ignored: int = 0
   read: int = 0
   sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
@@ -45,13 +47,12 @@ class Findings:
 
   def warnings(self) -> list[str]:
     """Sentences about labels with which training would go wrong without a word."""
-    return label_warnings(
-      self.info, self.pixels, self.images, self.ignored, is_all=self.read == self.total, unit=self.unit
-    )
+    counts = self.pixels, self.images, self.labelled, self.ignored
+    return label_warnings(self.info, *counts, is_all=self.read == self.total, unit=self.unit)
 
   def lines(self) -> list[str]:
     """The report."""
-    labelled = int(self.pixels.sum())
+    labelled = self.labelled
     everything = max(labelled + self.ignored, 1)
     lines = [f"{self.info.name}, split {self.split}: {self.read:,} of {self.total:,} examples read"]
     if self.sizes:
@@ -193,6 +194,7 @@ def label_warnings(
   info: DatasetInfo,
   pixels: np.ndarray,
   images: np.ndarray,
+  labelled: int,
   ignored: int,
   *,
   is_all: bool = True,
@@ -204,11 +206,11 @@ def label_warnings(
     info: names the classes.
     pixels: of each class.
     images: that show each class.
+    labelled: pixels with a label.
     ignored: pixels without a label.
     is_all: whether the whole split was counted; else nothing is said about classes that did not occur.
     unit: what was counted.
   """
-  labelled = int(pixels.sum())
   if not labelled:
     return (
       [f"no {unit.rstrip('s')} has a label: all are {IGNORE_LABEL}, which is ignored; {_MAP}"]
@@ -230,7 +232,7 @@ def label_warnings(
   if missing and is_all:
     sentences.append(f"{len(missing)} of {len(info.classes)} classes never occur: {', '.join(missing[:8])}")
   largest = int(np.argmax(pixels))
-  if pixels[largest] > 0.99 * labelled and len(info.classes) > 1:
+  if pixels[largest] > 0.99 * labelled and (len(info.classes) > 1 or info.multi_label):
     sentences.append(
       f"class {info.classes[largest]!r} has {pixels[largest] / labelled:.2%} of the labelled {unit}"
     )
@@ -252,7 +254,7 @@ def check_labels(source: Source, info: DatasetInfo, *, samples: int = 200) -> li
   for i in range(count):
     _count(findings, source[i * len(source) // count])
   sentences = findings.warnings()
-  if findings.ignored and not findings.pixels.sum():
+  if findings.ignored and not findings.labelled:
     raise DataError(f"{info.name}: {sentences[0]}")
   return sentences
 
@@ -265,10 +267,17 @@ def _count(findings: Findings, example: dict[str, Any]) -> None:
     findings.unit = "images"
     findings.pixels[label] += 1
     findings.images[label] += 1
+    findings.labelled += 1
     return
   counts = np.bincount(label.reshape(-1), minlength=IGNORE_LABEL + 1)
-  findings.ignored += int(counts[IGNORE_LABEL])
-  counts = counts[: findings.info.num_classes]
+  ignored, num_classes = int(counts[IGNORE_LABEL]), findings.info.num_classes
+  findings.ignored += ignored
+  findings.labelled += label.size - ignored
+  if findings.info.multi_label:
+    counts[IGNORE_LABEL] = 0
+    counts = counts @ members(np.arange(len(counts)), num_classes)
+  else:
+    counts = counts[:num_classes]
   findings.pixels += counts
   findings.images += counts > 0
 

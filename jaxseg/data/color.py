@@ -95,7 +95,7 @@ def _where(on: Bool[Array, "b 1 1"], changed: Iterable[Plane], planes: Iterable[
   return tuple(jnp.where(on, new, old) for new, old in zip(changed, planes, strict=True))
 
 
-def zero_padding(image: Float[AnyArray, "b h w 3"], box: Int[AnyArray, "b 4"]) -> Float[Array, "b h w 3"]:
+def zero_padding(image: Float[AnyArray, "b h w c"], box: Int[AnyArray, "b 4"]) -> Float[Array, "b h w c"]:
   """0 outside of each image's (top, left, bottom, right), as when padding follows normalisation."""
   return jnp.where(inside_boxes(box, image.shape[1:3]), image, 0)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer, UInt8
 
 from jaxseg.data import color
 from jaxseg.data.source import DataError
@@ -26,8 +26,8 @@ _apply_color = jax.jit(color.apply)
 
 
 def replay(
-  image: UInt8[np.ndarray, "h w 3"],
-  label: UInt8[np.ndarray, "h w"],
+  image: UInt8[np.ndarray, "h w c"],
+  label: Integer[np.ndarray, "h w"],
   *,
   crop_size: int | Sequence[int] | Int[np.ndarray, "..."],
   scale: float | int | Sequence[int] | Int[np.ndarray, "2"] = 1.0,
@@ -35,8 +35,8 @@ def replay(
   flip: bool = False,
   color_draws: Sequence[float | int] | Float[np.ndarray, "_"] = (),
   pad: str | None = None,
-  fill: tuple[int, int, int] = MEAN_FILL,
-) -> tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]:
+  fill: tuple[int, ...] = MEAN_FILL,
+) -> tuple[UInt8[np.ndarray, "_ _ c"], Integer[np.ndarray, "_ _"]]:
   """What training makes of an RGB picture and its label when these are the draws.
 
   Args:

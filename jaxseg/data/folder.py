@@ -24,12 +24,14 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from jaxseg.classes import MOST_AT_ONCE, class_bits, label_type
 from jaxseg.data import files, images, listing, pairs, preparing, reading
 from jaxseg.data.source import DataError, DatasetInfo, color_map, make_info
 from jaxseg.types import IGNORE_LABEL
 
 LAYOUT = """  images/   images NAME.png, .jpg, .jpeg, .webp, .tif, .tiff or .bmp, folders below are fine
   masks/    masks NAME.png (or .tif, .bmp, .webp): one class id a pixel, or colours of classes.txt
+            (with data.multi_label also NAME_CLASS.png for each class: all but 0 is the class)
   (or images/SPLIT/ and masks/SPLIT/, or lists train.txt, val.txt beside images/)"""
 CLASSES_FILE = "classes.txt"
 LABELMAP_FILE = "labelmap.txt"  # CVAT's
@@ -44,9 +46,9 @@ class Folder(pairs.PairBuilder, skip_registration=True):
 
 
 def info(config_data: Any) -> DatasetInfo:
-  """Names from `config_data.classes`, colours by the PASCAL VOC rule."""
+  """Names from `config_data.classes`, colours by the PASCAL VOC rule; `multi_label`."""
   classes = tuple(config_data.classes)
-  return make_info("folder", classes, color_map(len(classes)))
+  return make_info("folder", classes, color_map(len(classes)), multi_label=_is_multi_label(config_data))
 
 
 def open_split(config_data: Any, split: str) -> preparing.RecordSource:
@@ -81,14 +83,22 @@ def original(config_data: Any) -> preparing.Original:
       *(f"{name}.txt" for name in _split_names(config_data)),
     ),
     table=table,
+    kind=label_type(len(config_data.classes)) if _is_multi_label(config_data) else np.uint8,
     read=functools.partial(_read, rule),
   )
   settings = repr((rule.value_range, sorted(rule.colors.items()), _mask_suffix(config_data))).encode()
+  if rule.channels != 3:
+    settings += f"{rule.channels} channels".encode()
   return dataclasses.replace(made, salt=made.salt + _READER + settings, survey=lambda: _survey(config_data))
 
 
 def _read(rule: reading.Rule, pair: pairs.Pair) -> list[pairs.Example]:
-  image, mask = files.read_bytes(pair.image), files.read_bytes(pair.mask)
+  image, masks = files.read_bytes(pair.image), pair.extra
+  if masks is not None:
+    bits = class_bits(MOST_AT_ONCE).tolist()
+    mask = reading.joined([(bits[number], path, files.read_bytes(path)) for number, path in masks])
+  else:
+    mask = files.read_bytes(pair.mask)
   stored = reading.read_pair(image, mask, image_path=pair.image, mask_path=pair.mask, rule=rule)
   return [pairs.Example(pair.id, *stored)]
 
@@ -105,11 +115,12 @@ def reading_rule(config_data: Any) -> reading.Rule:
       f"data.value_range is {value_range}; expected (low, high), the values that become 0 and 255, such as"
       " (0,65535), or () for images of 8 bits"
     )
-  value_range = tuple(map(float, value_range))
+  value_range, channels = tuple(map(float, value_range)), int(getattr(config_data, "channels", 3))
   listed = _listed_classes(config_data)
-  colors = {color: i for i, (_, color) in enumerate(listed) if color is not None}
+  bits = class_bits(len(listed)).tolist() if _is_multi_label(config_data) else range(len(listed))
+  colors = {color: i for i, (_, color) in zip(bits, listed, strict=True) if color is not None}
   if not colors:
-    return reading.Rule(value_range)
+    return reading.Rule(value_range, channels=channels)
   if len(colors) < len(listed):
     lacking = [name for name, color in listed if color is None] or ["two classes"]
     raise DataError(
@@ -122,8 +133,8 @@ def reading_rule(config_data: Any) -> reading.Rule:
         f"folder: data.classes is {', '.join(classes)}, but {CLASSES_FILE} has {', '.join(names)}; leave one"
         " out, or give both the same names"
       )
-    colors = {color: classes.index(name) for name, color in listed}
-  return reading.Rule(value_range, colors)
+    colors = {color: bits[classes.index(name)] for name, color in listed}
+  return reading.Rule(value_range, colors, channels)
 
 
 def _listed_classes(config_data: Any) -> list[tuple[str, tuple[int, int, int] | None]]:
@@ -165,6 +176,10 @@ def _mask_suffix(config_data: Any) -> str:
   return getattr(config_data, "mask_suffix", "")
 
 
+def _is_multi_label(config_data: Any) -> bool:
+  return bool(getattr(config_data, "multi_label", False))
+
+
 def _split_names(config_data: Any) -> list[str]:
   given = (getattr(config_data, key, "") for key in ("train_split", "eval_split"))
   return list(
@@ -175,10 +190,10 @@ def _split_names(config_data: Any) -> list[str]:
 def mapping(config_data: Any) -> Int[np.ndarray, "65536"]:
   """The look-up table of `config_data.label_map`, ((raw, train), ...).
 
-  An empty map means that masks hold train ids already. 255 is "no label" unless the
-  map says otherwise; any other id that is not listed is an error in the mask.
+  An empty map means that masks hold train ids already: with `multi_label` sums of the classes' bits. 255 is
+  "no label" unless the map says otherwise; any other id that is not listed is an error in the mask.
   """
-  count = info(config_data).num_classes
+  count, several = info(config_data).num_classes, _is_multi_label(config_data)
   rules = {IGNORE_LABEL: IGNORE_LABEL}
   if len(config_data.label_map):
     given = set()
@@ -192,8 +207,9 @@ def mapping(config_data: Any) -> Int[np.ndarray, "65536"]:
       given.add(pair[0])
       rules[int(pair[0])] = int(pair[1])
   else:
-    rules |= {i: i for i in range(count)}
-  return images.label_table(rules, num_classes=count, where="folder")
+    every = int(class_bits(count).sum()) if several else count - 1
+    rules |= {i: i for i in range(every + 1) if not (several and i & ~every)}
+  return images.label_table(rules, num_classes=count, where="folder", multi_label=several)
 
 
 def find_pairs(config_data: Any) -> dict[str, list[pairs.Pair]]:
@@ -218,7 +234,10 @@ def _survey(config_data: Any) -> tuple[dict[str, list[pairs.Pair]], listing.Surv
   root = epath.Path(config_data.manual_dir).expanduser()
   pairs.require(root, ("images", "masks"), name="folder", layout=LAYOUT)
   found = listing.survey(
-    os.fspath(root), mask_suffix=_mask_suffix(config_data), splits=_split_names(config_data)
+    os.fspath(root),
+    mask_suffix=_mask_suffix(config_data),
+    splits=_split_names(config_data),
+    classes=tuple(config_data.classes) if _is_multi_label(config_data) else (),
   )
   members = {split: [pairs.Pair(*pair) for pair in members] for split, members in found.pairs.items()}
   if "" in members:
@@ -249,6 +268,11 @@ def class_names(config_data: Any) -> tuple[str, ...]:
     raise DataError(f"folder: data.manual_dir is empty; set it to a folder with\n{LAYOUT}")
   if listed := _listed_classes(config_data):
     return tuple(name for name, _ in listed)
+  if _is_multi_label(config_data):
+    raise DataError(
+      f"folder: data.classes is empty, and masks of several classes do not tell their names; list them in"
+      f" {CLASSES_FILE}, one a line, or give data.classes"
+    )
   if len(config_data.label_map):
     ids = {int(rule[-1]) for rule in config_data.label_map}
   else:

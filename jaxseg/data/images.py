@@ -9,7 +9,8 @@ import scipy.io
 from jaxtyping import Int, Integer, UInt8
 from PIL import Image as PillowImage
 
-from jaxseg.data import files
+from jaxseg.classes import class_bits
+from jaxseg.data import files, packed
 from jaxseg.data.source import DataError
 from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL
@@ -21,32 +22,41 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY = b"\x08\x00"  # a PNG's bit depth 8 and colour type 0
 
 
-def label_table(mapping: dict[int, int], *, num_classes: int, where: str) -> Int[np.ndarray, "65536"]:
-  """Raw id → train id as an int16 look-up table; -1 where the mapping is silent.
+def label_table(
+  mapping: dict[int, int], *, num_classes: int, where: str, multi_label: bool = False
+) -> Int[np.ndarray, "65536"]:
+  """Raw id → train id as an int16 look-up table (int32 with `multi_label`); -1 where the mapping is silent.
 
   Args:
     mapping: raw → train; train ids 0..num_classes-1, or 255 for "no label".
     num_classes: how many classes are trained.
     where: the dataset, for the error message.
+    multi_label: train ids are labels of several classes (`jaxseg.classes`).
 
   Raises:
     DataError: a raw id that no mask can hold, or a train id outside the classes.
   """
-  table = np.full(2**16, _UNKNOWN, np.int16)
+  table = np.full(2**16, _UNKNOWN, np.int32 if multi_label else np.int16)
+  every = int(class_bits(num_classes).sum()) if multi_label else num_classes - 1
   for raw, train in mapping.items():
     if not 0 <= raw < 2**16:
       raise DataError(f"{where}: label_map has raw id {raw}; a mask holds ids 0 to 65535")
-    if not (0 <= train < num_classes or train == IGNORE_LABEL):
+    if not ((0 <= train <= every and not (multi_label and train & ~every)) or train == IGNORE_LABEL):
       raise DataError(
-        f"{where}: label_map sends raw id {raw} to {train}; expected 0 to {num_classes - 1},"
+        f"{where}: label_map sends raw id {raw} to {train}; expected 0 to {every},"
         f" or {IGNORE_LABEL} for pixels without a label"
       )
     table[raw] = train
   return table
 
 
-def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-  """A JPEG or PNG as RGB, rows as stored (an EXIF rotation is ignored, as masks have none)."""
+def decode_image(data: bytes) -> UInt8[np.ndarray, "h w c"]:
+  """A JPEG or PNG as RGB, rows as stored (an EXIF rotation is ignored, as masks have none); or all channels.
+
+  Images of other channels than three are stored packed (`packed.py`).
+  """
+  if packed.is_packed(data):
+    return packed.unpack(data)
   flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
   image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   if image is None:
@@ -55,7 +65,9 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def decode_mask(data: bytes) -> Integer[np.ndarray, "h w"]:
-  """The raw ids of a mask: grey values or palette indices (never palette colours)."""
+  """The raw ids of a mask: grey values or palette indices (never palette colours), or packed ids."""
+  if packed.is_packed(data):
+    return packed.unpack(data)
   if data[:8] == _PNG and data[24:26] == _GREY:  # OpenCV is faster, but makes palettes into colours
     ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if ids is not None:
@@ -65,7 +77,9 @@ def decode_mask(data: bytes) -> Integer[np.ndarray, "h w"]:
   return ids.astype(np.uint8) if ids.dtype == np.bool_ else ids
 
 
-def train_ids(ids: Integer[np.ndarray, "h w"], table: UInt8[np.ndarray, "65536"]) -> UInt8[np.ndarray, "h w"]:
+def train_ids(
+  ids: Integer[np.ndarray, "h w"], table: Integer[np.ndarray, "65536"]
+) -> Integer[np.ndarray, "h w"]:
   """Raw ids → train ids by a table without gaps."""
   # A quarter of the time of NumPy's look-up, for the masks that nearly every data set has.
   return cv2.LUT(ids, table[:256]) if ids.dtype == np.uint8 else table[ids]
@@ -73,6 +87,8 @@ def train_ids(ids: Integer[np.ndarray, "h w"], table: UInt8[np.ndarray, "65536"]
 
 def encoded_size(data: bytes) -> tuple[int, int]:
   """(height, width), read from the header."""
+  if packed.is_packed(data):
+    return packed.shape(data)[:2]
   with PillowImage.open(io.BytesIO(data)) as picture:
     return picture.height, picture.width
 
@@ -199,7 +215,8 @@ def check_image(data: bytes, *, path: str) -> tuple[int, int]:
   Raises:
     DataError: truncated, or not a picture.
   """
-  load(data, path, "image", reduced=True)
+  if not packed.is_packed(data):
+    load(data, path, "image", reduced=True)
   return encoded_size(data)
 
 

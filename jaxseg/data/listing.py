@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -20,14 +21,17 @@ class Survey:
   """What a folder holds.
 
   Attributes:
-    pairs: split → (id, image, mask), paths as text.
+    pairs: split → (id, image, mask, extra), paths as text; extra is None, or of masks of one class each
+      (number of the class, path).
     problems: sentences about files that are missing or stand for two things.
     skipped: "PATH (why)" of every file and folder that is not used.
+    absent: class → how many images have masks of other classes and none of it.
   """
 
-  pairs: dict[str, list[tuple[str, str, str]]] = dataclasses.field(default_factory=dict)
+  pairs: dict[str, list[tuple[str, str, str, Any]]] = dataclasses.field(default_factory=dict)
   problems: list[str] = dataclasses.field(default_factory=list)
   skipped: list[str] = dataclasses.field(default_factory=list)
+  absent: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def raise_problems(self) -> None:
     """Raises DataError with the first of them, and how many there are."""
@@ -37,15 +41,23 @@ class Survey:
       raise DataError(self.problems[0] + rest)
 
   def notice(self) -> str:
-    """One sentence about what is skipped; "" for nothing."""
-    if not self.skipped:
-      return ""
-    shown = ", ".join(self.skipped[:_SHOWN])
-    return f"skipped {len(self.skipped)}: {shown}{', ...' if len(self.skipped) > _SHOWN else ''}"
+    """One sentence about what is skipped, or taken for granted; "" for nothing."""
+    parts = []
+    if self.absent:
+      lacking = (f"{count} without a mask of {name}" for name, count in self.absent.items())
+      parts.append(f"images that are taken to show no such class: {', '.join(lacking)}")
+    if self.skipped:
+      shown = ", ".join(self.skipped[:_SHOWN])
+      parts.append(f"skipped {len(self.skipped)}: {shown}{', ...' if len(self.skipped) > _SHOWN else ''}")
+    return "; ".join(parts)
 
 
-def survey(root: str, *, mask_suffix: str = "", splits: Sequence[str] = ()) -> Survey:
+def survey(
+  root: str, *, mask_suffix: str = "", splits: Sequence[str] = (), classes: Sequence[str] = ()
+) -> Survey:
   """Looks through root/images and root/masks; `splits` are further names of splits.
+
+  With `classes` an image NAME without a mask NAME may have a mask NAME_CLASS for each of them.
 
   Raises:
     DataError: one of the two folders is missing.
@@ -53,7 +65,7 @@ def survey(root: str, *, mask_suffix: str = "", splits: Sequence[str] = ()) -> S
   found = Survey()
   images = _by_name(found, f"{root}/images", IMAGE_SUFFIXES, "no image: expected " + _words(IMAGE_SUFFIXES))
   masks = list(_walk(f"{root}/masks", found))
-  pool = _Masks(masks, mask_suffix, found)
+  pool = _Masks(masks, mask_suffix, classes, found)
   names = {*_SPLITS, *splits}
   folders = {name.split("/")[0] for name in images if "/" in name} | _folders(f"{root}/images")
   lists = [s for s in dict.fromkeys((*splits, *_SPLITS)) if epath.Path(f"{root}/{s}.txt").exists()]
@@ -143,7 +155,8 @@ def _folders(folder: str) -> set[str]:
 class _Masks:
   """Masks by the names of their images."""
 
-  def __init__(self, paths: Sequence[str], suffix: str, found: Survey):
+  def __init__(self, paths: Sequence[str], suffix: str, classes: Sequence[str], found: Survey):
+    self.classes = classes
     stem, end = os.path.splitext(suffix)
     self._suffix = stem if end.lower() in MASK_SUFFIXES else suffix
     self._paths: dict[str, str] = {}
@@ -167,7 +180,20 @@ class _Masks:
   def find(self, folder: str, name: str, image: str) -> str | None:
     """The mask of an image called `name` (without suffix)."""
     whole = name + os.path.splitext(image)[1]  # NAME.jpg.png
-    for stem in (name + self._suffix, whole + self._suffix):
+    return self._first(folder, (name + self._suffix, whole + self._suffix))
+
+  def find_by_class(self, folder: str, name: str) -> list[tuple[int, str]]:
+    """(number of a class, its mask) of those of an image's masks that are called NAME_CLASS."""
+    found = []
+    for number, class_name in enumerate(self.classes):
+      words = (class_name, class_name.replace(" ", "_"))
+      path = self._first(folder, [f"{name}_{word}{self._suffix}" for word in words])
+      if path is not None:
+        found.append((number, path))
+    return found
+
+  def _first(self, folder: str, stems: Sequence[str]) -> str | None:
+    for stem in stems:
       key = f"{folder}/{stem}"
       same = self._any_case.get(key.lower(), [])
       path = self._paths.get(key) or (same[0] if len(same) == 1 else None)
@@ -194,12 +220,19 @@ def _pair(found: Survey, split: str, id_: str, image: str, masks: _Masks, name: 
   folder = f"{root}/masks"
   mask = masks.find(folder, name, image)
   members = found.pairs.setdefault(split, [])
+  if mask is None and (by_class := masks.find_by_class(folder, name)):
+    has = {number for number, _ in by_class}
+    for number, class_name in enumerate(masks.classes):
+      if number not in has:
+        found.absent[class_name] = found.absent.get(class_name, 0) + 1
+    members.append((id_, image, by_class[0][1], tuple(by_class)))
+    return
   if mask is None:
     like = masks.like(folder, name)
     hint = f"; the masks seem to end in {like!r}: set data.mask_suffix={like}" if like else ""
     found.problems.append(f"mask {folder}/{name}.png of image {image} is missing{hint}")
     return
-  members.append((id_, image, mask))
+  members.append((id_, image, mask, None))
 
 
 def _listed(found: Survey, root: str, lists: Sequence[str], images: dict[str, str], masks: _Masks) -> None:

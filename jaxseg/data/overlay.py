@@ -5,9 +5,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 
-from jaxseg.data.source import DatasetInfo
+from jaxseg.data.source import DatasetInfo, as_rgb
 from jaxseg.types import IGNORE_LABEL
 
 _COLUMNS = 4
@@ -25,7 +25,8 @@ def sheet(examples: Sequence[dict[str, Any]], info: DatasetInfo) -> UInt8[np.nda
   Pixels without a label keep the picture's own colours. An example whose "label" is
   a number shows its class in the caption.
   """
-  cells = [_cell(example, info) for example in examples]
+  info, nothing = info.drawn, 0 if info.multi_label else None
+  cells = [_cell(example, info, nothing) for example in examples]
   rows = -(-len(cells) // _COLUMNS)
   width = _COLUMNS * (_WIDTH + _GAP) + _GAP
   cell_height = _HEIGHT + _CAPTION + _GAP
@@ -40,23 +41,28 @@ def sheet(examples: Sequence[dict[str, Any]], info: DatasetInfo) -> UInt8[np.nda
 
 
 def blend(
-  image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], info: DatasetInfo
+  image: UInt8[np.ndarray, "h w 3"],
+  label: Integer[np.ndarray, "h w"],
+  info: DatasetInfo,
+  nothing: int | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Half picture, half the colour of the class; where there is no label, the picture."""
+  """Half picture, half the colour of the class; where there is no label, or `nothing`, the picture."""
   shown = (label != IGNORE_LABEL) & (label < info.num_classes)
+  if nothing is not None:
+    shown &= label != nothing
   colors = info.palette[np.where(shown, label, 0)]
   mixed = (image.astype(np.uint16) + colors + 1) // 2
   return np.where(shown[..., None], mixed, image).astype(np.uint8)
 
 
-def _cell(example: dict[str, Any], info: DatasetInfo) -> UInt8[np.ndarray, "_ _ 3"]:
-  image, label = example["image"], example["label"]
+def _cell(example: dict[str, Any], info: DatasetInfo, nothing: int | None) -> UInt8[np.ndarray, "_ _ 3"]:
+  image, label = as_rgb(example["image"]), example["label"]
   scale = min(_WIDTH / image.shape[1], _HEIGHT / image.shape[0])
   size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
   shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
   caption = str(example["id"])
   if np.ndim(label):
-    shown = blend(shown, cv2.resize(label, size, interpolation=cv2.INTER_NEAREST), info)
+    shown = blend(shown, cv2.resize(label, size, interpolation=cv2.INTER_NEAREST), info, nothing)
   else:
     caption = f"{info.classes[int(label)]}: {caption}"
   cell = _blank(_HEIGHT + _CAPTION, _WIDTH)

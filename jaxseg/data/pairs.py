@@ -1,9 +1,10 @@
 """Data sets that are pairs of files, a picture and a mask: finding them, storing them, reading them back.
 
 A data set is a subclass of `PairBuilder` and an `Original` (made by `original`) that
-says where its pairs lie and what its ids mean. Bytes of pictures and masks are stored as
-they are; raw ids become train ids when a mask is read. Masks that are no pictures of ids
-(colours, MATLAB files, run lengths) are stored as PNG by the data set's own `read`.
+says where its pairs lie and what its ids mean. Pictures are stored byte for byte, masks as
+their raw ids (`packed.py`; copies that were prepared before hold the masks' own files, and are
+read, too), which become train ids when a mask is read. Masks that are no pictures of ids
+(colours, MATLAB files, run lengths) become PNG by the data set's own `read`.
 """
 
 import functools
@@ -14,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer
 
-from jaxseg.data import files, images, preparing
+from jaxseg.data import files, images, packed, preparing
 from jaxseg.data.source import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -69,6 +70,7 @@ def original(
   train_table: Int[np.ndarray, "65536"] | None = None,
   read: Read = read,
   absent: Mapping[str, str] | None = None,
+  kind: Any = np.uint8,
 ) -> preparing.Original:
   """The data set below `root` (None = only what is prepared).
 
@@ -81,6 +83,7 @@ def original(
     train_table: another one for reading what was stored, where several share a prepared copy.
     read: a pair's examples; a function at the top of a module, since workers get it pickled.
     absent: split → why it cannot be had.
+    kind: type of the train ids.
   """
   return preparing.Original(
     builder=builder,
@@ -88,7 +91,7 @@ def original(
     find=find,
     load=functools.partial(load, read, table),
     # Ids were checked when they were stored: no -1 is left.
-    decode=functools.partial(decode, (table if train_table is None else train_table).astype(np.uint8)),
+    decode=functools.partial(decode, (table if train_table is None else train_table).astype(kind)),
     watch=() if root is None else tuple(os.fspath(root / path) for path in watch),
     salt=table.tobytes(),
     absent=absent or {},
@@ -104,11 +107,13 @@ def load(read: Read, table: Int[np.ndarray, "65536"], pair: Pair) -> list[dict[s
   records = []
   for example in read(pair):
     images.check_pair(example.image, example.mask, image_path=pair.image, mask_path=pair.mask, table=table)
-    records.append({"image": example.image, "label": example.mask, "id": example.id})
+    # Ids, packed, are read in a small part of the time that a PNG takes (benchmarks/host.py).
+    mask = packed.pack(images.decode_mask(example.mask))
+    records.append({"image": example.image, "label": mask, "id": example.id})
   return records
 
 
-def decode(table: UInt8[np.ndarray, "65536"], record: Mapping[str, Any]) -> dict[str, Any]:
+def decode(table: Integer[np.ndarray, "65536"], record: Mapping[str, Any]) -> dict[str, Any]:
   """The example of a record, raw ids as train ids."""
   return {
     "image": images.decode_image(record["image"]),

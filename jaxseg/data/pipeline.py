@@ -59,7 +59,7 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   rows: Sequence[int] | None = None,
-  fill: tuple[int, int, int] = MEAN_FILL,
+  fill: tuple[int, ...] = MEAN_FILL,
   source: Source | None = None,
 ) -> Iterator[Batch]:
   """Endless augmented batches from `start_step` on: this process's rows of each global batch.
@@ -133,7 +133,7 @@ def batches(
   process_index: int = 0,
   process_count: int = 1,
   rows: Sequence[int] | None = None,
-  fill: tuple[int, int, int] = MEAN_FILL,
+  fill: tuple[int, ...] = MEAN_FILL,
 ) -> Iterator[Batch]:
   """`train_batches` of any source: of your own, of TFDS, of Hugging Face (`jaxseg.data.sources`).
 
@@ -275,7 +275,7 @@ def read_in_threads(load: grain.transforms.Map, count: int, workers: int) -> Ite
 class _Augment(grain.transforms.MapWithIndex):
   rule: GeometryRule
   seed: int
-  fill: tuple[int, int, int]
+  fill: tuple[int, ...]
   extra: Extra
 
   def map_with_index(self, index: int, element: dict[str, Any]) -> dict[str, Any]:
@@ -353,8 +353,9 @@ class SameSize:
   def collate(
     self, examples: Sequence[dict[str, Any]], *, sizes: Sequence[tuple[int, int]], count: int
   ) -> Batch:
+    channels = np.shape(examples[0]["image"])[2] if len(examples) else 3
     blank = {
-      "image": np.zeros((*sizes[0], 3), np.uint8),
+      "image": np.zeros((*sizes[0], channels), np.uint8),
       "label": np.full(sizes[0], IGNORE_LABEL, np.uint8),
       "id": "",
     }

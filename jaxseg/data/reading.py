@@ -16,14 +16,15 @@ import numpy as np
 from jaxtyping import Integer, Num, UInt8
 from PIL import Image as PillowImage
 
-from jaxseg.data import images
+from jaxseg.data import images, packed
 from jaxseg.data.source import DataError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".npy")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".webp")
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS_PER_SAMPLE = 258  # TIFF's tag
 _DEPTH = 24  # where a PNG's header says its bits a channel
 
@@ -38,10 +39,12 @@ class Rule:
     value_range: (low, high), the values that become 0 and 255 in images with more than 8 bits; () refuses
       such images.
     colors: RGB → class id of masks drawn in colours; empty where masks hold ids.
+    channels: of images; others than 3 are stored as they are, in 8 bits.
   """
 
   value_range: tuple[float, ...] = ()
   colors: Colors = dataclasses.field(default_factory=dict)
+  channels: int = 3
 
 
 def read_pair(
@@ -53,15 +56,40 @@ def read_pair(
     DataError: a file that is cut off, or cannot be read without guessing; the sentence names it.
   """
   picture, drawing = open_image(image, image_path, "image"), open_image(mask, mask_path, "mask")
-  if drawing.format == "JPEG":
-    raise DataError(
-      f"mask {mask_path} is a JPEG, whose compression changes ids and colours; export masks as PNG"
-    )
+  _refuse_jpeg(drawing, mask_path)
   sizes = [_displayed(x) for x in (picture, drawing)]
   turn = sizes[0] == sizes[1] or picture.size != drawing.size
   return _stored_image(image, picture, image_path, rule, turn), _stored_mask(
     mask, drawing, mask_path, rule, turn
   )
+
+
+def joined(masks: Sequence[tuple[int, str, bytes]]) -> bytes:
+  """One mask of several classes a pixel, a PNG, from a mask for each class: all but 0 is the class.
+
+  Args:
+    masks: (bit of the class, path, file).
+
+  Raises:
+    DataError: as `read_pair`, or masks of different sizes.
+  """
+  both: np.ndarray | None = None
+  for bit, path, data in masks:
+    drawing = open_image(data, path, "mask")
+    _refuse_jpeg(drawing, path)
+    ids = np.where(_ids(drawing, data, path, Rule(), turn=True) != 0, bit, 0)
+    if both is not None and ids.shape != both.shape:
+      raise DataError(
+        f"mask {path} is {ids.shape[0]}x{ids.shape[1]} (height x width), but {masks[0][1]} is"
+        f" {both.shape[0]}x{both.shape[1]}; masks of one image must be equal in size"
+      )
+    both = ids if both is None else both | ids
+  return images.encode_mask(both)
+
+
+def _refuse_jpeg(drawing: PillowImage.Image, path: str) -> None:
+  if drawing.format == "JPEG":
+    raise DataError(f"mask {path} is a JPEG, whose compression changes ids and colours; export masks as PNG")
 
 
 def read_ids(mask: bytes, path: str, rule: Rule) -> Integer[np.ndarray, "h w"]:
@@ -71,6 +99,16 @@ def read_ids(mask: bytes, path: str, rule: Rule) -> Integer[np.ndarray, "h w"]:
     DataError: as `read_pair`.
   """
   return _ids(open_image(mask, path, "mask"), mask, path, rule, turn=True)
+
+
+def read_bands(image: bytes, path: str, channels: int) -> UInt8[np.ndarray, "h w c"]:
+  """All channels of an image's file of 8 bits, as displayed.
+
+  Raises:
+    DataError: another number of channels, more bits, or a file that is no image.
+  """
+  picture, rule = open_image(image, path, "image"), Rule(channels=channels)
+  return packed.unpack(_stored_image(image, picture, path, rule, turn=True))
 
 
 def open_image(data: bytes, path: str, kind: str) -> PillowImage.Image:
@@ -88,8 +126,8 @@ def open_image(data: bytes, path: str, kind: str) -> PillowImage.Image:
     ) from None
   # Which error a damaged file gives depends on where it is damaged.
   except Exception as error:
-    decoded = _by_opencv(data)
-    if decoded is None or decoded.ndim > 3:
+    decoded = _beyond_pillow(data, path)
+    if decoded is None or decoded.ndim not in (2, 3):
       raise DataError(
         f"{kind} {path} is truncated or not a picture ({images.one_line(error)}); replace the file"
       ) from None
@@ -136,18 +174,51 @@ def _is_deep(data: bytes, picture: PillowImage.Image) -> bool:
 
 def _by_opencv(data: bytes) -> Num[np.ndarray, "..."] | None:
   try:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   except cv2.error:
     return None
+  return values if values is None or values.ndim == 2 else values[..., [2, 1, 0, *range(3, values.shape[2])]]
+
+
+def _beyond_pillow(data: bytes, path: str) -> Num[np.ndarray, "..."] | None:
+  """Arrays of NumPy, TIFF of many bands, and what OpenCV knows; None for anything else."""
+  if data[:6] == np.lib.format.MAGIC_PREFIX:
+    try:
+      values = np.load(io.BytesIO(data), mmap_mode=None, allow_pickle=False)
+    except (ValueError, EOFError, MemoryError):
+      return None
+    return values if values.dtype.kind in "buif" else None
+  if data[:4] in _TIFF and (values := _by_tifffile(data, path)) is not None:
+    return values
+  return _by_opencv(data)
+
+
+def _by_tifffile(data: bytes, path: str) -> Num[np.ndarray, "..."] | None:
+  """The bands of a TIFF, last; None where the library is not there."""
+  try:
+    import tifffile
+  except ModuleNotFoundError:
+    return None
+  try:
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+      page = file.pages[0]
+      values = page.asarray()
+      return np.moveaxis(values, 0, -1) if page.axes == "SYX" else values
+  # Each compression has errors of its own.
+  except Exception as error:
+    raise DataError(
+      f"image {path} is a TIFF that cannot be read ({images.one_line(error)}); save it without compression,"
+      " or with deflate"
+    ) from error
 
 
 def _values(picture: PillowImage.Image, data: bytes, path: str, kind: str) -> Num[np.ndarray, "..."]:
   """Every value of a file, h w or h w c in the order RGB, in its own type, rows as stored."""
   if _is_deep(data, picture) or picture.format is None:
-    values = _by_opencv(data)
+    values = _beyond_pillow(data, path) if picture.format is None else _by_opencv(data)
     if values is None:
       raise DataError(f"{kind} {path} is truncated or not a picture; replace the file")
-    return values if values.ndim == 2 else values[..., [2, 1, 0, *range(3, values.shape[2])]]
+    return values
   images.load(data, path, kind)  # to the last byte: what is cut off is not filled with grey
   with PillowImage.open(io.BytesIO(data)) as again:
     return np.asarray(again)
@@ -155,6 +226,8 @@ def _values(picture: PillowImage.Image, data: bytes, path: str, kind: str) -> Nu
 
 def _stored_image(data: bytes, picture: PillowImage.Image, path: str, rule: Rule, turn: bool) -> bytes:
   orientation = _orientation(picture) if turn and picture.format != "TIFF" else 1  # Pillow turns TIFF itself
+  if rule.channels != 3:
+    return packed.pack(_turned(_bands(data, picture, path, rule), orientation))
   plain = picture.format in ("JPEG", "PNG") and picture.mode in ("L", "RGB") and not _is_deep(data, picture)
   if plain and orientation == 1:
     images.load(data, path, "image", reduced=True)
@@ -167,13 +240,41 @@ def _stored_image(data: bytes, picture: PillowImage.Image, path: str, rule: Rule
   return images.encode_image(_turned(rgb, orientation))
 
 
+def _bands(data: bytes, picture: PillowImage.Image, path: str, rule: Rule) -> UInt8[np.ndarray, "h w c"]:
+  """All channels of an image, which have to be `rule.channels`; grey that was saved as RGB is grey."""
+  is_tiff = picture.format == "TIFF" or data[:4] in _TIFF
+  values = _beyond_pillow(data, path) if is_tiff else None  # Pillow shows one band of some
+  values = _values(picture, data, path, "image") if values is None else values
+  values = values if values.ndim == 3 else values[..., None]
+  if rule.channels == 1 and values.shape[2] > 1:
+    shown = values[..., :1] if values.shape[2] == 2 else values[..., :3]  # without transparency
+    values = shown[..., :1] if (shown == shown[..., :1]).all() else values
+  if values.shape[2] != rule.channels:
+    raise DataError(
+      f"image {path} has {values.shape[2]} channels, but data.channels is {rule.channels}; set it to"
+      f" {values.shape[2]}, or convert the image"
+    )
+  return _eight_bits(values, path, rule.value_range)
+
+
 def _scaled(
   values: Num[np.ndarray, "..."], path: str, value_range: Sequence[float]
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """More than 8 bits → 8, by an explicit range only."""
+  """More than 8 bits → 8, by an explicit range only; grey three times."""
   channels = 1 if values.ndim == 2 else values.shape[2]
   if channels not in (1, 3, 4):
-    raise DataError(f"image {path} has {channels} channels; expected 1, 3, or 4 with transparency")
+    raise DataError(
+      f"image {path} has {channels} channels; expected 1, 3, or 4 with transparency, or set data.channels"
+    )
+  values = _eight_bits(values, path, value_range)
+  if channels == 1:
+    return np.repeat(values.reshape(*values.shape[:2], 1), 3, axis=2)
+  return np.ascontiguousarray(values[..., :3])
+
+
+def _eight_bits(
+  values: Num[np.ndarray, "*s"], path: str, value_range: Sequence[float]
+) -> UInt8[np.ndarray, "*s"]:
   if values.dtype != np.uint8:
     if len(value_range) != 2:
       raise DataError(
@@ -185,9 +286,7 @@ def _scaled(
       raise DataError(f"image {path} holds values that are not finite; replace them")
     values = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
     values = np.floor(values + 0.5).astype(np.uint8)
-  if channels == 1:
-    return np.repeat(values.reshape(*values.shape[:2], 1), 3, axis=2)
-  return np.ascontiguousarray(values[..., :3])
+  return values
 
 
 def _stored_mask(data: bytes, drawing: PillowImage.Image, path: str, rule: Rule, turn: bool) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxseg.classes import voc_colors
+from jaxseg.classes import MOST_AT_ONCE, drawn_sets, voc_colors
 from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL
 
@@ -66,11 +66,23 @@ def known_sizes(source: Examples) -> tuple[tuple[int, int], ...]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetInfo:
-  """Facts about a dataset: `classes[i]` is drawn in `palette[i]` (uint8 k 3, RGB)."""
+  """Facts about a dataset: `classes[i]` is drawn in `palette[i]` (uint8 k 3, RGB).
+
+  With `multi_label` a pixel may have several classes or none, and a label has a bit for each
+  (`jaxseg.classes`).
+  """
 
   name: str
   classes: tuple[str, ...]
   palette: UInt8[np.ndarray, "k 3"]
+  multi_label: bool = False
+
+  @property
+  def drawn(self) -> "DatasetInfo":
+    """The same for pictures: a name and a colour for every label that a pixel may have."""
+    if not self.multi_label:
+      return self
+    return DatasetInfo(self.name, *drawn_sets(self.classes, self.palette))
 
   @property
   def num_classes(self) -> int:
@@ -78,13 +90,18 @@ class DatasetInfo:
     return len(self.classes)
 
 
-def make_info(name: str, classes: tuple[str, ...], palette: Any) -> DatasetInfo:
+def make_info(name: str, classes: tuple[str, ...], palette: Any, *, multi_label: bool = False) -> DatasetInfo:
   """A checked `DatasetInfo`.
 
   Raises:
-    DataError: no classes, more than 255 (255 marks a pixel without a label), a name twice, or one that no
-      `config.json` may have.
+    DataError: no classes, more than 255 (255 marks a pixel without a label; of several at once more than
+      15), a name twice, or one that no `config.json` may have.
   """
+  if multi_label and len(classes) > MOST_AT_ONCE:
+    raise DataError(
+      f"{name}: data.classes has {len(classes)} names; with data.multi_label a mask holds at most"
+      f" {MOST_AT_ONCE}: train a model for each part of them"
+    )
   if not 1 <= len(classes) <= IGNORE_LABEL:
     raise DataError(
       f"{name}: {len(classes)} classes; give 1 to {IGNORE_LABEL} names in data.classes"
@@ -97,9 +114,21 @@ def make_info(name: str, classes: tuple[str, ...], palette: Any) -> DatasetInfo:
   twice = sorted({c for c in classes if classes.count(c) > 1})
   if twice:
     raise DataError(f"{name}: class name {twice[0]!r} occurs twice in data.classes; rename one")
-  return DatasetInfo(name=name, classes=tuple(classes), palette=np.asarray(palette, np.uint8))
+  return DatasetInfo(
+    name=name, classes=tuple(classes), palette=np.asarray(palette, np.uint8), multi_label=multi_label
+  )
 
 
 def color_map(count: int) -> UInt8[np.ndarray, "{count} 3"]:
   """`count` RGB colours, neighbours far apart: the PASCAL VOC rule without its black first entry."""
   return voc_colors(count + 1)[1:]
+
+
+def as_rgb(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+  """The first three channels of an image as red, green and blue; one as grey, two without blue."""
+  channels = image.shape[-1]
+  if channels == 1:
+    return np.repeat(image, 3, axis=-1)
+  if channels == 2:
+    return np.concatenate([image, np.zeros_like(image[..., :1])], axis=-1)
+  return image[..., :3]

@@ -13,7 +13,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer, UInt8
 
 from jaxseg.data.source import DataError
 from jaxseg.types import IGNORE_LABEL
@@ -115,7 +115,7 @@ def draw_geometry(
   shape: tuple[int, int],
   rule: GeometryRule,
   *,
-  label: UInt8[np.ndarray, "h w"] | None = None,
+  label: Integer[np.ndarray, "h w"] | None = None,
 ) -> Geometry:
   """Draws scale, crop offset and flip for an image of `shape` (h, w).
 
@@ -192,16 +192,16 @@ def _is_mixed(counts: np.ndarray, cat_max_ratio: float) -> bool:
 
 
 def crop_label(
-  label: UInt8[np.ndarray, "h w"], geometry: Geometry, *, crop_size: tuple[int, int]
-) -> UInt8[np.ndarray, "_ _"]:
+  label: Integer[np.ndarray, "h w"], geometry: Geometry, *, crop_size: tuple[int, int]
+) -> Integer[np.ndarray, "_ _"]:
   """The crop of the resized label, at most `crop_size`, neither mirrored nor padded."""
   offset = (geometry.top, geometry.left)
   return _take(label, *_places(label.shape, geometry.size, offset, crop_size))
 
 
 def crop_image(
-  image: UInt8[np.ndarray, "h w 3"], geometry: Geometry, *, crop_size: tuple[int, int], exact: bool = True
-) -> UInt8[np.ndarray, "_ _ 3"]:
+  image: UInt8[np.ndarray, "h w c"], geometry: Geometry, *, crop_size: tuple[int, int], exact: bool = True
+) -> UInt8[np.ndarray, "_ _ c"]:
   """The crop of the resized image, at most `crop_size`, neither mirrored nor padded.
 
   `exact=False` allows one grey level of difference from the reference where that is faster.
@@ -214,22 +214,22 @@ def crop_image(
 
 
 def apply_geometry(
-  image: UInt8[np.ndarray, "h w 3"],
-  label: UInt8[np.ndarray, "h w"],
+  image: UInt8[np.ndarray, "h w c"],
+  label: Integer[np.ndarray, "h w"],
   geometry: Geometry,
   *,
   crop_size: tuple[int, int],
-  fill: tuple[int, int, int] = MEAN_FILL,
+  fill: tuple[int, ...] = MEAN_FILL,
   pad: Pad = "after_flip",
   exact: bool = True,
 ) -> tuple[
-  UInt8[np.ndarray, "{crop_size[0]} {crop_size[1]} 3"], UInt8[np.ndarray, "{crop_size[0]} {crop_size[1]}"]
+  UInt8[np.ndarray, "{crop_size[0]} {crop_size[1]} c"], Integer[np.ndarray, "{crop_size[0]} {crop_size[1]}"]
 ]:
   """The crop; where the resized image is smaller, the rest is `fill` and label 255; `exact`: `crop_image`."""
   picture = crop_image(image, geometry, crop_size=crop_size, exact=exact)
   rows, columns = _places(label.shape, geometry.size, (geometry.top, geometry.left), crop_size)
   if geometry.flip:
-    picture, columns = cv2.flip(picture, 1), columns[::-1]
+    picture, columns = _with_channels(cv2.flip(picture, 1)), columns[::-1]
   ids = _take(label, rows, columns)
   if picture.shape[:2] == tuple(crop_size):
     return np.ascontiguousarray(picture), ids
@@ -242,8 +242,8 @@ def _padded(
 ) -> np.ndarray:
   """`part` in its box, and `fill` around it, written once: most of the time is memory's."""
   top, left, bottom, right = box
-  out = np.empty((*crop_size, *part.shape[2:]), np.uint8)
-  row = np.empty(out.shape[1:], np.uint8)
+  out = np.empty((*crop_size, *part.shape[2:]), part.dtype)
+  row = np.empty(out.shape[1:], part.dtype)
   row[:] = fill  # rows are copied faster than single colours
   out[:top], out[bottom:] = row, row
   out[top:bottom, :left], out[top:bottom, right:] = row[:left], row[right:]
@@ -291,15 +291,15 @@ def _nearest(edges: np.ndarray, source: int) -> Int[np.ndarray, "n"]:
 
 
 def _resample(
-  image: UInt8[np.ndarray, "h w 3"], geometry: Geometry, height: int, width: int, exact: bool
-) -> UInt8[np.ndarray, "{height} {width} 3"]:
+  image: UInt8[np.ndarray, "h w c"], geometry: Geometry, height: int, width: int, exact: bool
+) -> UInt8[np.ndarray, "{height} {width} c"]:
   """Bilinear with half-pixel centres and no antialiasing (cv2.resize's rule), cropped."""
   if geometry.size == image.shape[:2]:
     return image[geometry.top : geometry.top + height, geometry.left : geometry.left + width]
   pixels = geometry.size[0] * geometry.size[1]
   if pixels <= _WHOLE_PIXELS and (exact or pixels <= _WHOLE_CROPS * height * width):
     h, w = geometry.size
-    whole = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
+    whole = _with_channels(cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR))
     return whole[geometry.top : geometry.top + height, geometry.left : geometry.left + width]
   # From OpenCV 5 on this is within one grey level of cv2.resize; 4.x rounds positions
   # to 1/32 pixel, which is up to six levels between black and white neighbours.
@@ -308,10 +308,16 @@ def _resample(
   # Only the source pixels that the crop shows: the rest would be copied in vain.
   y, x = max(int(ty) - 2, 0), max(int(tx) - 2, 0)
   part = image[y : int(ty + height * sy) + 3, x : int(tx + width * sx) + 3]
-  return cv2.warpAffine(
+  crop = cv2.warpAffine(
     part,
     np.array([[sx, 0.0, tx - x], [0.0, sy, ty - y]]),
     (width, height),
     flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
     borderMode=cv2.BORDER_REPLICATE,
   )
+  return _with_channels(crop)
+
+
+def _with_channels(image: np.ndarray) -> np.ndarray:
+  """With the third axis that OpenCV drops of a grey image."""
+  return image[..., None] if image.ndim == 2 else image

@@ -159,6 +159,7 @@ class CGNet(CheckedModule):
     residual: add the block's input after the refinement ("global"), before it ("local"), or not at all.
     remat: compute a block's intermediates again in the backward pass: memory for time.
     scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
+    in_channels: of the image.
   """
 
   widths: tuple[int, int, int] = (32, 64, 128)
@@ -174,6 +175,7 @@ class CGNet(CheckedModule):
   remat: bool = False
   scan: Scan = "auto"
   dtype: Any = None
+  in_channels: int = 3
 
   @property
   def stages(self) -> tuple[str, ...]:

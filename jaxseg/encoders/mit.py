@@ -151,6 +151,7 @@ class MiT(CheckedModule):
     scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
     images_at_once: of a device's images that go through a stage together, whose intermediates are computed
       again in the backward pass; 0 takes all and keeps them. One at a time is for TPUs.
+    in_channels: of the image.
   """
 
   dims: tuple[int, int, int, int] = (32, 64, 160, 256)
@@ -167,6 +168,7 @@ class MiT(CheckedModule):
   scan: Scan = "auto"
   images_at_once: int = 0
   dtype: Any = None
+  in_channels: int = 3
 
   @property
   def stages(self) -> tuple[str, ...]:

@@ -67,6 +67,7 @@ class MobileNetV2(CheckedModule):
     folded: convolutions have biases and there is no BatchNorm, as in weights exported for inference.
     frozen_norm: BatchNorm uses its stored statistics in training too.
     norm_epsilon, norm_momentum: of the BatchNorms; the momentum is the weight of the new statistic.
+    in_channels: of the image.
   """
 
   depths: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1)
@@ -82,6 +83,7 @@ class MobileNetV2(CheckedModule):
   norm_epsilon: float = 1e-3
   norm_momentum: float = 3e-3
   dtype: Any = None
+  in_channels: int = 3
 
   @property
   def stages(self) -> tuple[str, ...]:

@@ -167,6 +167,7 @@ class MSCAN(CheckedModule):
     gate: MSCA's product with its input.
     remat: compute a block's intermediates again in the backward pass: memory for time.
     scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
+    in_channels: of the image.
   """
 
   dims: tuple[int, int, int, int] = (32, 64, 160, 256)
@@ -182,6 +183,7 @@ class MSCAN(CheckedModule):
   remat: bool = False
   scan: Scan = "auto"
   dtype: Any = None
+  in_channels: int = 3
 
   @property
   def stages(self) -> tuple[str, ...]:

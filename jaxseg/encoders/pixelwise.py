@@ -20,10 +20,12 @@ class Pixelwise(CheckedModule):
 
   Attributes:
     widths: channels of each layer.
+    in_channels: of the image.
   """
 
   widths: tuple[int, ...] = (24, 24)
   dtype: Any = None
+  in_channels: int = 3
 
   @property
   def stages(self) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ class ResNet(CheckedModule):
     norm_epsilon, norm_momentum: of the BatchNorms; the momentum is the weight of the new statistic.
     remat: compute a block's intermediates again in the backward pass: memory for time.
     scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
+    in_channels: of the image.
   """
 
   stage_sizes: tuple[int, int, int, int] = (3, 4, 6, 3)
@@ -116,6 +117,7 @@ class ResNet(CheckedModule):
   remat: bool = False
   scan: Scan = "auto"
   dtype: Any = None
+  in_channels: int = 3
 
   @property
   def stages(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ class VGG(CheckedModule):
     ceil_pool: a pool keeps a last, partial window, as Caffe's do; on sizes 8n + 1 there is none.
     average_pool: a 3×3 average at stride 1 follows the last pool (DeepLab's pool5a).
     with_image: the image itself is "stage0", which the multi-scale head of DeepLab v1 reads.
+    in_channels: of the image.
   """
 
   stage_sizes: tuple[int, int, int, int, int] = (2, 2, 3, 3, 3)
@@ -43,6 +44,7 @@ class VGG(CheckedModule):
   average_pool: bool = True
   with_image: bool = False
   dtype: Any = None
+  in_channels: int = 3
 
   @property
   def stages(self) -> tuple[str, ...]:

@@ -72,6 +72,7 @@ class Xception(CheckedModule):
     multi_grid: factors on the rate of the last unit's three convolutions.
     frozen_norm: BatchNorm uses its stored statistics in training too.
     norm_epsilon, norm_momentum: of the BatchNorms; the momentum is the weight of the new statistic.
+    in_channels: of the image.
   """
 
   depths: tuple[int] = (16,)
@@ -81,6 +82,7 @@ class Xception(CheckedModule):
   norm_epsilon: float = 1e-3
   norm_momentum: float = 3e-4
   dtype: Any = None
+  in_channels: int = 3
 
   @property
   def stages(self) -> tuple[str, ...]:

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxseg.classes import label_type
 from jaxseg.errors import UserError
 from jaxseg.evaluation.ahead import AheadOfTime, Waiting, shapes_on_mesh
 from jaxseg.evaluation.class_map import ClassMap, mapped, mapped_terms, never_predicting
-from jaxseg.evaluation.counts import Counts, Sums, Terms, count_all, terms_of_logits
+from jaxseg.evaluation.counts import Counts, Sums, Terms, confusion_counts, count_all, terms_for
+from jaxseg.evaluation.decision import threshold_of
 from jaxseg.evaluation.inference import PredictFn, forward, label_map
 from jaxseg.evaluation.predictor import Predictor
 from jaxseg.evaluation.report import Report
 from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.layers.upsampled import map_upsampled
-from jaxseg.metrics import confusion_matrix
 from jaxseg.models import align_corners_of
 from jaxseg.sharding import groups_of_process, on_mesh, replicated, to_global
 from jaxseg.types import IGNORE_LABEL, Batch, Preprocess
@@ -75,7 +76,10 @@ def make_eval_step(
       class_map=class_map,
     )
     return _RuleStep(predictor, num_classes, ignore_label, mesh, details)
-  return _PlainStep(model, num_classes, preprocess, mesh, ignore_label, align_corners, details, class_map)
+  threshold = threshold_of(model, rule.threshold)
+  return _PlainStep(
+    model, num_classes, preprocess, mesh, ignore_label, align_corners, details, class_map, threshold
+  )
 
 
 class _RuleStep:
@@ -96,18 +100,22 @@ class _RuleStep:
 class _PlainStep:
   """An `EvalStep` of images as they are."""
 
-  def __init__(self, model, num_classes, preprocess, mesh, ignore_label, align_corners, details, class_map):
+  def __init__(
+    self, model, num_classes, preprocess, mesh, ignore_label, align_corners, details, class_map, threshold
+  ):
     apply, corners = forward(model), align_corners_of(model, given=align_corners)
-    self._mesh, self._ignore_label = mesh, ignore_label
+    self._mesh, self._ignore_label, self._channels = mesh, ignore_label, preprocess.channels
+    self._label_type = np.uint8 if threshold is None else label_type(num_classes)
+    settings = dict(num_classes=num_classes, ignore_label=ignore_label, multi_label=threshold is not None)
 
     def count(variables, batch):
       labels = jnp.asarray(batch["label"])
       outputs = apply(variables, preprocess(jnp.asarray(batch["image"])))
       if details:
-        terms = _terms(outputs, labels, align_corners=corners, class_map=class_map)
-        return count_all(terms, labels, num_classes=num_classes, ignore_label=ignore_label)
-      pred = mapped(label_map(outputs, labels.shape[1:3], align_corners=corners), class_map)
-      return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
+        terms_of = terms_for(threshold) if class_map is None else mapped_terms(class_map)
+        return count_all(_terms(outputs, labels, corners, terms_of), labels, **settings)
+      pred = label_map(outputs, labels.shape[1:3], align_corners=corners, threshold=threshold)
+      return confusion_counts(mapped(pred, class_map), labels, **settings)
 
     # All comes as it is laid out already: variables split over fsdp or whole, the batch by `to_global`.
     options = {} if mesh is None else {"out_shardings": replicated(mesh)}
@@ -136,21 +144,20 @@ class _PlainStep:
     calls = []
     for (size,) in dict.fromkeys(keys):
       batch = {
-        "image": jax.ShapeDtypeStruct((batch_size, *size, 3), np.uint8),
-        "label": jax.ShapeDtypeStruct((batch_size, *size), np.uint8),
+        "image": jax.ShapeDtypeStruct((batch_size, *size, self._channels), np.uint8),
+        "label": jax.ShapeDtypeStruct((batch_size, *size), self._label_type),
       }
       calls.append((variables, batch if self._mesh is None else shapes_on_mesh(batch, self._mesh)))
     self._count.waiting = waiting
     self._count.compile_ahead(calls)
 
 
-def _terms(outputs: Any, labels: jax.Array, *, align_corners: bool, class_map: ClassMap | None) -> Terms:
+def _terms(outputs: Any, labels: jax.Array, align_corners: bool, terms_of: Callable[..., Any]) -> Terms:
   """Of a model's outputs; the map of all classes at the labels' size is never held."""
   logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
   size = labels.shape[1:3]
   if logits.ndim == 3:
     return Terms(label_map(logits, size))
-  terms_of = terms_of_logits if class_map is None else mapped_terms(class_map)
   labels, logits = labels.astype(jnp.int32), jnp.asarray(logits)
   if tuple(logits.shape[1:3]) == tuple(size):
     return Terms(*terms_of(logits.astype(jnp.float32), labels)[0])
@@ -228,7 +235,7 @@ def evaluate(
     variables = on_mesh(variables, mesh)
   if compile_ahead is not None:
     compile_ahead(step, variables)
-  sums = Sums(num_classes)
+  sums = Sums(num_classes, multi_label=threshold_of(model, rule.threshold) is not None)
   pending, images = None, 0
   for number, batch in enumerate(batches):
     counts = step(variables, batch)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
 from jaxseg.errors import UserError
+from jaxseg.evaluation.decision import labels_of_logits, labels_of_strip
 from jaxseg.layers.upsampled import map_upsampled
-from jaxseg.ops.upsampled_cross_entropy import argmax
 from jaxseg.types import AnyArray, Image, Outputs
 
 # (variables, normalised image) → outputs of a model, or logits alone, or a label map of the image's size.
@@ -21,10 +21,12 @@ def label_map(
   size: tuple[int, int],
   *,
   align_corners: bool = False,
+  threshold: float | None = None,
 ) -> Int[Array, "b h w"]:
   """Class of every pixel at `size` (rows, columns): logits are resized, then the largest wins.
 
-  What is a label map already must have that size.
+  With a `threshold`, a label of all classes that reach it (`decision.py`). What is a label map already must
+  have that size.
   """
   logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
   if logits.ndim == 3:
@@ -35,10 +37,10 @@ def label_map(
     return jnp.asarray(logits).astype(jnp.int32)
   logits = jnp.asarray(logits)
   if tuple(logits.shape[1:3]) == tuple(size):
-    return jnp.argmax(logits.astype(jnp.float32), axis=-1).astype(jnp.int32)
+    return labels_of_logits(logits.astype(jnp.float32), threshold)
   # The map of all classes at the image's size is never held.
   marks = jnp.zeros((logits.shape[0], *size), jnp.int8)
-  (labels,), _ = map_upsampled(argmax, logits, (marks,), align_corners=align_corners)
+  (labels,), _ = map_upsampled(labels_of_strip(threshold), logits, (marks,), align_corners=align_corners)
   return labels
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
+from jaxseg.evaluation import decision
 from jaxseg.evaluation.counts import Terms, terms_of_logits
 from jaxseg.types import AnyArray
 
@@ -30,6 +31,7 @@ def merge_labels(
   size: tuple[int, int],
   *,
   images: int,
+  threshold: float | None = None,
 ) -> Int[Array, "b {size[0]} {size[1]}"]:
   """The class of every pixel; of several views, that of the largest mean softmax.
 
@@ -38,12 +40,13 @@ def merge_labels(
     ways: what brings them to the pictures' size, None where they have it already.
     size: of the result.
     images: how many of them a device holds.
+    threshold: None for one class a pixel, else as in `decision.py`, like in all functions here.
   """
 
-  def classes(scores):
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+  def classes(maps, *_):
+    return decision.labels_of_logits(_merged(maps, threshold), threshold)
 
-  return _by_rows(logits, ways, size, images, lambda maps, *_: classes(_mean(maps)))
+  return _by_rows(logits, ways, size, images, classes)
 
 
 def merge_scores(
@@ -52,13 +55,15 @@ def merge_scores(
   size: tuple[int, int],
   *,
   images: int,
+  threshold: float | None = None,
 ) -> Float[Array, "b {size[0]} {size[1]} k"]:
   """Log-probabilities of every pixel: the log softmax, or the logarithm of the views' mean softmax."""
 
   def scores(maps, *_):
-    if len(maps) == 1:
-      return jax.nn.log_softmax(maps[0])
-    return _log_mean(_mean(maps))
+    merged = _merged(maps, threshold)
+    if len(maps) > 1 and threshold is None:
+      return merged
+    return decision.log_probabilities(merged, threshold)
 
   return _by_rows(logits, ways, size, images, scores)
 
@@ -70,13 +75,14 @@ def merge_terms(
   *,
   images: int,
   terms_of: Callable[..., Any] = terms_of_logits,
+  threshold: float | None = None,
 ) -> Terms:
   """The classes of `merge_labels` with their probabilities, and the loss of the labels, by `terms_of`."""
   size = labels.shape[1:]
   labels = labels.astype(jnp.int32)
 
   def terms(maps, start, rows):
-    merged = maps[0] if len(maps) == 1 else _log_mean(_mean(maps))
+    merged = _merged(maps, threshold)
     return terms_of(merged, lax.dynamic_slice_in_dim(labels, start, rows, axis=1))[0]
 
   return Terms(*_by_rows(logits, ways, size, images, terms))
@@ -89,6 +95,7 @@ def add_view(
   *,
   size: tuple[int, int],
   images: int,
+  threshold: float | None = None,
 ) -> Float[Array, "b y x k"]:
   """The sum of the softmaxes of the views so far, with one more; None before the first."""
   if total is None:
@@ -99,14 +106,19 @@ def add_view(
   def add(i, total):
     (x,) = some_rows(i * rows)
     before = lax.dynamic_slice_in_dim(total, i * rows, rows, axis=1)
-    return lax.dynamic_update_slice_in_dim(total, before + jax.nn.softmax(x), i * rows, axis=1)
+    added = before + decision.probabilities(x, threshold)
+    return lax.dynamic_update_slice_in_dim(total, added, i * rows, axis=1)
 
   return lax.fori_loop(0, rounds, add, total)
 
 
-def labels_of_sum(total: Float[AnyArray, "b y x k"]) -> Int[Array, "b y x"]:
+def labels_of_sum(
+  total: Float[AnyArray, "b y x k"], *, views: int, threshold: float | None = None
+) -> Int[Array, "b y x"]:
   """`merge_labels` of views that `add_view` added up."""
-  return jnp.argmax(total, axis=-1).astype(jnp.int32)
+  if threshold is None:
+    return decision.labels_of_logits(total)
+  return decision.labels_of_logits(decision.logits_of(total / views, threshold), threshold)
 
 
 def terms_of_sum(
@@ -115,25 +127,24 @@ def terms_of_sum(
   *,
   views: int,
   terms_of: Callable[..., Any] = terms_of_logits,
+  threshold: float | None = None,
 ) -> Terms:
   """`merge_terms` of views that `add_view` added up."""
-  return Terms(*terms_of(scores_of_sum(total, views=views), labels.astype(jnp.int32))[0])
+  merged = decision.logits_of(total / views, threshold)
+  return Terms(*terms_of(merged, labels.astype(jnp.int32))[0])
 
 
 def scores_of_sum(total: Float[AnyArray, "b y x k"], *, views: int) -> Float[Array, "b y x k"]:
   """`merge_scores` of views that `add_view` added up."""
-  return _log_mean(total / views)
+  return decision.logits_of(total / views)  # of softmax or sigmoid: the logarithm
 
 
-def _log_mean(mean):
-  return jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))
-
-
-def _mean(maps):
-  """One map as it is: its largest logit is its largest softmax."""
+def _merged(maps, threshold):
+  """Logits of the views' mean probabilities; of one view as they are."""
   if len(maps) == 1:
     return maps[0]
-  return sum(jax.nn.softmax(logits) for logits in maps) / len(maps)
+  mean = sum(decision.probabilities(logits, threshold) for logits in maps) / len(maps)
+  return decision.logits_of(mean, threshold)
 
 
 def _by_rows(logits, ways, size, images, finish):

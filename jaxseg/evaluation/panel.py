@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from jaxseg.data.source import as_rgb
 from jaxseg.errors import UserError
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
@@ -26,7 +27,7 @@ _COLUMN = 320
 
 
 def panel(
-  images: UInt8[AnyArray, "n h w 3"] | Sequence[UInt8[AnyArray, "_ _ 3"]],
+  images: UInt8[AnyArray, "n h w c"] | Sequence[UInt8[AnyArray, "_ _ c"]],
   labels: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
   predictions: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
   palette: UInt8[AnyArray, "k 3"],
@@ -47,7 +48,11 @@ def panel(
     raise UserError("there are no images to show")
   fitted = []
   for image, label, prediction in zip(images, labels, predictions, strict=True):
-    pictures = [image, _colours(label, palette, ignore_label), _colours(prediction, palette, ignore_label)]
+    pictures = [
+      as_rgb(image),
+      _colours(label, palette, ignore_label),
+      _colours(prediction, palette, ignore_label),
+    ]
     fitted.append([_fit(p, interpolate=i == 0) for i, p in enumerate(pictures)])
   column = max(pictures[0].shape[1] for pictures in fitted)
   body = np.concatenate([_row(pictures, column) for pictures in fitted])
@@ -60,7 +65,7 @@ def panel(
 
 def save_panel(
   path: str | os.PathLike,
-  images: UInt8[AnyArray, "n h w 3"] | Sequence[UInt8[AnyArray, "_ _ 3"]],
+  images: UInt8[AnyArray, "n h w c"] | Sequence[UInt8[AnyArray, "_ _ c"]],
   labels: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
   predictions: Integer[AnyArray, "n h w"] | Sequence[Integer[AnyArray, "_ _"]],
   palette: UInt8[AnyArray, "k 3"],

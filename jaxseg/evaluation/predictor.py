@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,11 +16,11 @@ from jaxseg.errors import UserError
 from jaxseg.evaluation import merge, views
 from jaxseg.evaluation.ahead import AheadOfTime, Waiting, shapes_on_mesh
 from jaxseg.evaluation.class_map import ClassMap, mapped, mapped_terms
-from jaxseg.evaluation.counts import Counts, count_all, terms_of_logits
+from jaxseg.evaluation.counts import Counts, confusion_counts, count_all, terms_for
+from jaxseg.evaluation.decision import threshold_of
 from jaxseg.evaluation.inference import PredictFn, forward, label_map
 from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.evaluation.windows import mirrored, slide_logits
-from jaxseg.metrics import confusion_matrix
 from jaxseg.models import align_corners_of
 from jaxseg.sharding import BATCH_AXES, batch_sharding, replicated, to_global
 from jaxseg.types import IGNORE_LABEL, AnyArray, Batch, Preprocess
@@ -56,24 +57,29 @@ class Predictor:
     class_map: ClassMap | None = None,
   ):
     self._class_map = class_map
-    self._terms_of = terms_of_logits if class_map is None else mapped_terms(class_map)
+    self._threshold = threshold = threshold_of(model, rule.threshold)
+    self._terms_of = terms_for(threshold) if class_map is None else mapped_terms(class_map)
     self._apply, self._rule, self._preprocess = forward(model), rule, preprocess
     self._mesh, self._spread = mesh, mesh is not None and spread
     self._align_corners = align_corners_of(model, given=align_corners)
     self._shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES])) if self._spread else 1
     self._view = AheadOfTime(self._jit(self._view_logits), mesh=mesh)
-    self._labels = self._jit(merge.merge_labels, static=("size", "images"))
-    self._scores = self._jit(merge.merge_scores, static=("size", "images"))
+    self._labels = self._jit(partial(merge.merge_labels, threshold=threshold), static=("size", "images"))
+    self._scores = self._jit(partial(merge.merge_scores, threshold=threshold), static=("size", "images"))
     self._count = self._jit(self._counts, static=("images", "num_classes", "ignore_label"), whole=True)
     self._count_all = self._jit(
       self._all_counts, static=("images", "num_classes", "ignore_label"), whole=True
     )
     # Of views at their own full size only the sum is kept.
     self._sums = rule.mode == "slide" and len(rule.scales) * (1 + rule.flip) > 1
-    self._add = self._jit(merge.add_view, static=("size", "images"), donate=("total",))
-    self._labels_of_sum = self._jit(merge.labels_of_sum)
+    self._add = self._jit(
+      partial(merge.add_view, threshold=threshold), static=("size", "images"), donate=("total",)
+    )
+    self._labels_of_sum = self._jit(partial(merge.labels_of_sum, threshold=threshold), static=("views",))
     self._scores_of_sum = self._jit(merge.scores_of_sum, static=("views",))
-    self._count_of_sum = self._jit(self._counts_of_sum, static=("num_classes", "ignore_label"), whole=True)
+    self._count_of_sum = self._jit(
+      self._counts_of_sum, static=("views", "num_classes", "ignore_label"), whole=True
+    )
     self._count_all_of_sum = self._jit(
       self._all_counts_of_sum, static=("views", "num_classes", "ignore_label"), whole=True
     )
@@ -93,7 +99,7 @@ class Predictor:
     calls = []
     for canvas in dict.fromkeys(canvas for key in keys for canvas in key):
       view = {
-        "image": jax.ShapeDtypeStruct((batch_size, *canvas, 3), np.uint8),
+        "image": jax.ShapeDtypeStruct((batch_size, *canvas, self._preprocess.channels), np.uint8),
         "size": jax.ShapeDtypeStruct((batch_size, 2), np.int32),
         "flipped": jax.ShapeDtypeStruct((batch_size,), np.bool_),
       }
@@ -105,15 +111,15 @@ class Predictor:
 
   def count(
     self, variables: Mapping[str, Any], batch: Batch, *, num_classes: int, ignore_label: int = IGNORE_LABEL
-  ) -> Int[Array, "{num_classes} {num_classes}"]:
+  ) -> Int[Array, "k k"] | Int[Array, "k 2 2"]:
     """Confusion matrix int32 [truth, prediction] over the batch of all processes."""
     batch = self._prepared(batch)
     settings = dict(num_classes=num_classes, ignore_label=ignore_label)
     labels = self._place({"label": batch["label"]})["label"]
     if self._sums:
-      total, _ = self._sum(variables, batch)
+      total, count = self._sum(variables, batch)
       with self._on_mesh():
-        return self._count_of_sum(total, labels, **settings)
+        return self._count_of_sum(total, labels, views=count, **settings)
     logits, ways, images = self._parts(variables, batch)
     with self._on_mesh():
       return self._count(logits, ways, labels, images=images, **settings)
@@ -138,9 +144,9 @@ class Predictor:
     """The class of every pixel; each row's own part is the first rows and columns, as many as its size."""
     batch = self._prepared(batch)
     if self._sums:
-      total, _ = self._sum(variables, batch)
+      total, count = self._sum(variables, batch)
       with self._on_mesh():
-        return self._labels_of_sum(total)
+        return self._labels_of_sum(total, views=count)
     return self._full_size(self._labels, variables, batch)
 
   def scores(self, variables: Mapping[str, Any], batch: Batch) -> Float[Array, "b _ _ k"]:
@@ -225,21 +231,30 @@ class Predictor:
       logits = jnp.where(view["flipped"][:, None, None, None], mirrored(logits, size[:, 1]), logits)
     return logits
 
-  def _counts(self, logits, ways, labels, *, images, num_classes, ignore_label):
-    pred = mapped(merge.merge_labels(logits, ways, labels.shape[1:], images=images), self._class_map)
-    return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
+  def _counts(self, logits, ways, labels, *, images, **settings):
+    size = labels.shape[1:]
+    pred = merge.merge_labels(logits, ways, size, images=images, threshold=self._threshold)
+    return self._confusion(pred, labels, **settings)
 
-  def _counts_of_sum(self, total, labels, *, num_classes, ignore_label):
-    pred = mapped(merge.labels_of_sum(total), self._class_map)
-    return confusion_matrix(pred, labels, num_classes=num_classes, ignore_label=ignore_label)
+  def _counts_of_sum(self, total, labels, *, views, **settings):
+    return self._confusion(
+      merge.labels_of_sum(total, views=views, threshold=self._threshold), labels, **settings
+    )
+
+  def _confusion(self, pred, labels, **settings):
+    return confusion_counts(
+      mapped(pred, self._class_map), labels, multi_label=self._threshold is not None, **settings
+    )
 
   def _all_counts(self, logits, ways, labels, sizes, *, images, **settings):
-    terms = merge.merge_terms(logits, ways, labels, images=images, terms_of=self._terms_of)
-    return count_all(terms, labels, sizes=sizes, **settings)
+    how = dict(terms_of=self._terms_of, threshold=self._threshold)
+    terms = merge.merge_terms(logits, ways, labels, images=images, **how)
+    return count_all(terms, labels, sizes=sizes, multi_label=self._threshold is not None, **settings)
 
   def _all_counts_of_sum(self, total, labels, sizes, *, views, **settings):
-    terms = merge.terms_of_sum(total, labels, views=views, terms_of=self._terms_of)
-    return count_all(terms, labels, sizes=sizes, **settings)
+    how = dict(terms_of=self._terms_of, threshold=self._threshold)
+    terms = merge.terms_of_sum(total, labels, views=views, **how)
+    return count_all(terms, labels, sizes=sizes, multi_label=self._threshold is not None, **settings)
 
   def _jit(
     self, function, *, static: tuple[str, ...] = (), donate: tuple[str, ...] = (), whole: bool = False
@@ -286,10 +301,12 @@ def make_predict(
 
     return predict_by_rule
   apply, corners = forward(model), align_corners_of(model, given=align_corners)
+  threshold = threshold_of(model, rule.threshold)
 
   def predict(variables, image):
     image = jnp.asarray(image)
-    return label_map(apply(variables, preprocess(image)), image.shape[1:3], align_corners=corners)
+    outputs = apply(variables, preprocess(image))
+    return label_map(outputs, image.shape[1:3], align_corners=corners, threshold=threshold)
 
   if mesh is None:
     return jax.jit(predict)

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 
 from jaxseg import catalog
 from jaxseg.errors import UserError
+from jaxseg.models import channels_of
 from jaxseg.types import AnyArray, Preprocess
 
 HEAD = "head"
@@ -24,7 +25,7 @@ _LUO_SHARE = 1 - 0.9545
 
 def places_of(model: nn.Module, variables: Any, size: tuple[int, int]) -> dict[str, tuple[int, int, int]]:
   """What can be looked at, fine to coarse, "head" last, with its shape (rows, columns, channels)."""
-  image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+  image = jax.ShapeDtypeStruct((1, *size, channels_of(model)), jnp.float32)
   shapes = jax.eval_shape(lambda v, x: _maps(model, v, x), variables, image)
   order = sorted(shapes, key=lambda name: (name == HEAD, name))
   return {name: tuple(shapes[name].shape[1:]) for name in order}
@@ -33,7 +34,7 @@ def places_of(model: nn.Module, variables: Any, size: tuple[int, int]) -> dict[s
 def receptive_fields(
   model: nn.Module,
   variables: Mapping[str, Any],
-  images: Sequence[UInt8[AnyArray, "h w 3"]],
+  images: Sequence[UInt8[AnyArray, "h w c"]],
   *,
   preprocess: Preprocess,
   places: Sequence[str],

@@ -25,7 +25,7 @@ from jaxseg.types import IGNORE_LABEL, AnyArray, Preprocess
 
 _BUCKET = 64  # pixels, to a multiple of which counts are made
 # A picture → its logits (or log probabilities), at any resolution.
-Scores = Callable[[UInt8[AnyArray, "h w 3"]], Float[AnyArray, "_ _ k"]]
+Scores = Callable[[UInt8[AnyArray, "h w c"]], Float[AnyArray, "_ _ k"]]
 
 
 def make_scores(
@@ -95,12 +95,12 @@ class RefinedNetwork:
     self._scores, self._kernels, self._align_corners = scores, settings.kernels, align_corners
     self._refine = Refiner(steps=settings.steps, method=settings.method)
 
-  def __call__(self, image: UInt8[AnyArray, "h w 3"]) -> tuple[Float[Array, "h w k"], Float[Array, "h w k"]]:
+  def __call__(self, image: UInt8[AnyArray, "h w c"]) -> tuple[Float[Array, "h w k"], Float[Array, "h w k"]]:
     """(the network's negative log probabilities, the CRF's probabilities), at the picture's size."""
     unary = unary_of(self._scores(image), image.shape[:2], align_corners=self._align_corners)
     return unary, self._refine(unary, image, self._kernels)
 
-  def labels(self, image: UInt8[AnyArray, "h w 3"]) -> Int[np.ndarray, "h w"]:
+  def labels(self, image: UInt8[AnyArray, "h w c"]) -> Int[np.ndarray, "h w"]:
     """The class of every pixel."""
     return np.asarray(mapped(np.argmax(np.asarray(self(image)[1]), axis=-1), self.class_map)).astype(np.int32)
 

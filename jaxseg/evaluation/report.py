@@ -22,6 +22,7 @@ from jaxseg.metrics import (
   mean_loss,
   mean_over_classes,
   pixel_accuracy,
+  pixels_per_class,
   precision_per_class,
   reliability,
 )
@@ -35,7 +36,8 @@ class Report:
   """Scores of a split, each in [0, 1] and derived from `matrix`.
 
   Attributes:
-    matrix: int64 [truth, prediction], pixels.
+    matrix: int64 [truth, prediction], pixels; where a pixel may have several classes [class, truth,
+      prediction] of no and yes.
     canvases: 0 for the exact rule; else to how many canvases the images were padded, as evaluations in the
       course of training do: their scores differ from the exact rule's.
     details: further counts; None where only the matrix was counted.
@@ -53,6 +55,11 @@ class Report:
     if not self.canvases:
       return ""
     return f"images padded to {self.canvases} canvases; the exact rule's scores differ"
+
+  @property
+  def pixels(self) -> int:
+    """Labelled pixels."""
+    return int(self.matrix.sum()) // (len(self.matrix) if self.matrix.ndim == 3 else 1)
 
   @property
   def miou(self) -> float:
@@ -117,7 +124,7 @@ class Report:
     """One line a class (IoU, accuracy, precision, F1, share of the labelled pixels), then the means."""
     classes = self._names(classes)
     width = max(5, *map(len, classes))
-    share = self.matrix.sum(1) / max(self.matrix.sum(), 1)
+    share = pixels_per_class(self.matrix) / max(self.pixels, 1)
     shown = self.by_class()
     shown = {name: shown[name] for name in ("IoU", "Acc", "Precision", "F1", "BoundaryIoU") if name in shown}
     heads = "  ".join(f"{_HEADS.get(name, name):>6}" for name in shown)
@@ -151,7 +158,7 @@ class Report:
       "mDice": _plain(self.mdice),
       "fwIoU": _plain(self.fwiou),
       "absent_classes": self.absent,
-      "pixels": int(self.matrix.sum()),
+      "pixels": self.pixels,
       **({"canvases": self.canvases, "note": self.note} if self.canvases else {}),
       "classes": [
         {"name": name, **{column: _plain(values[i]) for column, values in columns.items()}}

@@ -34,6 +34,8 @@ class InferenceRule:
     mode: "whole", or "slide" for the mean of logits over overlapping windows.
     crop_size: of a window; a picture smaller than it is one window along that side.
     stride: between windows; the last one is moved back into the picture.
+    threshold: probability from which on a pixel has a class, of models of several classes a pixel
+      (`SegmentationModel.multi_label`); of no meaning for others.
 
   Raises:
     UserError: a value that makes no sense, in one sentence.
@@ -48,6 +50,7 @@ class InferenceRule:
   scales: tuple[float, ...] = (1.0,)
   flip: bool = False
   canvas_sides: tuple[tuple[int, ...], ...] = ()
+  threshold: float = 0.5
 
   def __post_init__(self):
     for name in ("crop_size", "stride", "resize", "scales"):
@@ -59,7 +62,8 @@ class InferenceRule:
     """Whether it is one pass over the picture as it is."""
     default = InferenceRule()
     # Without a multiple it does not matter how one would be reached.
-    return dataclasses.replace(self, multiple_rule=default.multiple_rule) == default
+    free = dict(multiple_rule=default.multiple_rule, threshold=default.threshold)
+    return dataclasses.replace(self, **free) == default
 
   def text(self) -> str:
     """The rule in words, for reports."""
@@ -80,6 +84,8 @@ class InferenceRule:
       parts.append("and mirrored")
     if self.canvas_sides:
       parts.append("padded to a few canvases")
+    if self.threshold != 0.5:
+      parts.append(f"threshold {self.threshold:g}")
     return ", ".join(parts)
 
   def resized(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -148,6 +154,8 @@ def _up(side: int, multiple: int) -> int:
 
 
 def _check(rule: InferenceRule) -> None:
+  if not 0 < rule.threshold < 1:
+    raise UserError(f"threshold is {rule.threshold}; expected a probability between 0 and 1, such as 0.5")
   if rule.mode not in MODES:
     raise UserError(f"mode is {rule.mode!r}; expected 'whole' or 'slide'")
   if rule.mode == "slide":

@@ -78,7 +78,8 @@ def collate(
     if "label" in example:
       batch["label"][row, : wanted[row][0], : wanted[row][1]] = example["label"]
   for i, (scale, canvas) in enumerate(zip(rule.scales, rule.key(sizes[0]), strict=True)):
-    view = np.zeros((count, *canvas, 3), np.uint8)
+    channels = np.shape(examples[0]["image"])[2] if len(examples) else 3
+    view = np.zeros((count, *canvas, channels), np.uint8)
     view_size = np.asarray([rule.resized(size, scale) for size in own], np.int32)
     for row, example in enumerate(examples):
       h, w = view_size[row]
@@ -104,13 +105,14 @@ def collate_batch(rule: InferenceRule, batch: Batch) -> Batch:
 
 
 def resize_picture(
-  image: UInt8[np.ndarray, "_ _ 3"], steps: Sequence[tuple[int, int]]
-) -> UInt8[np.ndarray, "_ _ 3"]:
+  image: UInt8[np.ndarray, "_ _ c"], steps: Sequence[tuple[int, int]]
+) -> UInt8[np.ndarray, "_ _ c"]:
   """Bilinear resizes of an 8-bit picture to each of `steps` (rows, columns) in turn, OpenCV's rounding."""
   for rows, columns in steps:
     if image.shape[:2] != (rows, columns):
       cv2 = lazy.load("cv2")
-      image = cv2.resize(np.ascontiguousarray(image), (columns, rows), interpolation=cv2.INTER_LINEAR)
+      resized = cv2.resize(np.ascontiguousarray(image), (columns, rows), interpolation=cv2.INTER_LINEAR)
+      image = resized.reshape(rows, columns, -1)  # OpenCV drops the only channel of a grey image
   return image
 
 

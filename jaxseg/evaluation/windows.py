@@ -56,7 +56,9 @@ def slide_logits(
   counts = (jnp.arange(rounds * at_once) < total).reshape(rounds, at_once)
 
   def cut(image, tops, lefts):
-    return jax.vmap(lambda top, left: lax.dynamic_slice(image, (top, left, 0), (*window, 3)))(tops, lefts)
+    return jax.vmap(lambda top, left: lax.dynamic_slice(image, (top, left, 0), (*window, image.shape[-1])))(
+      tops, lefts
+    )
 
   def add(sums, logits, top, left):
     here = lax.dynamic_slice(sums, (top, left, 0), (*window, sums.shape[-1]))
@@ -66,7 +68,7 @@ def slide_logits(
     order, counts = members
     here_tops, here_lefts = tops[:, order], lefts[:, order]
     cuts = jax.vmap(cut)(image, here_tops, here_lefts)
-    logits = network(cuts.reshape(b * at_once, *window, 3))
+    logits = network(cuts.reshape(b * at_once, *window, cuts.shape[-1]))
     logits = resize_logits(logits, window, align_corners=align_corners)
     logits = logits.reshape(b, at_once, *window, -1)
     for i in range(at_once):
@@ -74,7 +76,9 @@ def slide_logits(
       sums = jax.vmap(add)(sums, counted, here_tops[:, i], here_lefts[:, i])
     return sums, None
 
-  classes = jax.eval_shape(network, jax.ShapeDtypeStruct((b, *window, 3), image.dtype)).shape[-1]
+  classes = jax.eval_shape(network, jax.ShapeDtypeStruct((b, *window, image.shape[-1]), image.dtype)).shape[
+    -1
+  ]
   sums = jnp.zeros((b, *sides, classes), jnp.float32)
   if rounds == 1:
     sums, _ = one_round(sums, (order[0], counts[0]))

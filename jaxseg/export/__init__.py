@@ -108,6 +108,15 @@ def _check(net: Net, about: Format, format: str, size, batch, output) -> None:
     raise UserError(f"{net.arch} without a segmentation head gives no label map; export a segmentation model")
   if output not in ("labels", "probabilities"):
     raise UserError(f"output is {output!r}; expected 'labels' or 'probabilities'")
+  if net.preprocess.channels != 3:
+    raise UserError(
+      f"{net.arch} takes images of {net.preprocess.channels} channels, and exported files take RGB;"
+      " use it from Python or by jaxseg predict"
+    )
+  if format == "web" and net.info.multi_label:
+    raise UserError(
+      "the page shows one class a pixel, and this model may give several; export onnx or litert"
+    )
   if format == "web" and output != "labels":
     raise UserError("a page shows label maps; leave out output='probabilities'")
   if size is not None and (len(size) != 2 or not all(isinstance(n, int) and n >= 32 for n in size)):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from jaxseg.classes import as_label
 from jaxseg.errors import UserError
 from jaxseg.export.program import Program
 from jaxseg.hub import Net
@@ -52,7 +53,8 @@ def compare(
     wanted, seconds_of_net = _of_net(net, program, image)
     if program.output == "probabilities":
       differences.append(float(np.abs(result - wanted).max()))
-      result, wanted = result.argmax(-1), wanted.argmax(-1)
+      decide = (lambda p: as_label(p >= 0.5)) if net.info.multi_label else (lambda p: p.argmax(-1))
+      result, wanted = decide(result), decide(wanted)
     equal.append(float((result == wanted).mean()))
     ours.append(seconds_of_net)
   return Comparison(

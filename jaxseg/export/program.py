@@ -10,6 +10,7 @@ import numpy as np
 from jax import export
 from jaxtyping import Array, UInt8
 
+from jaxseg.evaluation import decision
 from jaxseg.evaluation.inference import label_map
 from jaxseg.export import folding, forms
 from jaxseg.hub import Net
@@ -80,11 +81,12 @@ def make(net: Net, *, size: tuple[int, int] | None, batch: int | None, output: O
 
 def _run(net: Net, variables: Mapping[str, Any], image: Array, output: Output) -> Array:
   size, corners = image.shape[1:3], align_corners_of(net.model)
+  threshold = decision.threshold_of(net.model, 0.5)
   pixels = net.preprocess(published_size(image, net.preprocess))
   outputs = net.model.apply(variables, pixels, train=False)
   if output == "labels" and forms.by_strips():
-    return label_map(outputs, size, align_corners=corners)
+    return label_map(outputs, size, align_corners=corners, threshold=threshold)
   logits = resize_logits(outputs["logits"], size, align_corners=corners)
   if output == "labels":
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  return jax.nn.softmax(logits, axis=-1)
+    return decision.labels_of_logits(logits, threshold)
+  return decision.probabilities(logits, threshold)

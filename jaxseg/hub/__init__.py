@@ -97,6 +97,7 @@ def load_pretrained(
   variables: Mapping[str, Any],
   *,
   keep: Sequence[str] = (),
+  adapt_channels: bool = False,
   revision: str | None = None,
 ) -> dict[str, Any]:
   """`variables` with the weights of `source` in place of their values: the start of a transfer.
@@ -107,13 +108,15 @@ def load_pretrained(
       encoder of a whole model's file.
     keep: regexes that fullmatch paths below the collection ("decoder/classifier/.*"); what they
       match keeps its current value, whatever the file has there.
+    adapt_channels: bring the first layer of weights for three channels to the variables' number of them, as
+      timm does: for one channel their sum, else the three again and again, times 3 / n.
     revision: branch, tag or commit of a hub repository.
 
   Raises:
     UserError: tensors are missing, unexpected or of another shape (all listed together), a
       pattern matches nothing, or the source cannot be read.
   """
-  return load_with_report(source, variables, keep=keep, revision=revision)[0]
+  return load_with_report(source, variables, keep=keep, adapt_channels=adapt_channels, revision=revision)[0]
 
 
 def load_with_report(
@@ -121,6 +124,7 @@ def load_with_report(
   variables: Mapping[str, Any],
   *,
   keep: Sequence[str] = (),
+  adapt_channels: bool = False,
   revision: str | None = None,
 ) -> tuple[dict[str, Any], LoadReport]:
   """`load_pretrained`, and a report: what was loaded, what is new, whose licence holds."""
@@ -132,6 +136,10 @@ def load_with_report(
   wanted = {path: leaf.shape for path, leaf in leaves.items() if path not in kept}
   with reading(found.path):
     values, differences, _ = tree.fill(found, file.layout, wanted)
+    if differences.shapes and (adapted := loading.adapted_channels(file, wanted, values)):
+      if not adapt_channels:
+        raise UserError(loading.OTHER_CHANNELS.format(path=found.path))
+      values, differences = adapted
     loading.drop_spare(differences, file, leaves, keep=keep)
   if differences:
     hint = "head/.*" if any(path.startswith("params/head/") for path in leaves) else "decoder/classifier/.*"

@@ -17,7 +17,7 @@ import numpy as np
 from jaxseg import catalog, lazy
 from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
-from jaxseg.models import create_model, list_models
+from jaxseg.models import channels_of, create_model, list_models
 from jaxseg.pretrained import LAYOUTS, keymap, tree
 from jaxseg.pretrained.keymap import Detected, Differences, Layout
 from jaxseg.pretrained.source import open_source, read_best
@@ -69,7 +69,7 @@ class Identified:
 
 
 # Any size does for the shapes of the parameters; this one suits every encoder.
-_TRACED = (1, 64, 64, 3)
+_TRACED = (1, 64, 64)
 
 
 def open_weights(source: str | os.PathLike, *, revision: str | None = None) -> Weights:
@@ -125,7 +125,11 @@ def _told_by_config(found: Weights, arch: str | None) -> Detected:
   return Detected(
     name,
     fields.get("num_classes"),
-    **{key: fields[key] for key in ("encoder", "decoder", "aux_decoder", "scales") if fields.get(key)},
+    **{
+      key: fields[key]
+      for key in ("encoder", "decoder", "aux_decoder", "scales", "multi_label")
+      if fields.get(key)
+    },
   )
 
 
@@ -178,6 +182,7 @@ def model_fields(told: Detected, arch: str, num_classes: int | None, encoder, de
     "decoder": {**({} if alone else told.decoder), **(decoder or {})},
     "aux_decoder": {} if alone else dict(told.aux_decoder),
     "scales": None if alone else told.scales,
+    "multi_label": None if alone else told.multi_label or None,
   }
   return {key: _tuples(value) for key, value in fields.items() if value not in (None, {})}
 
@@ -186,7 +191,8 @@ def model_fields(told: Detected, arch: str, num_classes: int | None, encoder, de
 def abstract_variables(model: nn.Module) -> dict[str, Any]:
   """The model's variables as shapes; nothing is computed."""
   init = functools.partial(model.init, train=False)
-  return jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(_TRACED, jnp.float32))
+  image = jax.ShapeDtypeStruct((*_TRACED, channels_of(model)), jnp.float32)
+  return jax.eval_shape(init, jax.random.key(0), image)
 
 
 def drop_spare(
@@ -204,6 +210,39 @@ def drop_spare(
     names = {part.name: path for path in paths if (part := file.layout.part(path)) is not None}
   extra = tree.spare(names, tree.canonical(leaves).values(), keep)
   differences.unexpected = [name for name in differences.unexpected if name not in extra]
+
+
+OTHER_CHANNELS = (
+  "{path} is for images of 3 channels, the given variables for another number; adapt_channels=True"
+  " (config.init_adapt_channels) brings its first layer to theirs"
+)
+
+
+def adapted_channels(
+  file: Identified, wanted: Mapping[str, tuple[int, ...]], values: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], Differences] | None:
+  """`tree.fill` of `wanted` with the layers that see the image brought from three channels to theirs.
+
+  Args:
+    file: of three channels.
+    wanted: path → shape.
+    values: those that fit as they are.
+
+  Returns:
+    None where that is not all in which the shapes differ.
+  """
+  others = {p: s for p, s in wanted.items() if p not in values and p.endswith("/kernel") and len(s) == 4}
+  of_three = {path: (*shape[:2], 3, shape[3]) for path, shape in others.items()}
+  filled, differences, _ = tree.fill(file.weights, file.layout, {**wanted, **of_three})
+  if differences.shapes or not others.keys() <= filled.keys():
+    return None
+  for path, shape in others.items():
+    kernel, count = filled[path], shape[2]
+    if count == 1:
+      filled[path] = kernel.sum(2, keepdims=True)
+    else:
+      filled[path] = kernel[:, :, np.arange(count) % 3] * np.float32(3 / count)
+  return filled, differences
 
 
 def kept_paths(leaves: Mapping[str, Any], keep: Sequence[str]) -> set[str]:

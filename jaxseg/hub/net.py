@@ -18,7 +18,9 @@ from jaxtyping import Float, Int, UInt8
 
 from jaxseg import __version__, catalog, lazy
 from jaxseg.crf import Settings, mean_field
+from jaxseg.data.source import DatasetInfo, as_rgb
 from jaxseg.errors import UserError
+from jaxseg.evaluation.decision import log_probabilities, threshold_of
 from jaxseg.evaluation.inference import label_map
 from jaxseg.evaluation.rule import MODES, InferenceRule
 from jaxseg.hub.comparison import Comparison
@@ -83,9 +85,13 @@ class Net:
     multiple_rule: str = "pad",
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    threshold: float = 0.5,
     crf: Mapping[str, Any] | Settings | None = None,
   ) -> Int[np.ndarray, "h w"]:
     """The class of every pixel, at the image's own size.
+
+    Of a model of several classes a pixel (`net.model.multi_label`), the classes that reach `threshold`, a bit
+    for each: of one class 0 and 1; `jaxseg.classes.members(label, k)` is a map for each.
 
     Args:
       image: uint8 RGB, h w 3; or the path of an image file, or a PIL image.
@@ -98,6 +104,7 @@ class Net:
       multiple_rule: "pad" or "resize", how they are made to.
       scales: factors of the image's size, over which the softmax is averaged.
       flip: averages with the mirrored image, too.
+      threshold: probability from which on a pixel has a class, where it may have several.
       crf: refine the result by a fully-connected CRF: `jaxseg.crf.Settings()` for the papers', or
         `dict(kernels=..., steps=..., method=...)` as `jaxseg.crf.mean_field` takes them.
 
@@ -105,13 +112,14 @@ class Net:
       UserError: an image of another kind, an unknown mode, windows, sizes or scales that make
         no sense, or a model without classes.
     """
-    image = read_image(image)
-    rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip)
-    crf = _settings(crf)
+    image = self._read(image)
+    rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip, threshold)
+    crf = self._settings(crf)
     if crf is None:
       if not rule.plain:
         return self._segmenter(rule).labels([image])[0]
-      return np.asarray(_labels(self.variables, image, model=self.model, preprocess=self.preprocess))
+      how = dict(model=self.model, preprocess=self.preprocess, threshold=threshold)
+      return np.asarray(_labels(self.variables, image, **how))
     return np.asarray(jnp.argmax(self._refined(image, rule, crf), -1).astype(jnp.int32))
 
   def probabilities(
@@ -130,11 +138,12 @@ class Net:
   ) -> Float[np.ndarray, "h w k"]:
     """The probability of every class at every pixel, at the image's own size; float32, sums of 1.
 
-    Arguments and errors are those of `predict`, whose label is the largest.
+    Of a model of several classes a pixel each class has a probability of its own. Arguments and errors are
+    those of `predict`.
     """
-    image = read_image(image)
+    image = self._read(image)
     rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip)
-    crf = _settings(crf)
+    crf = self._settings(crf)
     if crf is None:
       return np.exp(-np.asarray(self._unary(image, rule)))
     return np.asarray(self._refined(image, rule, crf))
@@ -153,6 +162,7 @@ class Net:
     multiple_rule: str = "pad",
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    threshold: float = 0.5,
     crf: Mapping[str, Any] | Settings | None = None,
   ) -> list[Int[np.ndarray, "_ _"]]:
     """The label maps of many images of any sizes, each at its own, in the order of the images.
@@ -172,6 +182,7 @@ class Net:
       multiple_rule: "pad" or "resize".
       scales: factors over which the softmax is averaged.
       flip: averages with the mirrored image, too.
+      threshold: as in `predict`.
       crf: refine each result.
 
     Raises:
@@ -184,11 +195,11 @@ class Net:
     arrays = []
     for i, image in enumerate(images):
       try:
-        arrays.append(np.asarray(read_image(image)))
+        arrays.append(np.asarray(self._read(image)))
       except UserError as error:
         raise UserError(f"image {i}: {error}") from None
-    rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip)
-    segmenter = self._segmenter(rule, _settings(crf))
+    rule = self._rule(mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip, threshold)
+    segmenter = self._segmenter(rule, self._settings(crf))
     if not exact:
       segmenter = segmenter.for_sizes([array.shape[:2] for array in arrays])
     labels: list[Any] = [None] * len(arrays)
@@ -197,6 +208,15 @@ class Net:
       for number, label in zip(numbers, found, strict=True):
         labels[number] = label
     return labels
+
+  def _read(self, image: Any) -> AnyArray:
+    return read_image(image, channels=self.preprocess.channels)
+
+  @property
+  def info(self) -> DatasetInfo:
+    """Classes and palette, and whether a pixel may have several of them."""
+    palette, several = np.asarray(self.palette, np.uint8), getattr(self.model, "multi_label", False)
+    return DatasetInfo(self.arch, tuple(self.classes), palette, several)
 
   def overlay(self, image: Any, label: AnyArray) -> UInt8[np.ndarray, "h w 3"]:
     """The image with half of each class's colour over it; the image alone where the label is no class.
@@ -208,11 +228,12 @@ class Net:
     Raises:
       UserError: image and label are not of the same size.
     """
-    image, label = np.asarray(read_image(image)), np.asarray(label)
+    image, label = as_rgb(np.asarray(self._read(image))), np.asarray(label)
     if label.shape != image.shape[:2]:
       raise UserError(f"label has shape {label.shape}, expected the image's {image.shape[:2]}")
-    labelled = (label >= 0) & (label < len(self.classes))
-    colours = np.asarray(self.palette)[np.where(labelled, label, 0)]
+    palette = self.info.drawn.palette
+    labelled = (label >= int(self.info.multi_label)) & (label < len(palette))
+    colours = palette[np.where(labelled, label, 0)]
     return np.where(labelled[..., None], (image.astype(np.uint16) + colours + 1) // 2, image).astype(np.uint8)
 
   def export(
@@ -273,7 +294,9 @@ class Net:
           " and check the name and your right to write"
         ) from error
 
-  def _rule(self, mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip) -> InferenceRule:
+  def _rule(
+    self, mode, crop_size, stride, resize, multiple, multiple_rule, scales, flip, threshold=0.5
+  ) -> InferenceRule:
     if mode not in MODES:
       raise UserError(f"mode is {mode!r}; {catalog.suggestion(mode, MODES)}")
     if not self.classes or not hasattr(self.model, "decoder"):
@@ -290,7 +313,22 @@ class Net:
       multiple_rule=multiple_rule,
       scales=scales,
       flip=flip,
+      threshold=threshold,
     )
+
+  def _settings(self, crf: Mapping[str, Any] | Settings | None) -> Mapping[str, Any] | None:
+    """What `mean_field` takes, from what a caller gave."""
+    if crf is None:
+      return None
+    if self.info.multi_label:
+      raise UserError(
+        f"the CRF gives each pixel one class, and one of {self.arch} may have several; leave crf out"
+      )
+    if isinstance(crf, Settings):
+      return dict(kernels=crf.kernels, steps=crf.steps, method=crf.method)
+    if set(crf) - set(_CRF) or "kernels" not in crf:
+      raise UserError(f"crf has the keys {sorted(crf)}, expected kernels and perhaps {', '.join(_CRF[1:])}")
+    return crf
 
   def _segmenter(self, rule: InferenceRule, crf: Mapping[str, Any] | None = None) -> Segmenter:
     return Segmenter(self.model, self.variables, preprocess=self.preprocess, rule=rule, crf=crf)
@@ -321,28 +359,19 @@ class Net:
     saved.write(pathlib.Path(directory), tensors, json.loads(json.dumps(config, default=_plain)))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "preprocess"))
-def _labels(variables, image, *, model, preprocess):
-  corners = align_corners_of(model)
-  return label_map(_outputs(variables, image, model, preprocess), image.shape[:2], align_corners=corners)[0]
+@functools.partial(jax.jit, static_argnames=("model", "preprocess", "threshold"))
+def _labels(variables, image, *, model, preprocess, threshold):
+  outputs = _outputs(variables, image, model, preprocess)
+  how = dict(align_corners=align_corners_of(model), threshold=threshold_of(model, threshold))
+  return label_map(outputs, image.shape[:2], **how)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess"))
 def _unary(variables, image, *, model, preprocess):
   logits = _outputs(variables, image, model, preprocess)["logits"]
   corners = align_corners_of(model)
-  return -jax.nn.log_softmax(resize_logits(logits, image.shape[:2], align_corners=corners)[0])
-
-
-def _settings(crf: Mapping[str, Any] | Settings | None) -> Mapping[str, Any] | None:
-  """What `mean_field` takes, from what a caller gave."""
-  if crf is None:
-    return None
-  if isinstance(crf, Settings):
-    return dict(kernels=crf.kernels, steps=crf.steps, method=crf.method)
-  if set(crf) - set(_CRF) or "kernels" not in crf:
-    raise UserError(f"crf has the keys {sorted(crf)}, expected kernels and perhaps {', '.join(_CRF[1:])}")
-  return crf
+  logits = resize_logits(logits, image.shape[:2], align_corners=corners)[0]
+  return -log_probabilities(logits, threshold_of(model, 0.5))
 
 
 def _outputs(variables, image, model, preprocess):

@@ -5,18 +5,28 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg import lazy
 from jaxseg.console import printable
 from jaxseg.errors import UserError
 from jaxseg.types import AnyArray
 
 
-def read_image(image: Any) -> AnyArray:
+def read_image(image: Any, *, channels: int = 3) -> AnyArray:
   """An image as `predict` wants it, from an array, the path of a file, or a PIL image.
+
+  Files of other channels than three may be TIFF of many bands, or arrays that NumPy saved.
 
   Raises:
     UserError: no image file, or an array of another kind.
   """
-  if isinstance(image, str | os.PathLike):
+  if isinstance(image, str | os.PathLike) and channels != 3:
+    try:
+      with open(image, "rb") as file:
+        data = file.read()
+    except OSError as error:
+      raise UserError(f"{printable(os.fspath(image))} cannot be read ({error.strerror})") from None
+    image = lazy.load("jaxseg.data.reading").read_bands(data, printable(os.fspath(image)), channels)
+  elif isinstance(image, str | os.PathLike):
     from PIL import Image, ImageOps
 
     try:
@@ -30,12 +40,15 @@ def read_image(image: Any) -> AnyArray:
   elif not hasattr(image, "dtype") and hasattr(image, "convert"):
     from PIL import ImageOps
 
-    image = _rgb(ImageOps.exif_transpose(image), "the PIL image")
+    image = ImageOps.exif_transpose(image)
+    image = np.asarray(image) if channels != 3 else _rgb(image, "the PIL image")
   if not hasattr(image, "dtype"):
     raise UserError(
       f"image is a {type(image).__name__}; expected a uint8 array h w 3, the path of a file, or a PIL image"
     )
-  _check_picture(image)
+  if channels == 1 and image.ndim == 2:
+    image = image[..., None]
+  _check_picture(image, channels)
   return image
 
 
@@ -48,13 +61,17 @@ def _rgb(image: Any, name: str) -> np.ndarray:
   return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _check_picture(image: AnyArray) -> None:
+def _check_picture(image: AnyArray, channels: int) -> None:
   shape = tuple(image.shape)
-  if image.ndim == 2 or (image.ndim == 3 and shape[-1] == 1):
+  if channels != 3 and (image.ndim != 3 or shape[-1] != channels):
+    raise UserError(
+      f"image has shape {shape}, but this model takes {channels} channels: height, width, {channels}"
+    )
+  if channels == 3 and (image.ndim == 2 or (image.ndim == 3 and shape[-1] == 1)):
     raise UserError(f"image has shape {shape}, a grey picture; repeat it to three channels: h w 3")
   if image.ndim == 4:
     raise UserError(f"image has shape {shape}, a batch; predict takes one picture h w 3: image[0]")
-  if image.ndim != 3 or shape[-1] != 3:
+  if channels == 3 and (image.ndim != 3 or shape[-1] != 3):
     raise UserError(f"image has shape {shape}, expected RGB as height, width, 3")
   if image.dtype != np.uint8:
     raise UserError(

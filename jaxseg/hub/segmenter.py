@@ -48,6 +48,11 @@ class Segmenter:
     if crf is not None:
       self._refine = Refiner(steps=crf.get("steps", 10), method=crf.get("method", "exact"))
 
+  @property
+  def channels(self) -> int:
+    """Of an image."""
+    return self._preprocess.channels
+
   def key(self, size: tuple[int, int]) -> Hashable:
     """What images of one batch have in common, from an image's rows and columns."""
     return self.rule.key(self._preprocess.size or self._inputs.get(tuple(size), tuple(size)))
@@ -89,7 +94,7 @@ class Segmenter:
         yield numbers[start : start + rows], rows
 
   def labels(
-    self, images: Sequence[UInt8[AnyArray, "_ _ 3"]], *, count: int | None = None
+    self, images: Sequence[UInt8[AnyArray, "_ _ c"]], *, count: int | None = None
   ) -> list[Int[np.ndarray, "_ _"]]:
     """The class of every pixel of images of one key, each at its own size.
 
@@ -102,17 +107,17 @@ class Segmenter:
     labels = np.asarray(self._predictor.labels(self._variables, batch))
     return [label[: image.shape[0], : image.shape[1]] for label, image in zip(labels, images, strict=False)]
 
-  def scores(self, image: UInt8[AnyArray, "h w 3"]) -> Float[np.ndarray, "h w k"]:
+  def scores(self, image: UInt8[AnyArray, "h w c"]) -> Float[np.ndarray, "h w k"]:
     """Log probabilities before the CRF."""
     batch = self._batch([image], None)
     scores = self._predictor.scores(self._variables, batch)
     return np.asarray(scores[0, : image.shape[0], : image.shape[1]])
 
-  def probabilities(self, image: UInt8[AnyArray, "h w 3"]) -> Float[np.ndarray, "h w k"]:
+  def probabilities(self, image: UInt8[AnyArray, "h w c"]) -> Float[np.ndarray, "h w k"]:
     """Of every class, after the CRF where there is one."""
     return np.exp(self.scores(image)) if self._crf is None else np.asarray(self.refined(image))
 
-  def refined(self, image: UInt8[AnyArray, "h w 3"]) -> Float[jax.Array, "h w k"]:
+  def refined(self, image: UInt8[AnyArray, "h w c"]) -> Float[jax.Array, "h w k"]:
     """The CRF's probabilities."""
     return self._refine(-self.scores(image), image, self._crf["kernels"])
 
@@ -151,13 +156,14 @@ def nearby_sizes(
   return {size: tuple(rounded[i].tolist()) for size, i in zip(distinct, nearest, strict=True)}
 
 
-def _resized(image: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _ 3"]:
+def _resized(image: UInt8[np.ndarray, "_ _ c"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _ c"]:
   if image.shape[:2] == tuple(size):
     return image
   cv2 = lazy.load("cv2")
   smaller = size[0] * size[1] < image.shape[0] * image.shape[1]
   how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-  return cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=how)
+  resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=how)
+  return resized.reshape(*resized.shape[:2], -1)  # OpenCV drops the only channel of a grey image
 
 
 @functools.lru_cache(maxsize=8)
@@ -166,7 +172,7 @@ def _predictor(model: nn.Module, preprocess: Preprocess, rule: InferenceRule) ->
   return Predictor(model, rule=rule, preprocess=preprocess)
 
 
-def published_size(image: UInt8[AnyArray, "*b _ _ 3"], preprocess: Preprocess) -> UInt8[AnyArray, "*b _ _ 3"]:
+def published_size(image: UInt8[AnyArray, "*b _ _ c"], preprocess: Preprocess) -> UInt8[AnyArray, "*b _ _ c"]:
   """Images at the size that the published pipeline resizes them to, where `preprocess` says so."""
   if preprocess.size is not None and tuple(preprocess.size) != image.shape[-3:-1]:
     # The published pipelines resize the 8-bit picture with Pillow: antialiased, columns first,
@@ -174,7 +180,7 @@ def published_size(image: UInt8[AnyArray, "*b _ _ 3"], preprocess: Preprocess) -
     method = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}[preprocess.resize]
     rows, columns = preprocess.size
     for size in ((image.shape[-3], columns), (rows, columns)):
-      shape = (*image.shape[:-3], *size, 3)
+      shape = (*image.shape[:-3], *size, image.shape[-1])
       resized = jax.image.resize(image.astype(jnp.float32), shape, method)
       image = jnp.clip(jnp.floor(resized + 0.5), 0, 255).astype(jnp.uint8)
   return image

@@ -4,6 +4,7 @@ Those of `LOSSES` take class weights, leave ignored pixels out of every sum, and
 gradient when no pixel is labelled; `soft_cross_entropy` is for image classifiers and takes soft labels.
 """
 
+from jaxseg.losses.binary_cross_entropy import binary_cross_entropy
 from jaxseg.losses.cross_entropy import cross_entropy
 from jaxseg.losses.dice import dice
 from jaxseg.losses.focal import focal
@@ -13,6 +14,7 @@ from jaxseg.losses.soft_cross_entropy import soft_cross_entropy
 
 # Name in a config → function.
 LOSSES = {
+  "binary_cross_entropy": binary_cross_entropy,
   "cross_entropy": cross_entropy,
   "dice": dice,
   "focal": focal,
@@ -22,6 +24,7 @@ LOSSES = {
 
 __all__ = [
   "LOSSES",
+  "binary_cross_entropy",
   "cross_entropy",
   "dice",
   "focal",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from jaxseg.errors import UserError
-from jaxseg.losses.pixels import map_pixels, nan_if_unknown, one_hot, prepare
+from jaxseg.losses.pixels import map_pixels, nan_if_unknown, prepare, targets
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
 
@@ -21,6 +21,7 @@ def dice(
   smooth: float = 1.0,
   exponent: float = 2.0,
   per_class: bool = True,
+  multi_label: bool = False,
   align_corners: bool = False,
 ) -> Float[Array, ""]:
   """Mean over images and classes of 1 − (2·Σ p·t + smooth) / (Σ p^e + Σ t^e + smooth), in [0, 1].
@@ -38,6 +39,8 @@ def dice(
     smooth: pixels added to both sums, above 0.
     exponent: e, at least 1.
     per_class: one quotient a class, instead of one an image.
+    multi_label: a pixel may have several classes or none: labels hold a bit for each (`jaxseg.classes`), and
+      p is the sigmoid.
     align_corners: corner rule of the resize to the labels' resolution.
 
   Raises:
@@ -52,24 +55,25 @@ def dice(
   )
   if pixels.weights is not None and not per_class:
     raise UserError("class weights need per_class=True: over all classes together there is one quotient")
-  sums_of_strip = _sums(float(exponent), ignore_label)
+  sums_of_strip = _sums(float(exponent), multi_label, ignore_label)
   _, sums = map_pixels(sums_of_strip, pixels, ignore_label=ignore_label, align_corners=align_corners)
   overlap, powers, truth = sums if per_class else (x.sum(1) for x in sums)
   loss = 1.0 - (2.0 * overlap + smooth) / (powers + truth + smooth)
   if pixels.weights is not None:
     loss = loss * pixels.weights
-  return nan_if_unknown(jnp.mean(loss) if loss.size else jnp.zeros(()), pixels)
+  return nan_if_unknown(jnp.mean(loss) if loss.size else jnp.zeros(()), pixels, multi_label=multi_label)
 
 
 @functools.cache
-def _sums(exponent: float, ignore_label: int) -> Callable:
+def _sums(exponent: float, multi_label: bool, ignore_label: int) -> Callable:
   """Σ p·t, Σ p^e and Σ t of each image and class, as `map_pixels` takes it."""
+  activation = jax.nn.sigmoid if multi_label else jax.nn.softmax
 
   def sums(logits, labels):
     valid, axes = (labels != ignore_label)[..., None], tuple(range(1, labels.ndim))
-    # Zeroed before the softmax as well: whatever stands at an ignored pixel, its gradient is 0.
-    probability = jnp.where(valid, jax.nn.softmax(jnp.where(valid, logits, 0.0), axis=-1), 0.0)
-    target = (one_hot(labels, logits.shape[-1]) & valid).astype(jnp.float32)
+    # Zeroed before the activation as well: whatever stands at an ignored pixel, its gradient is 0.
+    probability = jnp.where(valid, activation(jnp.where(valid, logits, 0.0)), 0.0)
+    target = (targets(labels, logits.shape[-1], multi_label) & valid).astype(jnp.float32)
     return (), tuple(jnp.sum(x, axes) for x in (probability * target, probability**exponent, target))
 
   return sums

@@ -11,7 +11,16 @@ from jaxtyping import Array, Float, Integer
 
 from jaxseg.errors import UserError
 from jaxseg.losses.cross_entropy import AVERAGES
-from jaxseg.losses.pixels import count, divide, map_pixels, nan_if_unknown, one_hot, prepare, weight_of_label
+from jaxseg.losses.pixels import (
+  count,
+  divide,
+  map_pixels,
+  nan_if_unknown,
+  one_hot,
+  prepare,
+  targets,
+  weight_of_label,
+)
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
 _ACTIVATIONS = ("sigmoid", "softmax")
@@ -29,6 +38,7 @@ def focal(
   gamma: float = 2.0,
   alpha: float = 0.5,
   activation: Literal["sigmoid", "softmax"] = "sigmoid",
+  multi_label: bool = False,
   align_corners: bool = False,
 ) -> Float[Array, ""]:
   """Focal loss in float32; 0 with zero gradient when no pixel is labelled.
@@ -48,6 +58,7 @@ def focal(
     gamma: how fast an easy pixel loses its weight, at least 0; 0 is the plain cross entropy.
     alpha: weight of the true class's question, in [0, 1].
     activation: see above.
+    multi_label: a pixel may have several classes or none: labels hold a bit for each (`jaxseg.classes`).
     align_corners: corner rule of the resize to the labels' resolution.
 
   Raises:
@@ -57,6 +68,8 @@ def focal(
     raise UserError(f"normalize_by is {normalize_by!r}, expected 'valid', 'all' or 'weights'")
   if activation not in _ACTIVATIONS:
     raise UserError(f"activation is {activation!r}, expected 'sigmoid' or 'softmax'")
+  if multi_label and activation == "softmax":
+    raise UserError("activation is 'softmax', by which a pixel has one class; multi_label needs 'sigmoid'")
   if gamma < 0:
     raise UserError(f"gamma is {gamma}, expected at least 0")
   if not 0.0 <= alpha <= 1.0:
@@ -68,14 +81,14 @@ def focal(
   if activation == "softmax":
     term = _softmax_term(float(gamma), ignore_label)
   elif isinstance(weights, jax.core.Tracer):
-    term = _make_sigmoid_term(float(gamma), float(alpha), weights, ignore_label)
+    term = _make_sigmoid_term(float(gamma), float(alpha), weights, multi_label, ignore_label)
   else:
     factors = (1.0,) * num_classes if weights is None else tuple(weights.tolist())
-    term = _sigmoid_term(float(gamma), float(alpha), factors, ignore_label)
+    term = _sigmoid_term(float(gamma), float(alpha), factors, multi_label, ignore_label)
   ((loss,), _) = map_pixels(term, pixels, ignore_label=ignore_label, align_corners=align_corners)
   valid, units = count(pixels.valid).astype(jnp.float32), 1
-  weight = weight_of_label(pixels)
   if activation == "softmax":
+    weight = weight_of_label(pixels)
     loss, total_weight = weight * loss, jnp.sum(weight)
   else:
     units = num_classes
@@ -85,19 +98,24 @@ def focal(
     "valid": valid * units,
     "weights": total_weight,
   }[normalize_by]
-  return nan_if_unknown(divide(jnp.sum(jnp.where(pixels.valid, loss, 0.0)), divisor), pixels)
+  total = jnp.sum(jnp.where(pixels.valid, loss, 0.0))
+  return nan_if_unknown(divide(total, divisor), pixels, multi_label=multi_label)
 
 
 @functools.cache
-def _sigmoid_term(gamma: float, alpha: float, weights: tuple[float, ...], ignore_label: int) -> Callable:
-  return _make_sigmoid_term(gamma, alpha, np.asarray(weights, np.float32), ignore_label)
+def _sigmoid_term(
+  gamma: float, alpha: float, weights: tuple[float, ...], multi_label: bool, ignore_label: int
+) -> Callable:
+  return _make_sigmoid_term(gamma, alpha, np.asarray(weights, np.float32), multi_label, ignore_label)
 
 
-def _make_sigmoid_term(gamma: float, alpha: float, weights: Any, ignore_label: int) -> Callable:
+def _make_sigmoid_term(
+  gamma: float, alpha: float, weights: Any, multi_label: bool, ignore_label: int
+) -> Callable:
   """Σ over the classes of one pixel's weighted questions, as `map_pixels` takes it."""
 
   def term(logits, labels):
-    target = one_hot(labels, logits.shape[-1])
+    target = targets(labels, logits.shape[-1], multi_label)
     # Zeroed before: whatever stands at an ignored pixel, its gradient is 0.
     x = jnp.where((labels != ignore_label)[..., None], logits, 0.0)
     # Through logarithms, so that no power of 0 is differentiated.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxseg.classes import class_bits, members
 from jaxseg.errors import UserError
 from jaxseg.layers.resize import resize_logits
 from jaxseg.layers.upsampled import map_upsampled
@@ -105,6 +106,11 @@ def one_hot(labels: Int[Array, "*b"], num_classes: int) -> Bool[Array, "*b {num_
   return labels[..., None] == jnp.arange(num_classes)
 
 
+def targets(labels: Int[Array, "*b"], num_classes: int, multi_label: bool) -> Bool[Array, "*b {num_classes}"]:
+  """Which classes are right: the label's one, or those of a label of several (`jaxseg.classes`)."""
+  return members(labels, num_classes) if multi_label else one_hot(labels, num_classes)
+
+
 def weight_of_label(pixels: Pixels) -> Float[Array, "*b"]:
   """The class weight of every pixel's label, 1 without weights; 0 where it is ignored or no class."""
   target = one_hot(pixels.labels, pixels.logits.shape[-1])
@@ -112,14 +118,17 @@ def weight_of_label(pixels: Pixels) -> Float[Array, "*b"]:
   return jnp.where(pixels.valid, jnp.sum(jnp.where(target, weights, 0.0), axis=-1), 0.0)
 
 
-def known(pixels: Pixels) -> Bool[Array, "*b"]:
-  """Whether the label is a class."""
-  return (pixels.labels >= 0) & (pixels.labels < pixels.logits.shape[-1])
+def known(pixels: Pixels, *, multi_label: bool = False) -> Bool[Array, "*b"]:
+  """Whether the label is a class, or nothing but classes."""
+  num_classes = pixels.logits.shape[-1]
+  if multi_label:
+    return (pixels.labels & ~int(class_bits(num_classes).sum())) == 0
+  return (pixels.labels >= 0) & (pixels.labels < num_classes)
 
 
-def nan_if_unknown(loss: Float[Array, ""], pixels: Pixels) -> Float[Array, ""]:
+def nan_if_unknown(loss: Float[Array, ""], pixels: Pixels, *, multi_label: bool = False) -> Float[Array, ""]:
   """`loss`, or NaN where a label is neither a class nor ignored: it must not pass for an unlabelled pixel."""
-  return jnp.where(jnp.all(known(pixels) | ~pixels.valid), loss, jnp.nan)
+  return jnp.where(jnp.all(known(pixels, multi_label=multi_label) | ~pixels.valid), loss, jnp.nan)
 
 
 def weights_array(class_weights: ClassWeights | None, num_classes: int) -> Any:

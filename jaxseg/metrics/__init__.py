@@ -20,6 +20,7 @@ from jaxseg.metrics.ratios import (
   mean_iou,
   mean_over_classes,
   pixel_accuracy,
+  pixels_per_class,
   precision_per_class,
 )
 from jaxseg.metrics.topk import topk_hits
@@ -42,6 +43,7 @@ __all__ = [
   "mean_loss",
   "mean_over_classes",
   "pixel_accuracy",
+  "pixels_per_class",
   "precision_per_class",
   "reliability",
   "topk_hits",

@@ -70,6 +70,7 @@ class Detected:
   decoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   aux_decoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   scales: tuple[float, ...] | None = None
+  multi_label: bool = False
   assumed: tuple[str, ...] = ()
 
 

@@ -107,6 +107,7 @@ def meta_of_ours(config: Mapping[str, Any], path: Any) -> Meta:
     for part in ("encoder", "decoder", "aux_decoder"):
       check_counts(inner(part, _is_fields, "an object of fields") or {}, f"{path}: model.{part}")
     inner("scales", _is_numbers, "a list of numbers")
+    inner("multi_label", lambda value: isinstance(value, bool), "true or false")
     check_counts(model, f"{path}: model")
   palette = get("palette", is_palette, "a list of [r, g, b] in 0..255")
   preprocess = get("preprocess", _is_fields, "an object with mean and std")
@@ -194,10 +195,10 @@ def preprocess_of(fields: Mapping[str, Any] | Preprocess, where: str = "") -> Pr
   for key in sorted({"mean", "std"} & set(values)):
     numbers = values[key]
     numbers = [float(n) for n in numbers] if _is_numbers(numbers) else []
-    if len(numbers) != 3 or (key == "std" and min(numbers) <= 0):
+    if not 1 <= len(numbers) <= 512 or (key == "std" and min(numbers) <= 0):
       raise UserError(
-        f"{where}preprocess.{key} is {_brief(values[key])}, expected three finite numbers"
-        f"{' above 0' if key == 'std' else ''} for R, G, B in 0..255"
+        f"{where}preprocess.{key} is {_brief(values[key])}, expected finite numbers"
+        f"{' above 0' if key == 'std' else ''} in 0..255, one for each channel: R, G, B"
       )
     values[key] = tuple(numbers)
   for key, allowed in _CHOICES.items():
@@ -209,7 +210,13 @@ def preprocess_of(fields: Mapping[str, Any] | Preprocess, where: str = "") -> Pr
     if not (isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_side, size))):
       raise UserError(f"{where}preprocess.size is {_brief(size)}, expected height and width")
     values["size"] = tuple(size)
-  return Preprocess(**values)
+  record = Preprocess(**values)
+  if len(record.mean) != len(record.std) or (record.channel_order == "bgr" and record.channels != 3):
+    raise UserError(
+      f"{where}preprocess has {len(record.mean)} means, {len(record.std)} standard deviations and the order"
+      f" {record.channel_order}; expected as many of both, and bgr for three"
+    )
+  return record
 
 
 def check_counts(fields: Mapping[str, Any], where: str) -> None:

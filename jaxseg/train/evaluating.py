@@ -14,6 +14,7 @@ from jaxseg.config.rule import make_inference_rule
 from jaxseg.console import print_line
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo, Source
+from jaxseg.errors import UserError
 from jaxseg.evaluation.canvases import pad_to_canvases
 from jaxseg.evaluation.class_map import make_class_map, never_predicting
 from jaxseg.evaluation.inference import PredictFn
@@ -125,7 +126,13 @@ class Evaluator:
     return self.split(variables, exact=exact, progress=progress, say=say)
 
   def refined(self, variables: Any, crf: Settings) -> RefinedNetwork:
-    """The network with a CRF behind it, for one picture after the other on this process's first device."""
+    """The network with a CRF behind it, for one picture after the other on this process's first device.
+
+    Raises:
+      UserError: pixels of several classes, which the CRF does not know.
+    """
+    if self._info.multi_label:
+      raise UserError("the CRF gives each pixel one class; leave it out with data.multi_label")
     scores = make_scores(
       self._restricted, variables, preprocess=self._preprocess, rule=self._rule, align_corners=self._corners
     )
@@ -133,7 +140,7 @@ class Evaluator:
 
   def predictor(
     self, variables: Any, *, sizes: Sequence[tuple[int, int]] | None = None
-  ) -> Callable[[UInt8[np.ndarray, "h w 3"]], Int[np.ndarray, "h w"]]:
+  ) -> Callable[[UInt8[np.ndarray, "h w c"]], Int[np.ndarray, "h w"]]:
     """A picture → its label map in the data's classes; every process of a job has to call it together.
 
     With `sizes`, those of all pictures to come, they are padded to one canvas, so that one network is
@@ -175,4 +182,5 @@ class Evaluator:
     if predict is None:
       predict = self.predictor(variables, sizes=[image.shape[:2] for image in images])
     predictions = [predict(image) for image in images]
-    return panel(images, labels, predictions, self._info.palette, self._info.classes)
+    drawn = self._info.drawn
+    return panel(images, labels, predictions, drawn.palette, drawn.classes)

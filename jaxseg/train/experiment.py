@@ -16,6 +16,7 @@ from jaxseg.config import validate
 from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.errors import UserError
 from jaxseg.hub import LoadReport, load_with_report
+from jaxseg.models import channels_of
 from jaxseg.train.optimizer import make_optimizer, parameter_groups
 from jaxseg.train.schedule import make_schedule
 from jaxseg.train.state import TrainState, create_state
@@ -146,7 +147,8 @@ class Experiment:
       # Compiled, so that each device makes only the part that it keeps.
       return jax.jit(lambda: self._create(_init(self.model, config)), out_shardings=shardings)(), None
     variables = jax.device_get(jax.jit(lambda: _init(self.model, config))())
-    variables, report = load_with_report(config.init_from, variables, keep=tuple(config.init_keep))
+    keep, adapt = tuple(config.init_keep), config.get("init_adapt_channels", False)
+    variables, report = load_with_report(config.init_from, variables, keep=keep, adapt_channels=adapt)
     return jax.jit(self._create, out_shardings=shardings)(jax.device_get(variables)), report
 
   def _create(self, variables: Any) -> TrainState:
@@ -236,5 +238,5 @@ def make_mesh(mesh: ml_collections.ConfigDict, *, devices: Sequence[jax.Device] 
 
 
 def _init(model: Any, config: ml_collections.ConfigDict) -> dict[str, Any]:
-  image = jax.numpy.zeros((1, *config.data.crop_size, 3))
+  image = jax.numpy.zeros((1, *config.data.crop_size, channels_of(model)))
   return model.init(jax.random.key(config.seed), image, train=False)

@@ -24,7 +24,11 @@ _OWN_KEYS = ("name", "factors", "weights", "align_corners", "label_resize")
 _LABEL_RESIZES = ("logits_up", "labels_nearest")
 
 
-def make_loss(loss: Settings, *, align_corners: bool = False) -> LossFn:
+# Given by the model and the data, not by the loss's own keys.
+_FROM_ELSEWHERE = ("align_corners", "multi_label")
+
+
+def make_loss(loss: Settings, *, align_corners: bool = False, multi_label: bool = False) -> LossFn:
   """(outputs, labels) → (scalar, {map: its unweighted loss}), from `config.loss`.
 
   Keys: name, of `jaxseg.losses.LOSSES`, or a sum of them ("cross_entropy+dice") with their factors (one
@@ -41,13 +45,14 @@ def make_loss(loss: Settings, *, align_corners: bool = False) -> LossFn:
   Args:
     loss: the settings.
     align_corners: the rule where the settings say nothing: `models.align_corners_of(model)`.
+    multi_label: a pixel may have several classes or none, `model.multi_label`.
 
   Raises:
     UserError: unknown key or loss, a value that the loss refuses or that no loss of the sum takes.
   """
   weights = {"logits": 1.0, **dict(loss.get("weights") or {})}
   align_corners = bool(_or(loss.get("align_corners"), align_corners))
-  function = _sum_of_losses(loss, align_corners)
+  function = _sum_of_losses(loss, align_corners, multi_label)
   label_resize = loss.get("label_resize") or _LABEL_RESIZES[0]
   if label_resize not in _LABEL_RESIZES:
     raise UserError(f"loss.label_resize is {label_resize!r}; {suggestion(str(label_resize), _LABEL_RESIZES)}")
@@ -79,10 +84,17 @@ def loss_settings(name: str) -> Mapping[str, Any]:
   parameters = inspect.signature(LOSSES[name]).parameters.values()
   # The corner rule is the whole loss's, also that of the labels.
   keywords = (p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-  return {p.name: p.default for p in keywords if p.name != "align_corners"}
+  return {p.name: p.default for p in keywords if p.name not in _FROM_ELSEWHERE}
 
 
-def _sum_of_losses(loss: Settings, align_corners: bool) -> Callable[[AnyArray, AnyArray], Float[Array, ""]]:
+def takes_several(name: str) -> bool:
+  """Whether the loss called `name` is for pixels of several classes, too."""
+  return "multi_label" in inspect.signature(LOSSES[name]).parameters
+
+
+def _sum_of_losses(
+  loss: Settings, align_corners: bool, multi_label: bool
+) -> Callable[[AnyArray, AnyArray], Float[Array, ""]]:
   """(logits, labels) → the losses of `loss.name`, each with its settings and its factor, summed."""
   names = [name.strip() for name in str(loss.get("name") or "cross_entropy").split("+")]
   taken = {name: loss_settings(name) for name in names}
@@ -93,6 +105,13 @@ def _sum_of_losses(loss: Settings, align_corners: bool) -> Callable[[AnyArray, A
   factors = tuple(float(factor) for factor in loss.get("factors") or (1.0,) * len(names))
   if len(factors) != len(names) or not all(map(math.isfinite, factors)):
     raise UserError(f"loss.factors is {factors}, expected {len(names)} numbers, for {', '.join(names)}")
+  several = {name: {"multi_label": True} if multi_label else {} for name in names}
+  if multi_label and (single := [name for name in names if not takes_several(name)]):
+    possible = ", ".join(filter(takes_several, LOSSES))
+    raise UserError(
+      f"loss.name {single[0]} gives each pixel exactly one class; with data.multi_label use {possible}, or a"
+      " sum of them"
+    )
   given = {key: _typed(key, loss.get(key), default) for key, default in known.items()}
   for key, value in given.items():
     # How a sum is averaged is part of most recipes, and dice and Lovász have means of their own.
@@ -107,7 +126,10 @@ def _sum_of_losses(loss: Settings, align_corners: bool) -> Callable[[AnyArray, A
     (
       factor,
       functools.partial(
-        LOSSES[name], align_corners=align_corners, **{key: given[key] for key in taken[name]}
+        LOSSES[name],
+        align_corners=align_corners,
+        **{key: given[key] for key in taken[name]},
+        **several[name],
       ),
     )
     for name, factor in zip(names, factors, strict=True)

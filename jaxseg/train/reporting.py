@@ -105,7 +105,8 @@ def _memory() -> dict[str, int]:
 def draw(board: Tracker, step: int, report: Report, classes: Sequence[str]) -> None:
   """The confusion matrix and the IoU of every class, for TensorBoard and other trackers."""
   if jax.process_index() == 0:
-    board.image(step, "eval/confusion_matrix", matrix_picture(report.matrix, classes))
+    if report.matrix.ndim == 2:
+      board.image(step, "eval/confusion_matrix", matrix_picture(report.matrix, classes))
     board.image(step, "eval/IoU_by_class", iou_picture(report.by_class()["IoU"], classes))
 
 
@@ -136,7 +137,7 @@ def choose_examples(
       example["image"],
       example["label"],
       [("prediction", predict(example["image"]))],
-      evaluator.info.palette,
+      evaluator.info.drawn.palette,
       ignore_label=evaluator.ignore_label,
     )
     for c, example in zip(chosen, read, strict=True)

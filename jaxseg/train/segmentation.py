@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg import data
+from jaxseg.classes import label_type
 from jaxseg.console import print_line
 from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.models import align_corners_of
@@ -23,7 +24,7 @@ _LOOKED_AT = 100  # examples of somebody's own data, before training
 
 def make_loss(config: ml_collections.ConfigDict, model: Any) -> LossFn:
   """See `jaxseg.train.make_loss`."""
-  return loss_lib.make_loss(config.loss, align_corners=align_corners_of(model))
+  return loss_lib.make_loss(config.loss, align_corners=align_corners_of(model), multi_label=model.multi_label)
 
 
 def make_prepare(
@@ -46,9 +47,10 @@ def make_prepare(
 def batch_shapes(config: ml_collections.ConfigDict, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Images, labels, and the boxes that hold no padding."""
   pixels = (batch_size, *config.data.crop_size)
+  kind = label_type(len(config.data.classes)) if config.data.get("multi_label", False) else np.uint8
   return {
-    "image": jax.ShapeDtypeStruct((*pixels, 3), np.uint8),
-    "label": jax.ShapeDtypeStruct(pixels, np.uint8),
+    "image": jax.ShapeDtypeStruct((*pixels, config.data.get("channels", 3)), np.uint8),
+    "label": jax.ShapeDtypeStruct(pixels, kind),
     "box": jax.ShapeDtypeStruct((batch_size, 4), np.int32),
   }
 

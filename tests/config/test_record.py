@@ -78,7 +78,7 @@ def test_a_config_of_an_earlier_version_is_filled_in():
   values = config_lib.resolved(config)
   for name in schema.LATER:
     group, _, last = name.rpartition(".")
-    values[group].pop(last)
+    (values[group] if group else values).pop(last)
   values.pop("early_stopping")
   back = config_lib.from_resolved(values)
   assert {name: keys.get(back, name) for name in schema.LATER} == {

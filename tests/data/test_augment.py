@@ -82,6 +82,19 @@ def test_each_kind_of_transform_depends_on_the_seed_alone(transform):
   assert (first[0] != crop()[0]).any() and (first[1] == crop()[1]).all()
 
 
+def test_albumentations_itself():
+  library = pytest.importorskip("albumentations", reason="pip install albumentations, or jaxseg[dev]")
+  transform = library.Compose(
+    [library.HorizontalFlip(p=0.5), library.RandomBrightnessContrast(p=1.0), library.Affine(rotate=(-20, 20))]
+  )
+  extra = Extra(transform=transform)
+  same = [apply(extra, seed=1) for _ in range(2)]
+  assert all((a == b).all() for a, b in zip(*same, strict=True)), "the seed alone decides"
+  assert (apply(extra, seed=2)[0] != same[0][0]).any()
+  image, label = same[0]
+  assert image.dtype == label.dtype == np.uint8 and set(np.unique(label)) <= set(range(5))
+
+
 def test_batches_with_a_transform_by_its_path(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "my_transforms.py").write_text(

@@ -48,12 +48,12 @@ def _assert_equal(batches, others):
       np.testing.assert_array_equal(batch[name], other[name])
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_equal_to_the_bit_whatever_the_number_and_the_start(camvid, count):
+def test_equal_to_the_bit_whatever_the_number_and_the_start(camvid):
   expected = _take(camvid, 7)
   source = data.open_split(camvid, "train")
-  camvid.workers = count
+  camvid.workers = 3
   _assert_equal(_take(camvid, 7, source=source), expected)
+  camvid.workers = 1
   _assert_equal(_take(camvid, 2, start_step=5, source=source), expected[5:])
 
 

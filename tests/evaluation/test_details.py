@@ -34,7 +34,7 @@ def same(one, other):
     assert one.scalars()[name] == pytest.approx(other.scalars()[name], rel=1e-6)
   assert [(i.index, i.name) for i in one.details.images] == [(i.index, i.name) for i in other.details.images]
   for i, j in zip(one.details.images, other.details.images, strict=True):
-    np.testing.assert_array_equal(i.matrix(3), j.matrix(3))
+    np.testing.assert_array_equal(i.matrix((3, 3)), j.matrix((3, 3)))
 
 
 def test_equal_to_numpy_over_any_batches_and_mesh(model):

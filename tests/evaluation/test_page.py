@@ -50,7 +50,7 @@ def report():
     calibration=calibration,
     loss=np.ones((4, 7), np.int64),
     images=tuple(images),
-    num_classes=4,
+    shape=(4, 4),
   )
   return Report(total, details=details)
 

@@ -27,7 +27,12 @@ class Chosen:
 
 
 def confused_pairs(matrix: np.ndarray, *, most: int) -> list[tuple[int, int, int]]:
-  """(truth, prediction, pixels) of the largest cells beside the diagonal, largest first."""
+  """(truth, prediction, pixels) of the largest cells beside the diagonal, largest first.
+
+  None where pixels have several classes, which are not taken for each other.
+  """
+  if matrix.ndim > 2:
+    return []
   wrong = np.array(matrix, np.int64)
   np.fill_diagonal(wrong, 0)
   order = np.argsort(-wrong, axis=None, kind="stable")[:most]
@@ -62,7 +67,7 @@ def choose_images(report: Report, *, most: int = 12) -> list[Chosen]:
   chosen = take([int(i) for i in order], "worst", worst)
   chosen += take([int(i) for i in order[::-1]], "best", best)
   for truth, prediction, _ in confused_pairs(report.matrix, most=confused):
-    cell = truth * report.details.num_classes + prediction
+    cell = truth * len(report.matrix) + prediction
     counts = [int(image.pixels[image.cells == cell].sum()) for image in images]
     for place in np.argsort([-n for n in counts], kind="stable"):
       if counts[place] and int(place) not in taken:

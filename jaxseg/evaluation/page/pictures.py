@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
 from jaxseg import lazy
+from jaxseg.data.source import as_rgb
 from jaxseg.evaluation.page.choice import Chosen
 from jaxseg.types import IGNORE_LABEL
 
@@ -45,7 +46,7 @@ class Example:
 def make_example(
   chosen: Chosen,
   name: str,
-  image: UInt8[np.ndarray, "h w 3"],
+  image: UInt8[np.ndarray, "h w c"],
   label: Integer[np.ndarray, "h w"],
   predictions: Sequence[tuple[str, Integer[np.ndarray, "h w"]]],
   palette: UInt8[np.ndarray, "k 3"],
@@ -64,6 +65,7 @@ def make_example(
     ignore_label: drawn black.
   """
   cv2 = lazy.load("cv2")
+  image = as_rgb(image)
   width = min(image.shape[1], _WIDTH)
   size = (width, max(round(image.shape[0] * width / image.shape[1]), 1))
   small = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)

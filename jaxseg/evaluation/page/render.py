@@ -13,7 +13,7 @@ from jaxseg.evaluation.page.charts import Series, chart
 from jaxseg.evaluation.page.choice import confused_pairs
 from jaxseg.evaluation.page.pictures import Example
 from jaxseg.evaluation.report import Report
-from jaxseg.metrics import reliability
+from jaxseg.metrics import pixels_per_class, reliability
 
 # name of a scalar → (what the page calls it, what it is); in this order.
 SCORES = {
@@ -85,7 +85,7 @@ def report_values(
   """
   scalars = {**report.scalars(), "mDice": report.mdice, "fwIoU": report.fwiou}
   pairs = confused_pairs(report.matrix, most=15)
-  truth = report.matrix.sum(1)
+  truth = pixels_per_class(report.matrix)
   calibration, trimap, histogram = _details(report)
   columns = report.by_class()
   return {
@@ -101,13 +101,15 @@ def report_values(
       {
         "name": name,
         "color": _hex(info.palette[i]),
-        "share": float(truth[i] / max(truth.sum(), 1)),
+        "share": float(truth[i] / max(report.pixels, 1)),
         **{key: float(values[i]) for key, values in columns.items()},
       }
       for i, name in enumerate(info.classes)
     ],
     "has_boundary": "BoundaryIoU" in columns,
-    "matrix": {"classes": list(info.classes), "counts": report.matrix.tolist()},
+    "matrix": {"classes": list(info.classes), "counts": report.matrix.tolist()}
+    if report.matrix.ndim == 2
+    else None,
     "pairs": [
       {
         "truth": info.classes[t],
