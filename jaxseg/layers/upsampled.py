@@ -24,6 +24,7 @@ def map_upsampled(
   align_corners: bool = False,
   fills: Sequence[Any] | None = None,
   derivative: Callable[..., Any] | None = None,
+  kernel: Callable[..., Any] | None = None,
 ) -> Any:
   """`ops.upsampled.map_rows`, which has the arguments.
 
@@ -43,6 +44,7 @@ def map_upsampled(
       align_corners=align_corners,
       fills=fills,
       derivative=derivative,
+      kernel=None if kernel is None or b % batch_shards() else _for_own_images(kernel),
       images=images,
     )
   own = height // parts
@@ -70,8 +72,22 @@ def map_upsampled(
   )(pixels, ops.Strips(*map(jnp.asarray, strips)), spatial.whole(logits))
 
 
+def _for_own_images(kernel: Callable[..., Any]) -> Callable[..., Any]:
+  """`kernel` on each device for its images: the compiler would gather the batch for it."""
+  axes = _batch_axes()
+  if math.prod(axes.values()) == 1:
+    return kernel
+  rows = PartitionSpec(tuple(axes))
+  return jax.shard_map(kernel, axis_names=set(axes), in_specs=rows, out_specs=rows, check_vma=False)
+
+
 def batch_shards() -> int:
   """Over how many devices the surrounding mesh spreads the images of a batch."""
+  return math.prod(_batch_axes().values())
+
+
+def _batch_axes() -> dict[str, int]:
+  """Axes of the surrounding mesh over which it spreads the images of a batch, and their sizes."""
   mesh = jax.sharding.get_abstract_mesh()
   types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-  return math.prod(mesh.shape[axis] for axis in BATCH_AXES if types.get(axis) == AxisType.Auto)
+  return {axis: mesh.shape[axis] for axis in BATCH_AXES if types.get(axis) == AxisType.Auto}
