@@ -44,7 +44,7 @@ def map_upsampled(
       align_corners=align_corners,
       fills=fills,
       derivative=derivative,
-      kernel=None if kernel is None or b % batch_shards() else _for_own_images(kernel),
+      kernel=None if kernel is None or b % batch_shards() else for_own_images(kernel),
       images=images,
     )
   own = height // parts
@@ -72,13 +72,24 @@ def map_upsampled(
   )(pixels, ops.Strips(*map(jnp.asarray, strips)), spatial.whole(logits))
 
 
-def _for_own_images(kernel: Callable[..., Any]) -> Callable[..., Any]:
-  """`kernel` on each device for its images: the compiler would gather the batch for it."""
+def for_own_images(kernel: Callable[..., Any], *, same: int = 0) -> Callable[..., Any]:
+  """`kernel` on each device for its images: the compiler would gather the batch for it.
+
+  Args:
+    kernel: of arrays of a batch; images must divide evenly over the devices.
+    same: how many of its arguments, the last ones, are the same for all images.
+  """
   axes = _batch_axes()
   if math.prod(axes.values()) == 1:
     return kernel
   rows = PartitionSpec(tuple(axes))
-  return jax.shard_map(kernel, axis_names=set(axes), in_specs=rows, out_specs=rows, check_vma=False)
+
+  def run(*arguments):
+    specs = (rows,) * (len(arguments) - same) + (PartitionSpec(),) * same
+    local = jax.shard_map(kernel, axis_names=set(axes), in_specs=specs, out_specs=rows, check_vma=False)
+    return local(*arguments)
+
+  return run
 
 
 def batch_shards() -> int:

@@ -31,6 +31,8 @@ Phase = tuple[float, float, bool]
 def fits(logits_shape: Sequence[int], size: tuple[int, int], *, align_corners: bool) -> bool:
   """Whether the kernel takes logits b h w k to `size`: whole factors, columns that fill the lanes."""
   _, h, w, k = logits_shape
+  if not all(isinstance(n, int) for n in (h, w, k, *size)):
+    return False  # of a symbolic size nothing can be asked
   if align_corners or size[0] % h or size[1] % w or w % _LANES or _LANES % (size[1] // w):
     return False
   few = size[0] // h * (size[1] // w) <= _MOST_PHASES
