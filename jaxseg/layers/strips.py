@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jaxtyping import Array, Float
 
 from jaxseg.layers import spatial
-from jaxseg.layers.upsampled import batch_shards, for_own_images
+from jaxseg.layers.upsampled import for_own_images
 from jaxseg.ops.msca import Weights, msca, msca_halo
 
 
@@ -19,8 +19,7 @@ def multi_scale_strips(
   height = x.shape[1]
   if spatial.shards(height, reach=halo) == 1:
     spatial.ran_whole()
-    # Where the images do not divide evenly over the devices, the compiler replicates the kernel.
-    on_devices = functools.partial(for_own_images, same=1) if x.shape[0] % batch_shards() == 0 else None
+    on_devices = functools.partial(for_own_images, same=1)
     return spatial.split(spatial.whole(msca(spatial.whole(x), square, strips, on_devices=on_devices)))
   rows = height // spatial.shards(height)
 

@@ -1,4 +1,4 @@
-"""`ops.upsampled` under a mesh: each device makes the strips of its own rows."""
+"""`ops.upsampled` under a mesh: each device makes strips of its own rows, or runs a kernel for its images."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ def map_upsampled(
       align_corners=align_corners,
       fills=fills,
       derivative=derivative,
-      kernel=None if kernel is None or b % batch_shards() else for_own_images(kernel),
+      kernel=for_own_images(kernel),
       images=images,
     )
   own = height // parts
@@ -72,21 +72,27 @@ def map_upsampled(
   )(pixels, ops.Strips(*map(jnp.asarray, strips)), spatial.whole(logits))
 
 
-def for_own_images(kernel: Callable[..., Any], *, same: int = 0) -> Callable[..., Any]:
-  """`kernel` on each device for its images: the compiler would gather the batch for it.
+def for_own_images(kernel: Callable[..., Any] | None, *, same: int = 0) -> Callable[..., Any] | None:
+  """A Pallas kernel on each device for its images, which the compiler cannot spread by itself.
+
+  None where it must not be called: without a mesh, nobody knows how arrays lie on several devices.
 
   Args:
-    kernel: of arrays of a batch; images must divide evenly over the devices.
+    kernel: of arrays of a batch; where the images do not divide evenly, every device takes all.
     same: how many of its arguments, the last ones, are the same for all images.
   """
-  axes = _batch_axes()
-  if math.prod(axes.values()) == 1:
+  mesh = jax.sharding.get_abstract_mesh()
+  if kernel is None or (mesh.empty and jax.default_backend() == "tpu" and jax.device_count() > 1):
+    return None
+  free = {a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+  if math.prod(mesh.shape[axis] for axis in free) == 1:
     return kernel
-  rows = PartitionSpec(tuple(axes))
 
   def run(*arguments):
+    axes = tuple(_batch_axes()) if arguments[0].shape[0] % batch_shards() == 0 else ()
+    rows = PartitionSpec(axes)
     specs = (rows,) * (len(arguments) - same) + (PartitionSpec(),) * same
-    local = jax.shard_map(kernel, axis_names=set(axes), in_specs=specs, out_specs=rows, check_vma=False)
+    local = jax.shard_map(kernel, axis_names=free, in_specs=specs, out_specs=rows, check_vma=False)
     return local(*arguments)
 
   return run

@@ -9,6 +9,7 @@ for 5×5 and 21×1, where one exchange for each convolution would be eight.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -28,7 +29,7 @@ def msca_reference(
   strips: Sequence[tuple[Weights, Weights]],
   *,
   inside: Bool[Array, " _"] | None = None,
-  on_devices: Callable[[Callable], Callable] | None = None,
+  on_devices: Callable[[Callable], Callable | None] | None = None,
 ) -> Float[Array, "b _ w c"]:
   """The k×k convolution of `x`, plus for each pair a 1×n, then an n×1 of that. Zeros lie around every map.
 
@@ -73,26 +74,24 @@ def msca(
   strips: Sequence[tuple[Weights, Weights]],
   *,
   inside: Bool[Array, " _"] | None = None,
-  on_devices: Callable[[Callable], Callable] | None = None,
+  on_devices: Callable[[Callable], Callable | None] | None = None,
 ) -> Float[Array, "b _ w c"]:
   """Equal to `msca_reference`, which has the arguments, in the platform's form.
 
-  `on_devices` makes of the kernel, (x, weights) → y, one that runs on each device of a mesh for its images;
-  None leaves it as it is.
+  `on_devices` makes of the kernel, (x, weights) → y, one that runs on each device of a mesh for its images,
+  or None where there must be none; without it the kernel runs as it is.
   """
   if inside is not None:
     return msca_reference(x, square, strips, inside=inside)
   forms = {"convolutions": msca_reference}
   sizes = msca_kernel.Sizes(square[0].shape[0], tuple(row[0].shape[1] for row, _ in strips))
-  has_kernel = msca_kernel.fits(x.shape, x.dtype, sizes)
-  if has_kernel:
-
-    def kernel(x, weights):
-      return msca_kernel.msca(x, weights, sizes)
-
-    run = kernel if on_devices is None else on_devices(kernel)
-    forms["kernel"] = lambda x, square, strips: run(x, pack(square, strips))
-  choice = {platform: choose_form(platform, kernel=has_kernel) for platform in PLATFORMS}
+  kernel = None
+  if msca_kernel.fits(x.shape, x.dtype, sizes):
+    kernel = partial(msca_kernel.msca, sizes=sizes)
+    kernel = kernel if on_devices is None else on_devices(kernel)
+  if kernel is not None:
+    forms["kernel"] = lambda x, square, strips: kernel(x, pack(square, strips))
+  choice = {platform: choose_form(platform, kernel=kernel is not None) for platform in PLATFORMS}
   return by_platform(choice, forms)(x, square, tuple(strips))
 
 

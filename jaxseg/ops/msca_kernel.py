@@ -19,6 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 _SUBLANES, _LANES = 8, 128
+# Fewer would leave most of every vector empty.
+_FEWEST_CHANNELS = 32
 # Of a v5e's vector memory, of which the compiler needs some for itself.
 _VECTOR_MEMORY = 128 << 20
 
@@ -56,15 +58,21 @@ def fits(shape: Sequence[int], dtype: jnp.dtype, sizes: Sizes) -> bool:
   _, h, w, c = shape
   if not all(isinstance(n, int) for n in shape) or w % _SUBLANES or not sizes.strips:
     return False  # of a symbolic size nothing can be asked
+  if c < _FEWEST_CHANNELS:
+    return False
   memory = pltpu.get_tpu_info().vmem_capacity_bytes if jax.default_backend() == "tpu" else _VECTOR_MEMORY
   return _bytes_of_block(h, w, c, jnp.dtype(dtype).itemsize, sizes) < 0.85 * memory
 
 
-def _bytes_of_block(h, w, c, itemsize, sizes) -> int:
-  """Of the derivative: six maps in float32, and three in and out, each twice."""
+def _bytes_of_block(h, w, c, itemsize, sizes, *, backward: bool = True) -> int:
+  """Maps in float32, and those in and out, each twice: six and three for the derivative."""
   lanes = -(-_channels(c) // _LANES) * _LANES
-  maps = sum(a * b for a, b in (_around(h, w, sizes), _beside(h, w, sizes), _above(h, w, sizes)))
-  return lanes * (2 * 4 * maps + 6 * itemsize * h * w)
+  around, beside, above = (
+    rows * columns for rows, columns in (_around(h, w, sizes), _beside(h, w, sizes), _above(h, w, sizes))
+  )
+  if backward:
+    return lanes * (2 * 4 * (around + beside + above) + 6 * itemsize * h * w)
+  return lanes * (4 * (around + beside + above + h * w) + 4 * itemsize * h * w)
 
 
 def _channels(c: int) -> int:
@@ -122,7 +130,7 @@ def _run_forward(x, weights, sizes, interpret):
     out_specs=block,
     out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
     scratch_shapes=[pltpu.VMEM((*shape, lanes), jnp.float32) for shape in shapes],
-    compiler_params=_parameters(h, w, c, x.dtype, sizes, "parallel"),
+    compiler_params=_parameters(x, sizes, "parallel", backward=False),
     cost_estimate=_cost(x, n, passes=1, maps=2),
     interpret=interpret,
   )(weights, x)
@@ -147,14 +155,15 @@ def _run_backward(x, weights, dy, sizes, interpret):
     ],
     scratch_shapes=[pltpu.VMEM((*shape, lanes), jnp.float32) for shape in shapes],
     # The weights' gradient is added up over the images.
-    compiler_params=_parameters(h, w, c, x.dtype, sizes, "arbitrary"),
+    compiler_params=_parameters(x, sizes, "arbitrary", backward=True),
     cost_estimate=_cost(x, n, passes=3, maps=3),
     interpret=interpret,
   )(weights, x, dy)
 
 
-def _parameters(h, w, c, dtype, sizes, images):
-  room = int(1.15 * _bytes_of_block(h, w, c, jnp.dtype(dtype).itemsize, sizes)) + (8 << 20)
+def _parameters(x, sizes, images, *, backward: bool):
+  # What a kernel reserves the compiler cannot use for maps of its neighbours.
+  room = int(1.1 * _bytes_of_block(*x.shape[1:], x.dtype.itemsize, sizes, backward=backward)) + (4 << 20)
   return pltpu.CompilerParams(dimension_semantics=("parallel", images), vmem_limit_bytes=room)
 
 

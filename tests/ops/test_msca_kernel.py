@@ -53,6 +53,7 @@ def test_which_maps_it_takes():
   for side, channels in ((128, 32), (128, 64), (64, 128), (32, 320), (16, 512)):
     assert takes((16, side, side, channels), jnp.bfloat16)
   assert not takes((16, 127, 127, 64), jnp.bfloat16), "sublanes that are not filled"
+  assert not takes((16, 128, 128, 16), jnp.bfloat16), "lanes that are mostly empty"
   assert not takes((1, 512, 512, 64), jnp.bfloat16), "a map that is larger than the vector memory"
   assert msca.choose_form("tpu", kernel=True) == "kernel"
   assert {msca.choose_form(p, kernel=k) for p, k in (("cpu", True), ("cuda", True), ("tpu", False))} == {
