@@ -9,7 +9,7 @@ makes the square's and the rows' results again.
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
     return -(-max(self.reach, self.square // 2) // _SUBLANES) * _SUBLANES
 
 
-def fits(shape: Sequence[int], dtype: jnp.dtype, sizes: Sizes) -> bool:
+def fits(shape: Sequence[int], dtype: Any, sizes: Sizes) -> bool:
   """Whether the kernels take a map b h w c: columns that fill the sublanes, a block that fits on the chip."""
   _, h, w, c = shape
   if not all(isinstance(n, int) for n in shape) or w % _SUBLANES or not sizes.strips:
