@@ -149,8 +149,8 @@ class MiT(CheckedModule):
     position_size: image size (rows, columns) for which the embeddings are learned.
     remat: compute a block's intermediates again in the backward pass: memory for time.
     scan: run equal blocks as one loop, which compiles faster; see `layers.stage.run_blocks`.
-    images_at_once: of a device's images that go through a stage together, whose intermediates are computed
-      again in the backward pass; 0 takes all and keeps them. One at a time is for TPUs.
+    images_at_once: of a device's images that go through a stage's blocks together, whose intermediates are
+      computed again in the backward pass; 0 takes all and keeps them. One at a time is for TPUs.
     in_channels: of the image.
   """
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.layers import concat_conv, pyramid
-from jaxseg.ops import atrous, attention
+from jaxseg.ops import atrous, attention, msca
 from jaxseg.ops import resize as resize_ops
 from jaxseg.ops.definition import traced_for
 from jaxseg.types import Dim
@@ -32,6 +32,11 @@ def exported(platform: str | None = None) -> Iterator[None]:
       yield
   finally:
     _strips.reset(token)
+
+
+def without_kernels() -> contextlib.AbstractContextManager[None]:
+  """Inside, models are traced without kernels of one platform, which a program for several cannot hold."""
+  return traced_for(replacements={msca.msca_reference: msca.msca_reference})
 
 
 def by_strips() -> bool:

@@ -26,6 +26,7 @@ from jaxseg.layers.upsampled import batch_shards
 from jaxseg.sharding import BATCH_AXES
 
 Scan = Literal["auto", "on", "off"]
+Part = Literal["all", "embed", "rest"]
 
 # From so many equal blocks on, "auto" makes a loop of them, if they rematerialise.
 _DEEP = 6
@@ -62,9 +63,13 @@ class Stage(nn.Module, kw_only=True):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Any:
-    with spatial.stage(-(-x.shape[1] // self.strides), reach=self.reach, multiple=self.multiple):
-      embedded = self.embed(spatial.split(x), train=train)
+  def __call__(self, x: Float[Array, "b h w c"], *, train: bool, part: Part = "all") -> Any:
+    """The stage's result; of the part "embed" alone, or of the "rest", which takes what "embed" gives."""
+    height = x.shape[1] if part == "rest" else -(-x.shape[1] // self.strides)
+    with spatial.stage(height, reach=self.reach, multiple=self.multiple):
+      embedded = x if part == "rest" else self.embed(spatial.split(x), train=train)
+      if part == "embed":
+        return embedded
       rates = [dict(drop_path_rate=rate) for rate in self.drop_path_rates] or [{}] * self.num_blocks
       blocks = [self.block(**rate, name=f"block{self.first + i}") for i, rate in enumerate(rates)]
       y = run_blocks(blocks, embedded, train=train, remat=self.remat, scan=self.scan)
@@ -113,7 +118,9 @@ def by_images(module: nn.Module, x: Float[Array, "b h w c"], *, train: bool, ima
   """`module(x, train=train)`, so many of a device's images at a time; it keeps `x` alone for the derivative.
 
   What a module makes of one image stays in a TPU's vector memory, where the maps of a whole batch go
-  through its main memory at every step. The price is a second forward pass in the derivative.
+  through its main memory at every step. The price is a second forward pass in the derivative. A `Stage`
+  embeds all images together and keeps what its first block takes: of one image after the other, the
+  embedding's gradient would copy each.
 
   Args:
     module: submodule of the calling one, `(x, *, train) → map or maps`, in which no image sees another: a
@@ -126,13 +133,16 @@ def by_images(module: nn.Module, x: Float[Array, "b h w c"], *, train: bool, ima
   count = x.shape[0] // at_once if at_once and x.shape[0] % at_once == 0 else 1
   if count == 1 or _never.get() or not _is_ready(module):
     return module(x, train=train)
+  rest = {}
+  if isinstance(module, Stage):
+    x, rest = module(x, train=train, part="embed"), {"part": "rest"}
   variables, alone = dict(module.variables), module.clone(parent=None, name=None)
   key = module.make_rng("dropout") if module.has_rng("dropout") else None
 
   @functools.partial(jax.checkpoint, prevent_cse=False)
   def run(variables, x, number):
     rngs = None if key is None else {"dropout": jax.random.fold_in(key, number)}
-    return alone.apply(variables, x, train=train, rngs=rngs)
+    return alone.apply(variables, x, train=train, rngs=rngs, **rest)
 
   def step(_, part):
     return None, run(variables, *part)

@@ -1,10 +1,12 @@
 """MSCA's convolutions on a map whose rows may lie over several devices: one exchange for all of them."""
 
+import functools
 from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
 from jaxseg.layers import spatial
+from jaxseg.layers.upsampled import for_own_images
 from jaxseg.ops.msca import Weights, msca, msca_halo
 
 
@@ -17,7 +19,8 @@ def multi_scale_strips(
   height = x.shape[1]
   if spatial.shards(height, reach=halo) == 1:
     spatial.ran_whole()
-    return spatial.split(spatial.whole(msca(spatial.whole(x), square, strips)))
+    on_devices = functools.partial(for_own_images, same=1)
+    return spatial.split(spatial.whole(msca(spatial.whole(x), square, strips, on_devices=on_devices)))
   rows = height // spatial.shards(height)
 
   def local(x, square, strips):

@@ -1,4 +1,4 @@
-"""`ops.upsampled` under a mesh: each device makes the strips of its own rows."""
+"""`ops.upsampled` under a mesh: each device makes strips of its own rows, or runs a kernel for its images."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ def map_upsampled(
   align_corners: bool = False,
   fills: Sequence[Any] | None = None,
   derivative: Callable[..., Any] | None = None,
+  kernel: Callable[..., Any] | None = None,
 ) -> Any:
   """`ops.upsampled.map_rows`, which has the arguments.
 
@@ -43,6 +44,7 @@ def map_upsampled(
       align_corners=align_corners,
       fills=fills,
       derivative=derivative,
+      kernel=for_own_images(kernel),
       images=images,
     )
   own = height // parts
@@ -70,8 +72,39 @@ def map_upsampled(
   )(pixels, ops.Strips(*map(jnp.asarray, strips)), spatial.whole(logits))
 
 
+def for_own_images(kernel: Callable[..., Any] | None, *, same: int = 0) -> Callable[..., Any] | None:
+  """A Pallas kernel on each device for its images, which the compiler cannot spread by itself.
+
+  None where it must not be called: without a mesh, nobody knows how arrays lie on several devices.
+
+  Args:
+    kernel: of arrays of a batch; where the images do not divide evenly, every device takes all.
+    same: how many of its arguments, the last ones, are the same for all images.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if kernel is None or (mesh.empty and jax.default_backend() == "tpu" and jax.device_count() > 1):
+    return None
+  free = {a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+  if math.prod(mesh.shape[axis] for axis in free) == 1:
+    return kernel
+
+  def run(*arguments):
+    axes = tuple(_batch_axes()) if arguments[0].shape[0] % batch_shards() == 0 else ()
+    rows = PartitionSpec(axes)
+    specs = (rows,) * (len(arguments) - same) + (PartitionSpec(),) * same
+    local = jax.shard_map(kernel, axis_names=free, in_specs=specs, out_specs=rows, check_vma=False)
+    return local(*arguments)
+
+  return run
+
+
 def batch_shards() -> int:
   """Over how many devices the surrounding mesh spreads the images of a batch."""
+  return math.prod(_batch_axes().values())
+
+
+def _batch_axes() -> dict[str, int]:
+  """Axes of the surrounding mesh over which it spreads the images of a batch, and their sizes."""
   mesh = jax.sharding.get_abstract_mesh()
   types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-  return math.prod(mesh.shape[axis] for axis in BATCH_AXES if types.get(axis) == AxisType.Auto)
+  return {axis: mesh.shape[axis] for axis in BATCH_AXES if types.get(axis) == AxisType.Auto}

@@ -16,7 +16,12 @@ from jaxtyping import Array, Float, Integer
 
 from jaxseg.errors import UserError
 from jaxseg.losses.pixels import Pixels, count, divide, known, map_pixels, prepare, weight_of_label
-from jaxseg.ops.upsampled_cross_entropy import Terms, make_softmax_terms, softmax_terms
+from jaxseg.ops.upsampled_cross_entropy import (
+  Terms,
+  make_softmax_terms,
+  softmax_kernel_for,
+  softmax_terms,
+)
 from jaxseg.types import IGNORE_LABEL, AnyArray
 
 AVERAGES = ("valid", "all", "weights")
@@ -74,9 +79,10 @@ def pixel_cross_entropy(
   """
   if not 0.0 <= label_smoothing < 1.0:
     raise UserError(f"label_smoothing is {label_smoothing}, expected a share in [0, 1)")
-  num_classes, weights = pixels.logits.shape[-1], pixels.weights
+  num_classes, weights, kernel = pixels.logits.shape[-1], pixels.weights, None
   if not label_smoothing:
     function, derivative = softmax_terms()
+    kernel = softmax_kernel_for(pixels.logits.shape, pixels.labels.shape, align_corners=align_corners)
   elif isinstance(weights, jax.core.Tracer):
     function, derivative = make_softmax_terms(weights / num_classes)
   else:
@@ -84,7 +90,12 @@ def pixel_cross_entropy(
     factors = (1.0,) * num_classes if weights is None else weights.tolist()
     function, derivative = softmax_terms(tuple(factor / num_classes for factor in factors))
   terms, _ = map_pixels(
-    function, pixels, ignore_label=ignore_label, align_corners=align_corners, derivative=derivative
+    function,
+    pixels,
+    ignore_label=ignore_label,
+    align_corners=align_corners,
+    derivative=derivative,
+    kernel=kernel,
   )
   weight = weight_of_label(pixels)
   loss = terms.log_normaliser - terms.true_logit

@@ -8,6 +8,7 @@ that returns, and in the derivative makes the strip again instead of keeping it.
 - Definition: `map_rows_reference`, which holds the map.
 - Accelerators: rows by a weighted sum of the few that a strip reads, columns by a matrix product.
 - CPU: columns by the phases of `ops.resize`, where the factor is whole.
+- A function may have a kernel for TPUs of its own (`ops.softmax_kernel`).
 """
 
 import functools
@@ -21,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.ops import resize as resize_ops
+from jaxseg.ops.definition import PLATFORMS, by_platform
 from jaxseg.types import AnyArray
 
 # Values of full-size logits that one device makes at once: 40 MB, which a TPU's vector memory holds.
@@ -99,6 +101,7 @@ def map_rows(
   align_corners: bool = False,
   fills: Sequence[Any] | None = None,
   derivative: Callable[..., Array] | None = None,
+  kernel: Callable[..., Any] | None = None,
   rows: int | None = None,
   images: int | None = None,
 ) -> Any:
@@ -111,6 +114,7 @@ def map_rows(
     align_corners: corner rule of the resize.
     fills: see `map_strips`.
     derivative: see `map_strips`.
+    kernel: (logits, *pixels) → what `function` gives, of its own, for TPUs instead of strips.
     rows: of a strip; None chooses.
     images: that one device holds; None is all of them.
   """
@@ -119,16 +123,20 @@ def map_rows(
   rows = rows or rows_of_strip(images or b, (height, width), in_rows, classes)
   if rows >= height:
     return map_rows_reference(function, logits, pixels, align_corners=align_corners)
-  return map_strips(
-    function,
-    logits,
-    pixels,
-    plan_strips(height, in_rows, rows=rows, align_corners=align_corners),
-    width,
-    align_corners=align_corners,
-    fills=fills,
-    derivative=derivative,
-  )
+  strips = plan_strips(height, in_rows, rows=rows, align_corners=align_corners)
+
+  def by_strips(logits, *pixels):
+    settings = dict(align_corners=align_corners, fills=fills, derivative=derivative)
+    return map_strips(function, logits, pixels, strips, width, **settings)
+
+  forms = {"strips": by_strips} | ({"kernel": kernel} if kernel is not None else {})
+  choice = {platform: choose_form(platform, kernel=kernel is not None) for platform in PLATFORMS}
+  return by_platform(choice, forms)(jnp.asarray(logits), *map(jnp.asarray, pixels))
+
+
+def choose_form(platform: str, *, kernel: bool) -> str:
+  """The table: "kernel" or "strips" for a platform, where the function has a kernel or not."""
+  return "kernel" if kernel and platform == "tpu" else "strips"
 
 
 def map_strips(

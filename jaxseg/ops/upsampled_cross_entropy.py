@@ -6,7 +6,7 @@ logarithm of the normaliser, so that the second pass over the classes needs no s
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
 from jaxseg.ops import resize as resize_ops
-from jaxseg.ops import upsampled
+from jaxseg.ops import softmax_kernel, upsampled
 from jaxseg.types import AnyArray
 
 
@@ -65,6 +65,7 @@ def upsampled_cross_entropy(
     (jnp.asarray(labels).astype(jnp.int32),),
     align_corners=align_corners,
     derivative=derivative,
+    kernel=softmax_kernel_for(jnp.shape(logits), jnp.shape(labels), align_corners=align_corners),
     rows=rows,
   )
   return log_normaliser - true_logit
@@ -97,6 +98,22 @@ def softmax_terms(share: tuple[float, ...] | None = None) -> tuple[Callable, Cal
     share: weight of each class in `Terms.share`; None for none.
   """
   return make_softmax_terms(None if share is None else np.asarray(share, np.float32))
+
+
+def softmax_kernel_for(
+  logits_shape: Sequence[int], labels_shape: Sequence[int], *, align_corners: bool
+) -> Callable | None:
+  """`softmax_terms()` of whole arrays by `ops.softmax_kernel`; None where it does not take the shapes."""
+  if len(labels_shape) != 3 or not softmax_kernel.fits(
+    logits_shape, labels_shape[1:], align_corners=align_corners
+  ):
+    return None
+  return _softmax_kernel
+
+
+def _softmax_kernel(logits, labels):
+  log_normaliser, true_logit = softmax_kernel.terms(logits, labels)
+  return Terms(log_normaliser, true_logit, jnp.zeros_like(true_logit)), ()
 
 
 def make_softmax_terms(share: Float[AnyArray, "k"] | None) -> tuple[Callable, Callable]:

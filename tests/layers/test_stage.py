@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxseg.layers.norm import BatchNorm
-from jaxseg.layers.stage import by_images, never_scan, run_blocks
+from jaxseg.layers.stage import Stage, by_images, never_scan, run_blocks
 from tests import filled
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32))
@@ -107,3 +107,44 @@ def test_each_part_draws_its_own_dropout():
   dropped = np.asarray(found["y"] == 0).reshape(4, -1)
   assert all(0.3 < share < 0.7 for share in dropped.mean(1))
   assert all((dropped[i] != dropped[j]).any() for i in range(4) for j in range(i))
+
+
+class Dense(nn.Module):
+  @nn.compact
+  def __call__(self, x, *, train):
+    return x + nn.Dense(4, name="fc")(nn.LayerNorm(name="norm")(x))
+
+
+class Tiny(Stage, kw_only=True):
+  def embed(self, x, *, train):
+    return nn.Conv(4, (2, 2), strides=2, name="embed")(x)
+
+  def finish(self, embedded, y):
+    return embedded + nn.LayerNorm(name="norm")(y)
+
+
+class Staged(nn.Module):
+  images: int
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    return by_images(Tiny(block=Dense, num_blocks=2, name="stage"), x, train=train, images=self.images)
+
+
+def test_a_stage_embeds_all_images_together():
+  x = jax.random.normal(jax.random.key(1), (4, 6, 4, 3))
+  variables = Staged(1).init(jax.random.key(0), x, train=False)
+  assert sorted(variables["params"]["stage"]) == ["block0", "block1", "embed", "norm"]
+
+  def found(images):
+    def total(params):
+      return jnp.sin(Staged(images).apply({"params": params}, x, train=True)).sum()
+
+    function = jax.value_and_grad(total)
+    return jax.jit(function)(variables["params"]), str(jax.make_jaxpr(function)(variables["params"]))
+
+  (wanted, _), (ours, text) = found(0), found(1)
+  for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+  # The convolution and its gradient, of four images each; none of one image within a loop.
+  assert text.count(" scan[") == 2 and text.count("conv_general_dilated[") == 2

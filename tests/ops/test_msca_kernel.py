@@ -1,0 +1,61 @@
+"""The TPU kernel of MSCA's convolutions, interpreted, against the definition."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxseg.ops import msca, msca_kernel
+
+SIZES = msca_kernel.Sizes(3, (3, 5))
+
+
+def example(dtype, channels=3):
+  rng = np.random.default_rng(0)
+
+  def draw(*shape):
+    return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+  def weights(rows, columns):
+    return draw(rows, columns, 1, channels).astype(dtype), draw(channels)
+
+  strips = [(weights(1, n), weights(n, 1)) for n in SIZES.strips]
+  return draw(2, 5, 8, channels).astype(dtype), weights(3, 3), strips
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_value_and_gradients_equal_the_definition(dtype):
+  arguments = example(dtype)
+  wide = jax.tree.map(lambda a: a.astype(jnp.float32), arguments)
+  dy = jnp.asarray(np.random.default_rng(1).standard_normal(arguments[0].shape), dtype)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def run(function, arguments, dy):
+    y, pull = jax.vjp(function, *arguments)
+    return y, *pull(dy)
+
+  def kernel(x, square, strips):
+    return msca_kernel.msca(x, msca.pack(square, strips), SIZES, True)
+
+  ours, wanted = run(kernel, arguments, dy), run(msca.msca_reference, wide, dy.astype(jnp.float32))
+  # The kernel sums in float32 and rounds once.
+  tolerance = 2e-6 if dtype == jnp.float32 else 2**-8
+  for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+    limit = tolerance * float(np.abs(theirs).max())
+    np.testing.assert_allclose(np.float32(mine), theirs, rtol=tolerance, atol=limit)
+  assert ours[0].dtype == ours[1].dtype == dtype
+
+
+def test_which_maps_it_takes():
+  takes = functools.partial(msca_kernel.fits, sizes=msca_kernel.Sizes(5, (7, 11, 21)))
+  for side, channels in ((128, 32), (128, 64), (64, 128), (32, 320), (16, 512)):
+    assert takes((16, side, side, channels), jnp.bfloat16)
+  assert not takes((16, 127, 127, 64), jnp.bfloat16), "sublanes that are not filled"
+  assert not takes((16, 128, 128, 16), jnp.bfloat16), "lanes that are mostly empty"
+  assert not takes((1, 512, 512, 64), jnp.bfloat16), "a map that is larger than the vector memory"
+  assert msca.choose_form("tpu", kernel=True) == "kernel"
+  assert {msca.choose_form(p, kernel=k) for p, k in (("cpu", True), ("cuda", True), ("tpu", False))} == {
+    "convolutions"
+  }
