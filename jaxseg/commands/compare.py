@@ -45,18 +45,8 @@ _COSTS = {
   "memory": ("Peak memory", "of a device in training, or of the process on a CPU, in bytes"),
 }
 _SHOWN = (
-  "mIoU",
-  "mAcc",
-  "aAcc",
-  "fwIoU",
-  "boundary_mIoU",
-  "ECE",
-  "parameters",
-  "macs",
-  "latency",
-  "speed",
-  "memory",
-)
+  "mIoU", "mAcc", "aAcc", "fwIoU", "boundary_mIoU", "ECE", "parameters", "macs", "latency", "speed", "memory",
+)  # fmt: skip
 _SECONDS = 2  # of each measurement of the latency
 _NUMBER = (int, float)
 _COST_FILE = {f"{key}?": _NUMBER for key in _COSTS}

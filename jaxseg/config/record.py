@@ -49,7 +49,7 @@ def make_record(
       **model_fields(config),
     },
     "classes": list(classes),
-    "palette": np.asarray(palette).tolist(),
+    "palette": np.asarray(palette, np.uint8).tolist(),
     "preprocess": config.preprocess.to_dict(),
   }
   return json.loads(json.dumps(values))
