@@ -111,6 +111,8 @@ def _find_json(root: epath.Path) -> dict[str, list[pairs.Pair]]:
       raise ValueError("a phase or a file_name is no text")
     if not all(type(side) is int and 0 < side <= 65_536 for shape in shapes.values() for side in shape):
       raise ValueError("a height or width is no number of pixels")
+    if not all(type(region[0]) is int for regions_of in regions.values() for region in regions_of):
+      raise ValueError("a category_id is no whole number")
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise DataError(f"{root / JSON} is truncated or another file ({error!r}); download it again") from None
   found: dict[str, list[pairs.Pair]] = {"train": [], "val": []}
