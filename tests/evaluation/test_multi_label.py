@@ -61,7 +61,7 @@ def test_a_run_learns_and_its_weights_say_several_classes(run):
     np.testing.assert_array_equal(net.predict(image[5], **how), as_label(chosen[5]))
   high = float(p[chosen[5]].min() + p[chosen[5]].max()) / 2  # between two of the few values that there are
   np.testing.assert_array_equal(net.predict(image[5], threshold=high), as_label(p >= high))
-  np.testing.assert_array_equal(net.predict_batch(image[5:], threshold=high)[0], as_label(p >= high))
+  np.testing.assert_array_equal(net.predict_batch([image[5]], threshold=high)[0], as_label(p >= high))
   assert net.overlay(image[5], net.predict(image[5])).shape == image[5].shape
   page = (pathlib.Path(run) / "eval" / "report.html").read_text()
   assert 'id="matrix-data"' not in page and "bright" in page
