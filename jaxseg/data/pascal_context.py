@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 
+from jaxseg.console import printable
 from jaxseg.data import files, images, pairs, preparing
 from jaxseg.data.source import DataError, DatasetInfo, color_map, make_info
 from jaxseg.errors import UserError
@@ -148,7 +149,7 @@ def read(pair: pairs.Pair) -> list[pairs.Example]:
       mask[region == 1] = IDS_459.index(category) + 1
     except (ValueError, IndexError, KeyError, TypeError) as error:
       raise DataError(
-        f"mask {pair.id} in {pair.mask} is damaged ({images.one_line(error)}); download it again"
+        f"mask {pair.id} in {pair.mask} is damaged ({printable(images.one_line(error))}); download it again"
       ) from None
   return [pairs.Example(pair.id, image, images.encode_mask(mask))]
 
