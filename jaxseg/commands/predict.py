@@ -122,6 +122,7 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
 def _segment(
   flags: argparse.Namespace, rule: InferenceRule, crf: Settings | None, files: list[File]
 ) -> list[str]:
+  output = pathlib.Path(outputs.try_folder(flags.output))
   net = from_pretrained(flags.source)
   channels = net.preprocess.channels
   images, refused = [], []
@@ -138,7 +139,6 @@ def _segment(
       " in windows, which take no --scales, --flip, --resize, --crf or --probabilities; leave these out, or"
       " give --mode=whole"
     )
-  output = pathlib.Path(outputs.try_folder(flags.output))
   if channels != 3 and any(file.is_video for file in files):
     raise UserError(
       f"{flags.source} takes images of {channels} channels, and videos have three; leave them out"
