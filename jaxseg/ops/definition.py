@@ -11,14 +11,18 @@ it; `with plain_definitions(): jax.jvp(...)` traces plain JAX, which has every d
 import contextlib
 import contextvars
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 from jax import lax
 
+from jaxseg.errors import UserError
+
 # What a table of forms has an entry for.
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
+_KERNELS = "JAXSEG_TPU_KERNELS"
 
 _plain: contextvars.ContextVar[bool] = contextvars.ContextVar("plain_definitions", default=False)
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
@@ -73,6 +77,20 @@ def traced_for(
   finally:
     _platform.reset(tokens[0])
     _replacements.reset(tokens[1])
+
+
+def takes_kernels(platform: str) -> bool:
+  """Whether a program of `platform` may hold Pallas kernels: a TPU's, unless JAXSEG_TPU_KERNELS is "off".
+
+  Read while a model is traced: set it before the program starts.
+
+  Raises:
+    UserError: it is neither "on" nor "off".
+  """
+  value = os.environ.get(_KERNELS, "on")
+  if value not in ("on", "off"):
+    raise UserError(f"the environment's {_KERNELS} is {value!r}; expected 'on' or 'off'")
+  return platform == "tpu" and value == "on"
 
 
 def repeat(count: int, step: Callable[[Any, Any], Any], state: Any) -> Any:

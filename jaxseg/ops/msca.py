@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxseg.ops import msca_kernel
 from jaxseg.ops.bias import add_bias
-from jaxseg.ops.definition import PLATFORMS, by_platform, defined_by
+from jaxseg.ops.definition import PLATFORMS, by_platform, defined_by, takes_kernels
 from jaxseg.ops.depthwise import depthwise_conv
 
 # kernel (kh, kw, 1, c) and bias (c,)
@@ -100,7 +100,7 @@ def choose_form(platform: str, *, kernel: bool) -> str:
 
   TPU: by the v5e compiler (benchmarks/results/tpu_v5e_aot.md); the kernel was not run on a chip.
   """
-  return "kernel" if kernel and platform == "tpu" else "convolutions"
+  return "kernel" if kernel and takes_kernels(platform) else "convolutions"
 
 
 def pack(square: Weights, strips: Sequence[tuple[Weights, Weights]]) -> Float[Array, "n c"]:

@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.ops import resize as resize_ops
-from jaxseg.ops.definition import PLATFORMS, by_platform
+from jaxseg.ops.definition import PLATFORMS, by_platform, takes_kernels
 from jaxseg.types import AnyArray
 
 # Values of full-size logits that one device makes at once: 40 MB, which a TPU's vector memory holds.
@@ -136,7 +136,7 @@ def map_rows(
 
 def choose_form(platform: str, *, kernel: bool) -> str:
   """The table: "kernel" or "strips" for a platform, where the function has a kernel or not."""
-  return "kernel" if kernel and platform == "tpu" else "strips"
+  return "kernel" if kernel and takes_kernels(platform) else "strips"
 
 
 def map_strips(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.ops import msca, msca_kernel
+from jaxseg.errors import UserError
+from jaxseg.ops import msca, msca_kernel, upsampled
 
 SIZES = msca_kernel.Sizes(3, (3, 5))
 
@@ -46,6 +47,15 @@ def test_value_and_gradients_equal_the_definition(dtype):
     limit = tolerance * float(np.abs(theirs).max())
     np.testing.assert_allclose(np.float32(mine), theirs, rtol=tolerance, atol=limit)
   assert ours[0].dtype == ours[1].dtype == dtype
+
+
+def test_it_can_be_switched_off(monkeypatch):
+  monkeypatch.setenv("JAXSEG_TPU_KERNELS", "off")
+  assert msca.choose_form("tpu", kernel=True) == "convolutions"
+  assert upsampled.choose_form("tpu", kernel=True) == "strips"
+  monkeypatch.setenv("JAXSEG_TPU_KERNELS", "no")
+  with pytest.raises(UserError, match="JAXSEG_TPU_KERNELS is 'no'; expected 'on' or 'off'"):
+    msca.choose_form("tpu", kernel=True)
 
 
 def test_which_maps_it_takes():
