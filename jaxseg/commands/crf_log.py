@@ -1,7 +1,6 @@
 """What a CRF search has counted so far, kept line by line so that it can stop at any moment."""
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,8 +95,10 @@ def _entry_of(line: str, wanted: int | None) -> tuple[int, Setting | None, Integ
     return None
   if wanted is not None and classes != wanted:
     return None
-  numbers = isinstance(setting, list) and all(type(v) in (int, float) and math.isfinite(v) for v in setting)
-  if not (setting is None or numbers) or not isinstance(counts, list):
+  numbers = isinstance(setting, list) and len(setting) == 3 and all(type(v) in (int, float) for v in setting)
+  if not (setting is None or (numbers and all(abs(v) < 1e300 for v in setting))) or not isinstance(
+    counts, list
+  ):
     return None
   matrix = np.zeros(classes**2, np.int64)
   for pair in counts:
@@ -107,4 +108,4 @@ def _entry_of(line: str, wanted: int | None) -> tuple[int, Setting | None, Integ
     if not (0 <= at < len(matrix) and 0 < pixels < 2**53):
       return None
     matrix[at] = pixels
-  return image, None if setting is None else tuple(setting), matrix.reshape(classes, classes)
+  return image, None if setting is None else tuple(map(float, setting)), matrix.reshape(classes, classes)

@@ -14,11 +14,28 @@ def try_folder(path: epath.PathLike, *, flag: str = "--output") -> epath.Path:
   Raises:
     UserError: it cannot be written.
   """
-  bucket.reach(path)
-  folder = epath.Path(path)
+  _try(epath.Path(path), f".{uuid.uuid4().hex}.part", path, flag)
+  return epath.Path(path)
+
+
+def try_file(path: epath.PathLike, *, flag: str) -> epath.Path:
+  """Makes the file's folder and writes a byte beside the file.
+
+  Raises:
+    UserError: it cannot be written, or the file is a folder.
+  """
+  file = epath.Path(path)
+  if file.is_dir():
+    raise UserError(f"{flag} {str(path)!r} is a folder; give a file")
+  _try(file.parent, f"{file.name}.part", path, flag)
+  return file
+
+
+def _try(folder: epath.Path, name: str, path: epath.PathLike, flag: str) -> None:
+  bucket.reach(folder)
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".{uuid.uuid4().hex}.part"
+    probe = folder / name
     try:
       probe.write_text("probe\n")
     finally:
@@ -27,20 +44,6 @@ def try_folder(path: epath.PathLike, *, flag: str = "--output") -> epath.Path:
     raise UserError(
       f"{str(path)!r} cannot be written ({error.strerror or error}); choose another {flag}"
     ) from None
-  return folder
-
-
-def try_file(path: epath.PathLike, *, flag: str) -> epath.Path:
-  """`try_folder` of the folder of a file.
-
-  Raises:
-    UserError: it cannot be written, or the file is a folder.
-  """
-  file = epath.Path(path)
-  if file.is_dir():
-    raise UserError(f"{flag} {str(path)!r} is a folder; give a file")
-  try_folder(file.parent, flag=flag)
-  return file
 
 
 def write(path: epath.Path, data: bytes) -> None:

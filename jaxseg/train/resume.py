@@ -205,7 +205,7 @@ def compare(workdir: epath.PathLike, before: Mapping[str, Any], now: Mapping[str
   old, new = (distributed.flatten(record["config"]) for record in (before, now))
   changes = _data_changes(before, now)
   for key in sorted(old.keys() | new.keys()):
-    if old.get(key) == new.get(key) or re.fullmatch(MAY_CHANGE, key) or key.startswith("model."):
+    if old.get(key) == new.get(key) or re.fullmatch(MAY_CHANGE, key):
       continue
     if key in old and key in new:  # a key of another version of jaxseg is no change of the user's
       changes.append(f"config.{value_text(key)} {value_text(old[key])} → {value_text(new[key])}")

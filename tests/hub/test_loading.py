@@ -72,7 +72,7 @@ def test_facts_come_from_the_surest_source(file, state, tmp_path, monkeypatch):
   assert said.preprocess == Preprocess((9.0, 9.0, 9.0), (1.0, 1.0, 1.0))
   with pytest.raises(ValueError, match="preprocess has no field 'man'; known: mean, std"):
     jaxseg.from_pretrained(tmp_path / "meta.pth", preprocess=dict(man=[9, 9, 9]))
-  with pytest.raises(ValueError, match="expected three finite numbers"):
+  with pytest.raises(ValueError, match="expected finite numbers"):
     jaxseg.from_pretrained(tmp_path / "meta.pth", preprocess=dict(mean=9))
   with pytest.raises(ValueError, match="channel_order is 'gbr', expected one of rgb, bgr"):
     jaxseg.from_pretrained(tmp_path / "meta.pth", preprocess=dict(channel_order="gbr"))
