@@ -24,3 +24,14 @@ def shared() -> pathlib.Path:
   if not SHARED.is_dir():
     pytest.skip(f"reference folder {SHARED.name}/ is not beside the checkout")
   return SHARED
+
+
+@pytest.fixture
+def quick_depthwise(monkeypatch):
+  """TPUs' and GPUs' form of depthwise convolutions: that of CPUs, taps written out, XLA compiles for minutes.
+
+  For tests of something else; tests/ops compares the forms, and parity is compared with the CPU's.
+  """
+  from jaxseg.ops import depthwise  # not before the type checks of --jaxtyping-packages are on
+
+  monkeypatch.setattr(depthwise, "choose_form", lambda *arguments: "lax")

@@ -24,6 +24,9 @@ from tests.encoders.checks import unexpected
 ODD = (1, 45, 71, 3)
 
 
+pytestmark = pytest.mark.usefixtures("quick_depthwise")
+
+
 def smallest(table, name: str) -> nn.Module:
   """The variant with one block a stage and no drop path: every kind of block, few of them."""
   values = catalog.defaults(table[name])

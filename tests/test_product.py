@@ -13,6 +13,7 @@ from jaxseg.train import create_state, make_loss, make_optimizer, make_step
 from tests import filled
 from tests.test_catalog import feeds, one_of_each, smallest, stage_shapes
 
+pytestmark = pytest.mark.usefixtures("quick_depthwise")
 PAIRS = [
   (encoder, decoder)
   for encoder in one_of_each(ENCODERS)
@@ -43,8 +44,8 @@ def trained(encoder: str, decoder: str):
     encoder=part,
     decoder=catalog.build(DECODERS, decoder, {"num_classes": 3}, kind="decoder"),
   )
-  image = jax.random.normal(jax.random.key(0), (2, 33, 47, 3))
-  batch = {"image": image, "label": jax.random.randint(jax.random.key(1), (2, 33, 47), 0, 3)}
+  image = np.random.default_rng(0).standard_normal((2, 33, 47, 3)).astype(np.float32)
+  batch = {"image": image, "label": np.random.default_rng(1).integers(0, 3, (2, 33, 47))}
   variables = jax.tree.map(jnp.asarray, filled.variables(model, image))
   tx = make_optimizer(dict(name="sgd", learning_rate=1e-2), variables["params"])
   state = create_state(model, variables, tx)

@@ -17,6 +17,7 @@ from tests.configs.test_configs import load
 from tests.configs.test_finetune import make_folder
 from tests.hub.small import TINY, init
 
+pytestmark = pytest.mark.usefixtures("quick_depthwise")
 PARITY = [name for name in parity_cases.CASES if not name.startswith("train-")]
 FILES = {
   "cgnet/cityscapes_m3n21_trainset.npz": "cgnet_m3n21",

@@ -51,6 +51,7 @@ def test_position_embedding_replaces_the_convolution():
   assert not [path for path in paths if "dwconv" in path]
 
 
+@pytest.mark.usefixtures("quick_depthwise")
 def test_epsilons_change_the_features():
   """Where values are small, an epsilon of 1e-5 and one of 1e-6 are far apart."""
   picture = 1e-3 * image(64, 64)

@@ -24,6 +24,7 @@ def test_strides(output_stride):
   assert [f.shape[1:] for f in features.values()] == [(n, n, c) for n, c in zip(sides, channels, strict=True)]
 
 
+@pytest.mark.usefixtures("quick_depthwise")
 def test_dilation_computes_what_striding_computes():
   """One middle unit; sampled every other pixel, the network at stride 16 is the one at 32, and so on."""
   picture = image(65, 65)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import jaxseg
-from jaxseg.ops import depthwise
 from jaxseg.train import create_state, make_loss, make_optimizer, make_step
 from tests import parity_cases
 from tests.pretrained import parity
@@ -69,10 +68,9 @@ def _without_noise(fields: Mapping[str, Any], module: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_depthwise")
 @pytest.mark.parametrize("case", CASES)
-def test_ten_steps(tmp_path, monkeypatch, case):
-  # The form of TPUs and GPUs: that of CPUs, whose taps are written out, takes XLA four minutes to compile.
-  monkeypatch.setattr(depthwise, "choose_form", lambda *arguments: "lax")
+def test_ten_steps(tmp_path, case):
   state_dict, images, reference = parity_cases.load(case)
   meta = parity_cases.describe(case)
   np.savez(tmp_path / "x.npz", **state_dict)

@@ -42,6 +42,7 @@ def test_parity_with_mmseg(case, tmp_path):
   assert "Apache-2.0" in net.licence
 
 
+@pytest.mark.usefixtures("quick_depthwise")
 def test_official_names_without_bases(case, tmp_path):
   """The published files have no NMF bases, as the reference draws them; none are then written."""
   mmseg, images, _ = case
@@ -58,6 +59,7 @@ def test_official_names_without_bases(case, tmp_path):
 
 
 @pytest.mark.parametrize("spelling", ["official", "mmseg"])
+@pytest.mark.usefixtures("quick_depthwise")
 def test_classifier_files(case, tmp_path, spelling):
   state = {n.removeprefix("backbone."): v for n, v in case[0].items() if n.startswith("backbone.")}
   if spelling == "official":
