@@ -93,7 +93,7 @@ def test_links_and_files_exist(page):
 
 def test_commands_name_files_that_exist():
   for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-    for path in re.findall(r"(?:configs|benchmarks)/\w+\.py", page.read_text()):
+    for path in re.findall(r"\b(?:configs|benchmarks)/\w+\.py", page.read_text()):
       assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
