@@ -90,6 +90,7 @@ class Week:
     self.ends: collections.Counter[str] = collections.Counter()
     self.looked: collections.Counter[str] = collections.Counter()
     self.wrong: list[str] = []
+    self.round: list = []  # operations still to come in this round
 
   def command(self, *words: str, **options) -> subprocess.Popen:
     environment = {
@@ -355,13 +356,20 @@ class Week:
     shutil.rmtree(folder, ignore_errors=True)
     (self.folder / "lost").rename(folder)
 
+  def draw_operation(self):
+    """Each operation once a round (kills and damage twice), in drawn order: in two hours none is left out."""
+    if not self.round:
+      self.round = [
+        self.kill, self.kill, self.terminate, self.press_ctrl_c, self.press_ctrl_c_twice, self.pause,
+        self.start_a_second_run, self.evaluate, self.evaluate_while_training, self.change_a_value,
+        self.change_what_the_weights_mean, self.change_the_data, self.break_a_picture, self.damage_a_file,
+        self.damage_a_file, self.fill_the_disk, self.take_the_folder_away, self.lose_the_checkpoints,
+      ]  # fmt: skip
+      self.rng.shuffle(self.round)
+    return self.round.pop()
+
   def operate(self) -> None:
-    operation = self.rng.choice([
-      self.kill, self.kill, self.terminate, self.press_ctrl_c, self.press_ctrl_c_twice, self.pause,
-      self.start_a_second_run, self.evaluate, self.evaluate_while_training, self.change_a_value,
-      self.change_what_the_weights_mean, self.change_the_data, self.break_a_picture, self.damage_a_file,
-      self.damage_a_file, self.fill_the_disk, self.take_the_folder_away, self.lose_the_checkpoints,
-    ])  # fmt: skip
+    operation = self.draw_operation()
     self.total += self.rng.choice([2, 5, 11])
     began = time.monotonic()
     operation()
