@@ -1,7 +1,11 @@
-"""Folders on a bucket (`gs://`): whether it answers, its file system behind `etils.epath`, and moves."""
+"""Folders, on a bucket (`gs://`) as well: whether it answers, moves, and why nothing can be written there."""
 
+import contextlib
+import errno
 import functools
+import os
 import threading
+import uuid
 from typing import Any
 
 from etils import epath
@@ -10,6 +14,9 @@ from jaxseg.errors import UserError
 
 # Seconds for the first answer; gcsfs alone goes on trying for minutes.
 _PATIENCE = 30
+# The words of a full disk, which libraries in C++ keep in errors of every type.
+_NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
+_PROBE_BYTES = 1 << 22
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -37,6 +44,25 @@ def move(source: epath.Path, target: epath.Path) -> None:
     return
   # epath.rename wants the folder around the target to exist, which on a bucket it never does.
   _file_system(str(source).split("://", 1)[0]).mv(str(source), str(target), recursive=True)
+
+
+def why_unwritable(directory: epath.Path, error: Exception) -> str | None:
+  """Why `error` was raised in writing to `directory`; None where the place is not the reason.
+
+  Looks for the words of a full disk in the error, then tries to write 4 MiB there.
+  """
+  text = str(error)
+  if found := next((words for words in _NO_ROOM if words in text), None):
+    return found
+  probe = directory / f"{uuid.uuid4().hex}.part"
+  try:
+    probe.write_bytes(bytes(_PROBE_BYTES))
+  except Exception as problem:  # a bucket's client raises what it likes
+    return getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
+  finally:
+    with contextlib.suppress(Exception):
+      probe.unlink()
+  return None
 
 
 @functools.lru_cache

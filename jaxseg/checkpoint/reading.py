@@ -5,6 +5,7 @@ of a run waiting where one of them finds a damaged file.
 """
 
 import contextlib
+import functools
 import gc
 import logging
 import sys
@@ -186,6 +187,27 @@ def _can_be_read(path: epath.Path) -> bool:
     return True
   except Exception:  # of permissions; of a network or a bucket's client, which raise what they like
     return False
+
+
+@functools.cache
+def tell_once() -> None:
+  """Keeps back the tracebacks of saves that fail in the background, whose error `check` and `wait` raise.
+
+  On a full disk every array fails by itself, some as late as the process ends: Orbax logs one error, asyncio
+  those that nobody waits for, and TensorStore reports to `sys.unraisablehook` that the loop which it would
+  tell is closed.
+  """
+
+  def keep(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or "orbax" not in f"{record.pathname} {record.getMessage()}"
+
+  def report(problem: Any) -> None:
+    if not (problem.object is None and str(problem.exc_value) == "Event loop is closed"):
+      hook(problem)
+
+  hook, sys.unraisablehook = sys.unraisablehook, report
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).addFilter(keep)
 
 
 @contextlib.contextmanager

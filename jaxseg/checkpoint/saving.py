@@ -2,14 +2,12 @@
 
 import contextlib
 import socket
-import uuid
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
 from jaxseg import bucket
@@ -25,6 +23,7 @@ from jaxseg.checkpoint.reading import (
   read_state,
   resolve,
   sums_of,
+  tell_once,
 )  # fmt: skip
 from jaxseg.console import print_line
 from jaxseg.errors import UserError
@@ -33,7 +32,6 @@ from jaxseg.errors import UserError
 _DELETED = "deleted"
 # Beside the directory and not in it: on a bucket Orbax takes a folder there for an unfinished save.
 _DAMAGED = "damaged_"
-_PROBE_BYTES = 1 << 22
 
 
 class Checkpoints:
@@ -54,6 +52,7 @@ class Checkpoints:
       )
     self._directory = make_path(directory)
     handlers = {name: ocp.PyTreeCheckpointHandler() for name in ARRAYS}
+    tell_once()
     with quiet():
       self._manager = ocp.CheckpointManager(
         self._directory,
@@ -210,7 +209,7 @@ class Checkpoints:
       with quiet():
         yield
     except Exception as error:
-      reason = _why_unwritable(self._directory)
+      reason = bucket.why_unwritable(self._directory, error)
       if reason is None and not isinstance(error, OSError):
         raise
       raise UserError(
@@ -223,16 +222,3 @@ def by_whom() -> str:
   """Which process of a run it is, for a message: a disk may be full on one host only."""
   count = jax.process_count()
   return "" if count == 1 else f" by process {jax.process_index()} of {count} on host {socket.gethostname()}"
-
-
-def _why_unwritable(directory: epath.Path) -> str | None:
-  """Tries to write there: the reason why that fails, or None."""
-  probe = directory / f"{uuid.uuid4().hex}.part"
-  try:
-    probe.write_bytes(bytes(_PROBE_BYTES))
-  except Exception as error:  # a bucket's client raises what it likes
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-  finally:
-    with contextlib.suppress(Exception):
-      probe.unlink()
-  return None

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from jaxseg import bucket
 from jaxseg.data import images
 from jaxseg.data.source import DataError
+from jaxseg.errors import UserError
 
 # Where prepared data goes when `data_dir` is "".
 DATA_DIR_VARIABLE = "JAXSEG_DATA_DIR"
@@ -44,12 +46,14 @@ def writing(folder: epath.Path) -> Iterator[None]:
   """A folder without rights or room, or that cannot be one, as one sentence."""
   try:
     yield
-  except DataError:
+  except UserError:
     raise
-  except (OSError, ValueError) as error:
-    if isinstance(error, ValueError) and "null byte" not in str(error):
+  except Exception as error:  # a writer in C++ has a type of its own for a full disk
+    known = isinstance(error, OSError) or (isinstance(error, ValueError) and "null byte" in str(error))
+    reason = getattr(error, "strerror", None) or images.one_line(error) if known else None
+    reason = reason or bucket.why_unwritable(folder, error)
+    if reason is None:
       raise
-    reason = getattr(error, "strerror", None) or images.one_line(error)
     raise DataError(
       f"prepared data cannot be written to {os.fspath(folder)!r} ({reason}); make room, or set"
       f" data.data_dir or {DATA_DIR_VARIABLE} to another folder"

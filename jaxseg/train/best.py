@@ -1,6 +1,7 @@
 """The best weights of a run as a folder of their own, `WORKDIR/best`: what `net.save_pretrained` writes."""
 
 import json
+import math
 import pathlib
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from jaxseg.types import Preprocess
 
 FOLDER = "best"
 SCORE = "score.json"
+HEADLINES = ("mIoU", "top1")  # of segmentation and of classification: what the best step has most of
 # The last to be copied to a bucket: a folder that has it has the others.
 _LAST = "model.safetensors"
 
@@ -92,6 +94,16 @@ def step_of(workdir: epath.PathLike) -> int | None:
   if not path.exists():
     return None
   return load_json(path, {"step": int}, what="the score of the best weights")["step"]
+
+
+def score_of(workdir: epath.PathLike) -> float:
+  """The score of the weights in `WORKDIR/best`; -inf where there are none, or nobody can say."""
+  try:
+    values = load_json(epath.Path(workdir) / FOLDER / SCORE)
+  except UserError:
+    return -math.inf
+  score = next((values[name] for name in HEADLINES if name in values), None)
+  return score if isinstance(score, float) else -math.inf
 
 
 def _save(folder: pathlib.Path, record: Mapping[str, Any], variables: Any, score: Mapping[str, Any]) -> None:

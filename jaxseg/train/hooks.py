@@ -251,14 +251,15 @@ class Evaluation(Hook):
     self._scores: list[float] = []  # of all evaluations so far, of earlier starts too
     lines = read_metrics(directory) if start else []
     self._owes = bool(lines) and not self._read_scores(lines)
+    # Also where the log has lost the line of its step: a worse step does not take its place.
+    self._kept = best.score_of(directory) if start else float("-inf")
     self.over = self._has_stalled()
 
   def _read_scores(self, lines: Sequence[Mapping[str, Any]]) -> bool:
     """Takes the scores of earlier evaluations from the log; whether the last step has one."""
-    names = ("mIoU", "top1")
-    found = [next((line[name] for name in names if name in line), None) for line in lines]
+    found = [next((line[name] for name in best.HEADLINES if name in line), None) for line in lines]
     self._scores = [score for score in found if score is not None]
-    return any(name in lines[-1] for name in names)
+    return any(name in lines[-1] for name in best.HEADLINES)
 
   def due(self, step: int) -> bool:
     regular = step == self._config.total_steps or _is_due(step, self._config.eval.every_steps)
@@ -279,7 +280,7 @@ class Evaluation(Hook):
     scores = report.scalars()
     name, score = next(iter(scores.items()))
     self._metrics.progress.say(f"step {step}: {headline(report)} on {self._config.data.eval_split}")
-    if self._save_best is not None and not score <= max(self._scores, default=float("-inf")):
+    if self._save_best is not None and not score <= max([self._kept, *self._scores]):
       self._save_best(step, name, score, state)
     self._scores.append(score)
     log.write(step, scores)

@@ -20,6 +20,7 @@ from jaxseg.errors import UserError
 METRICS = "metrics.jsonl"
 SPEED = "speed.jsonl"
 _UNREADABLE = ".unreadable"
+_EARLIER = ".earlier"
 _SHOWN_WAIT = 0.02  # share of the time
 
 
@@ -49,14 +50,23 @@ class MetricsLog:
     self._kept = [line for line in old if (_step_of(line) or math.inf) <= resume_step]
     broken = [line for line in old[:-1] if _step_of(line) is None]  # the last may be one of a kill
     if broken:
-      aside = self._path.with_name(name + _UNREADABLE)
-      before = aside.read_text() if aside.exists() else ""
-      with _writing(aside):
-        aside.write_text(before + "".join(line + "\n" for line in broken))
+      aside = self._keep_aside(_UNREADABLE, broken)
       print_line(f"{len(broken)} lines of {self._path} cannot be read; they are in {aside}", error=True)
+    steps = [line for line in old if _step_of(line)]
+    if steps and not resume_step:  # killed before its first save, or its checkpoints are gone
+      aside = self._keep_aside(_EARLIER, steps)
+      print_line(f"no checkpoint, so training starts at step 0; {len(steps)} earlier lines are in {aside}")
     # A kill in mid-write leaves half a line, and lines of steps that the checkpoint does not have.
     _write_whole(self._path, self._kept)
     self._last = json.loads(self._kept[-1]) if self._kept else {}
+
+  def _keep_aside(self, suffix: str, lines: list[str]) -> epath.Path:
+    """Adds `lines` to a file beside the log."""
+    aside = self._path.with_name(self._path.name + suffix)
+    before = aside.read_text() if aside.exists() else ""
+    with _writing(aside):
+      aside.write_text(before + "".join(line + "\n" for line in lines))
+    return aside
 
   def write(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Adds a line, or to the step's line where that is the last one; `flush` brings it to the disk."""

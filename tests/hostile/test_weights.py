@@ -3,7 +3,12 @@
 Files that attack their reader are in tests/pretrained/hostile.
 """
 
+import dataclasses
+import hashlib
+import io
 import shutil
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,6 +20,8 @@ from hypothesis import strategies as st
 import jaxseg
 from jaxseg.checkpoint import restore_variables
 from jaxseg.errors import UserError
+from jaxseg.pretrained import published
+from jaxseg.pretrained.readers import read_file
 from tests.hostile.changes import assert_sentence, cases
 from tests.hub.small import TINY, init
 
@@ -111,5 +118,91 @@ def test_a_checkpoint_under_another_number(run, tmp_path):
     shutil.copytree(run / "checkpoints" / "2", folder / str(step))
     with pytest.raises(UserError, match="it is the checkpoint of step 2, under another name"):
       restore_variables(folder)
+
+  case()
+
+
+def test_another_file_under_a_published_name(tmp_path, monkeypatch):
+  known = sorted(name for name, found in published.FILES.items() if found.checksum)
+
+  @cases(25)
+  @given(st.sampled_from(known), st.binary(max_size=40), st.booleans())
+  def case(name, content, the_one):
+    path = tmp_path / name
+    path.write_bytes(content)
+    entry = published.FILES[name]
+    with monkeypatch.context() as patch:
+      if the_one:
+        entry = dataclasses.replace(entry, checksum=hashlib.sha256(content).hexdigest()[:8])
+        patch.setitem(published.FILES, name, entry)
+        assert published.find(path) is entry
+      else:
+        with pytest.raises(UserError, match=f"SHA-256 begins with {entry.checksum}") as error:
+          published.find(path)
+        assert_sentence(error.value)
+        assert published.find(path, strict=False) is None
+    path.unlink()
+
+  case()
+
+
+def test_a_name_twice_in_a_zip(state, tmp_path):
+  """Which of two members is meant, nobody can say."""
+  path = tmp_path / "x.pth"
+
+  @cases(15)
+  @given(st.sampled_from(["pt", "npz"]), st.integers(0, 10**6), st.booleans())
+  def case(form, which, changed):
+    save(path, state, form)
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as old:
+      member = old.namelist()[which % len(old.namelist())]
+      content = old.read(member)
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+      warnings.simplefilter("ignore", UserWarning)  # zipfile's own, of the name
+      archive.writestr(member, content[::-1] if changed else content)
+    with pytest.raises(UserError) as error:
+      jaxseg.from_pretrained(path)
+    assert_sentence(error.value)
+
+  case()
+
+
+def test_views_of_a_storage_have_torchs_values(tmp_path):
+  """Transposed, cut, stepped, with torch's lazy bits of sign and conjugate, under either order of bytes."""
+  path = tmp_path / "x.pth"
+  sides = st.lists(st.integers(1, 4), min_size=2, max_size=3)
+  orders = st.sampled_from([b"little", b"big", b"middle", b"", b"LITTLE", b"\x1b[2J", None])
+
+  @cases(40)
+  @given(sides, st.booleans(), st.integers(0, 2), st.integers(1, 3), st.sampled_from("nic"), orders)
+  def case(shape, transposed, start, step, bit, order):
+    tensor = torch.arange(np.prod(shape), dtype=torch.float32).reshape(*shape) + 1
+    if bit == "i":
+      tensor = torch.complex(tensor, tensor + 0.5).conj().imag  # a view whose sign is a bit of its own
+      assert tensor.is_neg()
+    elif bit == "c":
+      tensor = torch.complex(tensor, tensor + 0.5).conj()
+    tensor = tensor.transpose(0, 1) if transposed else tensor
+    tensor = tensor[start % tensor.shape[0] :: step]
+    buffer = io.BytesIO()
+    torch.save({"weight": tensor}, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w") as new:
+      for member in old.namelist():
+        content = old.read(member)
+        if member.endswith("/byteorder"):
+          if order is None:
+            continue  # as older versions of torch write it: little
+          content = order
+        elif order == b"big" and "/data/" in member:
+          content = np.frombuffer(content, "u4").byteswap().tobytes()
+        new.writestr(member, content)
+    if order not in (b"little", b"big", None):
+      with pytest.raises(UserError) as error:
+        read_file(path)
+      assert_sentence(error.value)
+      return
+    found = read_file(path).tensors["weight"]
+    wanted = tensor.resolve_conj().resolve_neg().numpy()
+    np.testing.assert_array_equal(found, wanted)
 
   case()

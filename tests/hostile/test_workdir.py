@@ -75,3 +75,27 @@ def test_a_log_that_cannot_be_read_is_kept_aside(run, tmp_path):
   MetricsLog(folder, resume_step=2)
   assert (folder / "metrics.jsonl").read_text().splitlines() == [whole[0]]
   assert (folder / "metrics.jsonl.unreadable").read_text().splitlines() == broken
+
+
+def test_a_log_that_starts_again_is_kept_aside(tmp_path):
+  """A run without a checkpoint begins at step 0; what it had logged stays beside the new log."""
+
+  @cases(30)
+  @given(st.lists(st.integers(0, 5), min_size=1, max_size=4))
+  def case(starts):
+    for path in tmp_path.iterdir():
+      path.unlink()
+    written = []
+    for number, steps in enumerate(starts):
+      log = MetricsLog(tmp_path, resume_step=0)
+      for step in range(1, steps + 1):
+        log.write(step, {"loss": float(number)})
+        written.append((step, float(number)))
+      log.flush()
+    aside = tmp_path / "metrics.jsonl.earlier"
+    texts = [aside.read_text() if aside.exists() else "", (tmp_path / "metrics.jsonl").read_text()]
+    lines = [json.loads(line) for line in "".join(texts).splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == written
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, starts[-1] + 1))
+
+  case()
