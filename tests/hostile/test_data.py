@@ -3,6 +3,7 @@
 import itertools
 import pathlib
 import pwd
+import resource
 import time
 
 import numpy as np
@@ -202,6 +203,26 @@ def test_a_place_for_prepared_data_that_cannot_be(tmp_path, place):
   with pytest.raises(UserError) as error:
     open_split(own(tmp_path, data_dir=where), "train")
   assert_sentence(error.value)
+
+
+def test_no_room_for_prepared_data(tmp_path):
+  """The writer of shards has errors of its own for a full disk; what is half written is not taken later."""
+  rng = np.random.default_rng(0)
+  for name in ("train/a", "train/b", "val/a"):
+    picture(tmp_path, name)
+    noise = rng.integers(0, 255, (99, 99, 3)).astype(np.uint8)
+    for kind, array in (("images", noise), ("masks", noise[..., 0] // 128)):
+      Image.fromarray(array).save(tmp_path / kind / f"{name}.png")
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  for size in (0, 100, 10_000, 40_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+      with pytest.raises(UserError, match=r"cannot be written to .*File too large.*make room") as error:
+        open_split(own(tmp_path), "train")
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_sentence(error.value)
+  assert len(open_split(own(tmp_path), "train")) == 2
 
 
 def test_no_home(monkeypatch):
