@@ -309,38 +309,6 @@ def test_a_disk_that_is_full(tmp_path, capfd):
   assert "Traceback" not in capfd.readouterr().err
 
 
-# Two hundred arrays that cannot be written behind the program: it goes on until it asks.
-_FULL = """
-import resource, sys, time
-from jaxseg.checkpoint import Checkpoints
-from jaxseg.errors import UserError
-from tests.test_checkpoint import filled
-
-state = filled(1, layers=200)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-try:
-  with Checkpoints(sys.argv[1]) as checkpoints:
-    checkpoints.save(1, state)
-    time.sleep(float(sys.argv[3]))
-    checkpoints.check()
-except UserError as error:
-  sys.exit(str(error))
-"""
-
-
-@pytest.mark.parametrize("limit, wait", [(20_000, 0.5), (5_000, 0.5), (20_000, 0.0)])
-def test_of_a_save_that_fails_behind_the_program_only_a_sentence_is_seen(tmp_path, limit, wait):
-  root = pathlib.Path(__file__).parent.parent
-  # Half an entry of the cache would warn whoever reads it next.
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-  done = subprocess.run(
-    [sys.executable, "-c", _FULL, str(tmp_path), str(limit), str(wait)],
-    cwd=root, env=environment, capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  assert done.returncode == 1 and "cannot be written" in done.stderr, done.stderr[-2000:]
-  assert len(done.stderr.splitlines()) == 1, done.stderr[:2000]
-
-
 # Saves the state of step i, all of whose arrays are i, again and again until it is killed.
 _SAVER = """
 import sys

@@ -30,7 +30,7 @@ from jaxseg.errors import UserError
 from jaxseg.evaluation.page import Chosen, Example, Series, chart, make_example, render_page
 from jaxseg.evaluation.page.charts import number_text
 from jaxseg.evaluation.page.render import SCORES, curves, example_groups
-from jaxseg.train import best, reporting
+from jaxseg.train import results
 from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.experiment import make_mesh
 from jaxseg.train.metrics import METRICS, SPEED, read_metrics
@@ -137,9 +137,9 @@ def read_run(path: str, name: str) -> Run:
   if not folder.is_dir():
     raise UserError(f"run {path!r} is no folder; give workdirs of train.py or folders of jaxseg eval")
   is_workdir = record.is_workdir(folder)
-  if not is_workdir and not (folder / reporting.VALUES).exists():
-    raise UserError(f"{path!r} is no run: it has neither checkpoints/ and config.json nor {reporting.VALUES}")
-  values = folder / reporting.FOLDER / reporting.VALUES if is_workdir else folder / reporting.VALUES
+  if not is_workdir and not (folder / results.VALUES).exists():
+    raise UserError(f"{path!r} is no run: it has neither checkpoints/ and config.json nor {results.VALUES}")
+  values = folder / results.REPORT / results.VALUES if is_workdir else folder / results.VALUES
   if not values.exists():
     raise UserError(f"{path!r} has not been evaluated; jaxseg eval --workdir={path} does it")
   what = "a report of jaxseg eval"
@@ -153,8 +153,8 @@ def read_run(path: str, name: str) -> Run:
   config, lines = {}, []
   if is_workdir:
     config = record.read(folder)["config"]
-    if (folder / reporting.COST).exists():
-      costs |= record.load_json(folder / reporting.COST, _COST_FILE, what="the costs that train.py wrote")
+    if (folder / results.COST).exists():
+      costs |= record.load_json(folder / results.COST, _COST_FILE, what="the costs that train.py wrote")
     lines = read_metrics(folder) if (folder / METRICS).exists() else []
     rates = read_metrics(folder, name=SPEED) if (folder / SPEED).exists() else []
     speeds = [rate["images_per_second"] for rate in rates if rate.get("images_per_second")]
@@ -393,4 +393,5 @@ def _step(run: Run) -> str:
   """The checkpoint that was scored, where it is still there, else the best."""
   step = run.report.get("step")
   kept = epath.Path(run.path) / record.CHECKPOINTS / str(step)
-  return str(step) if step is not None and step != best.step_of(run.path) and kept.exists() else "best"
+  is_other = step is not None and step != results.step_of_best(run.path)
+  return str(step) if is_other and kept.exists() else "best"

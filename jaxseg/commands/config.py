@@ -16,8 +16,7 @@ from jaxseg import data
 from jaxseg.config import keys, validate, values
 from jaxseg.config.card import recipe_card
 from jaxseg.console import printable
-from jaxseg.train.frozen import frozen_paths
-from jaxseg.train.optimizer import parameter_groups
+from jaxseg.train.optimizer import frozen_paths, parameter_groups
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxseg import data, lazy
-from jaxseg.commands import label_files, outputs, target
+from jaxseg.commands import compiled, label_files, outputs, target
 from jaxseg.commands.flags import make_parser, parse, split
 from jaxseg.commands.target import TrainedModel
 from jaxseg.config import validate
@@ -41,7 +41,7 @@ from jaxseg.errors import UserError
 from jaxseg.evaluation.classify import ClassificationReport
 from jaxseg.evaluation.refined import evaluate_refined
 from jaxseg.evaluation.report import Report
-from jaxseg.train import compiled, distributed, reporting
+from jaxseg.train import distributed, results
 from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.experiment import make_mesh
 
@@ -155,17 +155,17 @@ def evaluate(
     )
   predict = refined and refined.labels
   picture = evaluator.panel(subject.variables, predict=predict)
-  shown = reporting.choose_examples(report, evaluator, subject.variables, predict=predict)
+  shown = results.choose_examples(report, evaluator, subject.variables, predict=predict)
   if first:
     facts = _facts(subject, config) | {"images": count, "rule": make_inference_rule(config.eval).text()}
-    facts |= reporting.size_facts(subject.model, subject.variables, config)
+    facts |= results.size_facts(subject.model, subject.variables, config)
     if config.eval.get("class_map", ()):
       facts["class_map"] = [list(pair) for pair in config.eval.class_map]
     if crf is not None:
       facts |= {"crf": dataclasses.asdict(crf), "without_crf": _plain(alone.scalars())}
     write_report(output, report, picture, info=info, facts=facts)
-    page = reporting.render(report, info, facts=facts, examples=shown, workdir=workdir)
-    outputs.write(epath.Path(output) / reporting.PAGE, page.encode())
+    page = results.render(report, info, facts=facts, examples=shown, workdir=workdir)
+    outputs.write(epath.Path(output) / results.PAGE, page.encode())
     print_line(f"report and picture in {output}")
   return report
 

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from jaxseg import config as config_lib
 from jaxseg import data
 from jaxseg.classes import label_type
-from jaxseg.commands import outputs, plots, predict_files, target
+from jaxseg.commands import compiled, outputs, plots, predict_files, target
 from jaxseg.commands.flags import parse_numbers
 from jaxseg.commands.target import TrainedModel
 from jaxseg.config import record, validate
@@ -41,7 +41,6 @@ from jaxseg.evaluation.altered import Chosen, Corrupted, Relabelled
 from jaxseg.evaluation.corruptions import CORRUPTIONS, KINDS, SEVERITIES
 from jaxseg.evaluation.predictor import make_predict
 from jaxseg.hub.reading import read_image
-from jaxseg.train import compiled
 from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.experiment import make_mesh
 

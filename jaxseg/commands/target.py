@@ -22,7 +22,7 @@ from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError
 from jaxseg.evaluation.class_map import make_class_map
 from jaxseg.models import channels_of
-from jaxseg.train import best
+from jaxseg.train import results
 from jaxseg.types import Preprocess
 
 _TRACED = (64, 64)
@@ -60,8 +60,8 @@ def from_workdir(directory: epath.PathLike, *, step: str = "best") -> TrainedMod
   values = record.read(directory)
   config = record.read_config(directory)
   # The step that was really read: "best" and "latest" may be another one tomorrow.
-  if step == "best" and (found := best.step_of(directory)) is not None:
-    variables = best.read(directory)
+  if step == "best" and (found := results.step_of_best(directory)) is not None:
+    variables = results.read_best(directory)
   else:
     wanted = int(step) if step.isdigit() else "latest"
     found, variables = restore_step(epath.Path(directory) / record.CHECKPOINTS, step=wanted)

@@ -38,11 +38,12 @@ def main(argv: Sequence[str], program: str) -> None:
     join = lambda chosen: distributed.initialize(flags, chosen)  # noqa: E731
     chosen = config.load(flags.config, overrides=changes, ready=join)
     validate.validate(chosen)
-    from jaxseg.train import compiled, loop, tasks  # seconds of imports: a wrong value is said before
+    from jaxseg.commands import compiled
+    from jaxseg.train import experiment, loop  # seconds of imports: a wrong value is said before
 
     preemption = distributed.Preemption()
     compiled.use_cache(chosen)
     distributed.check_same(program, chosen, workdir=flags.workdir)
     report = loop.train(chosen, flags.workdir, preemption=preemption, end_if_hung=True)
     if report is not None and distributed.is_first_process():
-      print_line(f"{tasks.headline(report)} on {chosen.data.eval_split}")
+      print_line(f"{experiment.headline(report)} on {chosen.data.eval_split}")

@@ -1,6 +1,6 @@
 """What a task's config may hold beyond one key after the other, and what the recipe card says of it.
 
-How a task is trained and evaluated is in `jaxseg.train.tasks`; here is what can be said without a device.
+How a task is trained and evaluated is in `jaxseg.train.experiment`; here is what needs no device.
 """
 
 import inspect

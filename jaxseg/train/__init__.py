@@ -4,13 +4,13 @@ from jaxseg import lazy
 
 # Public name → the module that defines it.
 _LAZY = {
-  "TrainState": "jaxseg.train.state",
-  "create_state": "jaxseg.train.state",
+  "TrainState": "jaxseg.train.step",
+  "create_state": "jaxseg.train.step",
   "jit_step": "jaxseg.train.step",
   "make_eval_step": "jaxseg.evaluation.evaluate",
   "make_loss": "jaxseg.train.loss",
   "make_optimizer": "jaxseg.train.optimizer",
-  "make_schedule": "jaxseg.train.schedule",
+  "make_schedule": "jaxseg.train.optimizer",
   "make_step": "jaxseg.train.step",
   "parameter_groups": "jaxseg.train.optimizer",
 }

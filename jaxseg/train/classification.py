@@ -1,4 +1,4 @@
-"""Image classification as a task (`jaxseg.train.tasks`): how encoders are pretrained on ImageNet.
+"""Image classification as a task (`jaxseg.train.experiment`): how encoders are pretrained on ImageNet.
 
 The recipe is DeiT's (https://arxiv.org/abs/2012.12877): pictures are cropped, mirrored and changed by
 RandAugment on the host, erased and mixed on the device, and learned with soft labels.

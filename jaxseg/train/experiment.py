@@ -1,8 +1,8 @@
 """What a config comes to: data opened once, model, optimizer, mesh, evaluator, and the step."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_collections
@@ -10,19 +10,92 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg import config as config_lib
-from jaxseg import data, sharding
+from jaxseg import data, lazy, sharding
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.config import validate
+from jaxseg.config.keys import name_of
+from jaxseg.config.values import nearest
 from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.errors import UserError
 from jaxseg.hub import LoadReport, load_with_report
 from jaxseg.models import channels_of
-from jaxseg.train.optimizer import make_optimizer, parameter_groups
-from jaxseg.train.schedule import make_schedule
-from jaxseg.train.state import TrainState, create_state
-from jaxseg.train.step import Step, jit_step, make_step
-from jaxseg.train.tasks import Report, task_of
-from jaxseg.types import Preprocess
+from jaxseg.train.optimizer import make_optimizer, make_schedule, parameter_groups
+from jaxseg.train.step import Step, TrainState, create_state, jit_step, make_step
+from jaxseg.types import Batch, Preprocess
+
+# Resolved on first use: a task brings its own evaluation and data.
+TASKS = {
+  "segmentation": "jaxseg.train.segmentation",
+  "classification": "jaxseg.train.classification",
+}
+
+
+@runtime_checkable
+class Report(Protocol):
+  """What an evaluation gives; the first of its scores is the one that a run is judged by."""
+
+  def scalars(self) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class Task(Protocol):
+  """The functions of a task's module.
+
+  - `make_loss(config, model)`: (outputs, batch["label"]) → loss, parts;
+  - `make_prepare(config, ...)`: (batch, key) → batch, on the device, see `make_step`;
+  - `batch_shapes(config, batch_size)`: what a step is given, as shapes;
+  - `train_batches(config, ...)`: this process's rows of the batches from `start_step` on;
+  - `make_evaluator(model, config, ...)`: a function (variables, exact=, progress=) → Report, which calls
+    `progress` after each batch, in every process of a job; both take `source`, the split opened already.
+
+  What a task's config may hold and what the recipe card says of it is in `jaxseg.config.tasks`.
+  """
+
+  def make_loss(self, config: ml_collections.ConfigDict, model: Any) -> Callable: ...
+  def make_prepare(
+    self, config: ml_collections.ConfigDict, *, preprocess: Preprocess, num_classes: int
+  ) -> Callable[[Batch, jax.Array], Batch]: ...
+  def batch_shapes(
+    self, config: ml_collections.ConfigDict, batch_size: int
+  ) -> dict[str, jax.ShapeDtypeStruct]: ...
+  def train_batches(
+    self,
+    config: ml_collections.ConfigDict,
+    *,
+    preprocess: Preprocess,
+    start_step: int,
+    mesh: Mesh,
+    source: Source | None = None,
+  ) -> Iterator[Batch]: ...
+  def make_evaluator(
+    self,
+    model: Any,
+    config: ml_collections.ConfigDict,
+    *,
+    info: DatasetInfo,
+    preprocess: Preprocess,
+    mesh: Mesh,
+    source: Source | None = None,
+  ) -> Callable[..., Report]: ...
+
+
+def task_of(config: ml_collections.ConfigDict) -> Task:
+  """The module of `config.task`.
+
+  Raises:
+    UserError: there is no such task.
+  """
+  name = name_of(config)
+  if name not in TASKS:
+    raise UserError(f"config.task is {name!r}, which is no task{nearest(name, TASKS)}")
+  return lazy.load(TASKS[name])
+
+
+def headline(report: Report) -> str:
+  """The score that a run is judged by: "mIoU 0.7512"."""
+  name, value = next(iter(report.scalars().items()))
+  return f"{name} {value:.4f}"
+
 
 # What a model may draw from in training; Light-Ham's bases are redrawn every step, as published.
 _STREAMS = ("dropout", "nmf")

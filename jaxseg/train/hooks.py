@@ -17,13 +17,12 @@ from jaxseg.checkpoint import Checkpoints
 from jaxseg.chips import peak_flops
 from jaxseg.evaluation.report import Report as SegmentationReport
 from jaxseg.macs import count_macs
-from jaxseg.train import best, distributed, reporting
+from jaxseg.train import distributed, results
 from jaxseg.train.distributed import Preempted, StopRequest
+from jaxseg.train.experiment import Report, headline
 from jaxseg.train.metrics import SPEED, Board, MetricsLog, Progress, read_metrics
-from jaxseg.train.profile import Profile
-from jaxseg.train.speed import Speed
-from jaxseg.train.state import TrainState
-from jaxseg.train.tasks import Report, headline
+from jaxseg.train.speed import Profile, Speed
+from jaxseg.train.step import TrainState
 from jaxseg.train.trackers import Tracker, Trackers
 
 Line = tuple[int, dict[str, float]]
@@ -252,14 +251,14 @@ class Evaluation(Hook):
     lines = read_metrics(directory) if start else []
     self._owes = bool(lines) and not self._read_scores(lines)
     # Also where the log has lost the line of its step: a worse step does not take its place.
-    self._kept = best.score_of(directory) if start else float("-inf")
+    self._kept = results.score_of_best(directory) if start else float("-inf")
     self.over = self._has_stalled()
 
   def _read_scores(self, lines: Sequence[Mapping[str, Any]]) -> bool:
     """Takes the scores of earlier evaluations from the log; whether the last step has one."""
-    found = [next((line[name] for name in best.HEADLINES if name in line), None) for line in lines]
+    found = [next((line[name] for name in results.HEADLINES if name in line), None) for line in lines]
     self._scores = [score for score in found if score is not None]
-    return any(name in lines[-1] for name in best.HEADLINES)
+    return any(name in lines[-1] for name in results.HEADLINES)
 
   def due(self, step: int) -> bool:
     regular = step == self._config.total_steps or _is_due(step, self._config.eval.every_steps)
@@ -302,9 +301,9 @@ class Evaluation(Hook):
     """Pictures for TensorBoard, and at the end the report, of a segmentation model."""
     if not isinstance(self.report, SegmentationReport) or not (last or drawn):
       return
-    reporting.draw(self._metrics.board, step, self.report, self._evaluator.info.classes)
+    results.draw(self._metrics.board, step, self.report, self._evaluator.info.classes)
     if last:
-      said = reporting.write(
+      said = results.write_report(
         self._directory,
         self.report,
         self._evaluator,
@@ -351,9 +350,9 @@ def keep_best(
   gather: list[Any] = []
 
   def save(step: int, name: str, score: float, state: TrainState) -> None:
-    variables = best.on_host(state.eval_variables, gather)
+    variables = results.on_host(state.eval_variables, gather)
     if jax.process_index() == 0:
-      best.write(directory, record, variables, {"step": step, name: score})
+      results.write_best(directory, record, variables, {"step": step, name: score})
 
   return save
 

@@ -23,17 +23,14 @@ from jaxseg.config.card import recipe_card
 from jaxseg.config.record import CHECKPOINTS, CONFIG_FILE, make_record
 from jaxseg.config.record import read as read_record
 from jaxseg.data.feed import prefetch_to_devices
-from jaxseg.train import distributed, hooks, reporting, resume, workdir
+from jaxseg.train import distributed, hooks, results, workdir
 from jaxseg.train.distributed import RunEnded, StopRequest
-from jaxseg.train.experiment import Experiment, build_experiment
-from jaxseg.train.frozen import frozen_paths
+from jaxseg.train.experiment import Experiment, Report, build_experiment
 from jaxseg.train.hooks import Hook
 from jaxseg.train.metrics import Progress, ticking
-from jaxseg.train.optimizer import parameter_groups
+from jaxseg.train.optimizer import frozen_paths, parameter_groups
 from jaxseg.train.speed import card_row
-from jaxseg.train.state import TrainState
-from jaxseg.train.step import Step
-from jaxseg.train.tasks import Report
+from jaxseg.train.step import Step, TrainState
 from jaxseg.train.trackers import open_trackers
 
 LOG = "log.txt"
@@ -219,8 +216,8 @@ def train(
     alone = not distributed.is_distributed()
     # After an error in one of several processes the wait for the others would never end.
     stack.push(lambda kind, *_: checkpoints.close() if kind is None or alone else None)
-    every = resume.save_period(before or record)
-    resume.together(lambda: resume.check_checkpoints(directory, steps=checkpoints.steps(), every=every))
+    every = workdir.save_period(before or record)
+    workdir.together(lambda: workdir.check_checkpoints(directory, steps=checkpoints.steps(), every=every))
     restored = experiment.restore(checkpoints)
     state, report = (restored[0], None) if restored else experiment.init()
     start = restored[1] if restored else 0
@@ -228,8 +225,8 @@ def train(
     record |= report.facts() if report else {key: before[key] for key in _LINEAGE if key in (before or {})}
     if distributed.is_first_process():  # not before: a config that cannot go on is not the workdir's
       if before is not None and any(before.get(key) != record[key] for key in ("config", "data")):
-        resume.say_changes(resume.compare(directory, before, record))
-        resume.keep_history(directory, before, step=start)
+        workdir.say_changes(workdir.compare(directory, before, record))
+        workdir.keep_history(directory, before, step=start)
       workdir.update(directory, record)
     return _train(
       experiment,
@@ -256,12 +253,12 @@ def _open_workdir(
   def look() -> None:
     if (epath.Path(directory) / CONFIG_FILE).exists():
       before.append(read_record(directory))
-      resume.compare(directory, before[0], record)
+      workdir.compare(directory, before[0], record)
 
-  resume.together(lambda: workdir.prepare(directory, record, write=first))
-  resume.together(look)
+  workdir.together(lambda: workdir.prepare(directory, record, write=first))
+  workdir.together(look)
   distributed.check_shared(directory)
-  stack.enter_context(resume.owned(directory))
+  stack.enter_context(workdir.owned(directory))
   if first:
     stack.enter_context(console.copied_to(f"{directory}/{LOG}"))
   return before[0] if before else None
@@ -374,7 +371,7 @@ def _say_card(
   )
   if distributed.is_first_process():
     console.print_line(card)
-    (epath.Path(directory) / reporting.CARD).write_text(card + "\n")
+    (epath.Path(directory) / results.CARD).write_text(card + "\n")
   metrics.board.text("recipe", card)
 
 

@@ -14,7 +14,7 @@ from jaxseg.catalog import suggestion
 from jaxseg.errors import UserError
 from jaxseg.losses import LOSSES
 from jaxseg.ops.resize import resize_labels
-from jaxseg.train.schedule import Settings
+from jaxseg.train.optimizer import Settings
 from jaxseg.types import AnyArray, Label, Outputs
 
 LossFn = Callable[[Outputs, Label], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]

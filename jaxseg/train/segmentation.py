@@ -1,4 +1,4 @@
-"""Semantic segmentation as a task (`jaxseg.train.tasks`): a label for each pixel."""
+"""Semantic segmentation as a task (`jaxseg.train.experiment`): a label for each pixel."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -11,8 +11,7 @@ from jaxseg import config as config_lib
 from jaxseg import data
 from jaxseg.config import validate
 from jaxseg.errors import UserError
-from jaxseg.train.experiment import build_experiment
-from jaxseg.train.tasks import task_of
+from jaxseg.train.experiment import build_experiment, task_of
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
 CONFIGS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")

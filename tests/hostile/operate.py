@@ -90,7 +90,7 @@ class Week:
     self.ends: collections.Counter[str] = collections.Counter()
     self.looked: collections.Counter[str] = collections.Counter()
     self.wrong: list[str] = []
-    self.round: list = []  # operations still to come in this round
+    self.round: list = []  # operations still to come
 
   def command(self, *words: str, **options) -> subprocess.Popen:
     environment = {
@@ -331,13 +331,9 @@ class Week:
   def fill_the_disk(self) -> None:
     """No file may grow beyond a random size, as where the disk is full."""
     size = self.rng.choice([1_000, 30_000, 200_000, 1_000_000])
-    limit = lambda: (  # noqa: E731
-      signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
-      resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
-    )
-    self.check_end(
-      self.train(preexec_fn=limit), f"training with files of {size} bytes at most", {SENTENCE, 0}
-    )
+    # Python ignores SIGXFSZ: a write beyond the limit fails as on a full disk.
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # noqa: E731
+    self.check_end(self.train(preexec_fn=limit), f"training with files of {size} bytes", {SENTENCE, 0})
     self.finish_training()
 
   def take_the_folder_away(self) -> None:
@@ -356,9 +352,8 @@ class Week:
     shutil.rmtree(folder, ignore_errors=True)
     (self.folder / "lost").rename(folder)
 
-  def draw_operation(self):
-    """Each operation once a round (kills and damage twice), in drawn order: in two hours none is left out."""
-    if not self.round:
+  def operate(self) -> None:
+    if not self.round:  # each operation once a round, in drawn order: in two hours none is left out
       self.round = [
         self.kill, self.kill, self.terminate, self.press_ctrl_c, self.press_ctrl_c_twice, self.pause,
         self.start_a_second_run, self.evaluate, self.evaluate_while_training, self.change_a_value,
@@ -366,10 +361,7 @@ class Week:
         self.damage_a_file, self.fill_the_disk, self.take_the_folder_away, self.lose_the_checkpoints,
       ]  # fmt: skip
       self.rng.shuffle(self.round)
-    return self.round.pop()
-
-  def operate(self) -> None:
-    operation = self.draw_operation()
+    operation = self.round.pop()
     self.total += self.rng.choice([2, 5, 11])
     began = time.monotonic()
     operation()

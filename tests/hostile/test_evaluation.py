@@ -20,8 +20,8 @@ from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError
 from jaxseg.evaluation import InferenceRule
 from jaxseg.evaluation.canvases import LEAST_SIDE, MOST_PIXELS, check_sizes
-from jaxseg.train import best, hooks
-from jaxseg.train.state import TrainState
+from jaxseg.train import hooks, results
+from jaxseg.train.step import TrainState
 from tests.hostile.changes import assert_sentence, cases
 
 sides = st.one_of(st.integers(1, 200), st.sampled_from([31, 32, 33, 5000]))
@@ -154,7 +154,7 @@ def test_the_step_is_that_of_the_weights(run, tmp_path):
       assert not left if asked == "latest" else asked != "best" and int(asked) in lost
       return
     assert subject.step == (
-      best.step_of(run) if asked == "best" else max(left) if asked == "latest" else int(asked)
+      results.step_of_best(run) if asked == "best" else max(left) if asked == "latest" else int(asked)
     )
     for found, wanted in zip(jax.tree.leaves(subject.variables), values[subject.step], strict=True):
       np.testing.assert_array_equal(found, wanted)

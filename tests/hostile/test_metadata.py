@@ -25,7 +25,7 @@ from jaxseg.errors import UserError
 from jaxseg.pretrained import schema
 from jaxseg.pretrained.source import open_source
 from jaxseg.pretrained.weights import Weights
-from jaxseg.train import hooks, loop, resume, workdir
+from jaxseg.train import hooks, loop, workdir
 from jaxseg.train.metrics import MetricsLog, read_metrics
 from tests.data import miniature, oddities
 from tests.hostile.changes import assert_sentence, cases, damages
@@ -59,14 +59,14 @@ def test_a_run_that_goes_on(run, tmp_path):
       before = ends(lambda: loop._open_workdir(folder, record_now, stack))
       if before is None:
         return
-      changes = resume.compare(folder, before, record_now)
+      changes = workdir.compare(folder, before, record_now)
       for text in changes:
         assert_sentence(UserError(text))
-      resume.say_changes(changes)
-      resume.keep_history(folder, before, step=2)
+      workdir.say_changes(changes)
+      workdir.keep_history(folder, before, step=2)
       workdir.update(folder, record_now)
-      every = resume.save_period(before)
-      ends(lambda: resume.check_checkpoints(folder, steps=[], every=every))
+      every = workdir.save_period(before)
+      ends(lambda: workdir.check_checkpoints(folder, steps=[], every=every))
       logs = [MetricsLog(folder, resume_step=2, name=kind) for kind in ("metrics.jsonl", "speed.jsonl")]
       for log in logs:
         log.write(3, {"loss": 1.0})
@@ -81,17 +81,17 @@ def test_a_run_that_goes_on(run, tmp_path):
 
 def test_locks(tmp_path, monkeypatch):
   """A lock that no run wrote is no owner."""
-  monkeypatch.setattr(resume, "_STALE_SECONDS", 0.01)
-  monkeypatch.setattr(resume.time, "sleep", lambda _: None)
+  monkeypatch.setattr(workdir, "_STALE_SECONDS", 0.01)
+  monkeypatch.setattr(workdir.time, "sleep", lambda _: None)
   mine = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": "x", "time": 0.0, "token": "t"}
 
   @cases(60)
   @given(damages())
   def case(change):
-    (tmp_path / resume.LOCK).write_bytes(change(json.dumps(mine).encode()))
+    (tmp_path / workdir.LOCK).write_bytes(change(json.dumps(mine).encode()))
 
     def own():
-      with resume.owned(tmp_path):
+      with workdir.owned(tmp_path):
         return True
 
     ends(own)

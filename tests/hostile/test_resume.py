@@ -20,8 +20,8 @@ from jaxseg.checkpoint import Checkpoints
 from jaxseg.config import keys, record
 from jaxseg.data import open_split
 from jaxseg.errors import UserError
-from jaxseg.train import hooks, loop, resume, workdir
-from jaxseg.train.state import TrainState
+from jaxseg.train import hooks, loop, workdir
+from jaxseg.train.step import TrainState
 from tests.data import miniature
 from tests.hostile.changes import assert_sentence, cases
 
@@ -62,7 +62,7 @@ def test_every_changed_value_is_refused_named_or_free_to_change(tmp_path):
     now = made(copy)
     try:
       workdir.prepare(tmp_path / "run", now, write=True)
-      changes = resume.compare(tmp_path / "run", record.read(tmp_path / "run"), now)
+      changes = workdir.compare(tmp_path / "run", record.read(tmp_path / "run"), now)
     except UserError as error:
       assert_sentence(error)
       assert record.read(tmp_path / "run") == before, "a config that is refused is not the workdir's"
@@ -71,11 +71,11 @@ def test_every_changed_value_is_refused_named_or_free_to_change(tmp_path):
     if any(change.startswith(f"config.{key} ") for change in changes):
       seen["named"].add(key)
     else:
-      assert re.fullmatch(resume.MAY_CHANGE, key), f"{key} is taken without a word"
+      assert re.fullmatch(workdir.MAY_CHANGE, key), f"{key} is taken without a word"
       seen["free"].add(key)
-    resume.keep_history(tmp_path / "run", before, step=3)
+    workdir.keep_history(tmp_path / "run", before, step=3)
     workdir.update(tmp_path / "run", now)
-    (line,) = (tmp_path / "run" / resume.HISTORY).read_text().splitlines()
+    (line,) = (tmp_path / "run" / workdir.HISTORY).read_text().splitlines()
     assert json.loads(line) == {"until_step": 3, **before} and record.read(tmp_path / "run") == now
 
   case()
@@ -94,7 +94,7 @@ def test_classes_that_are_others_or_in_another_order(tmp_path):
     before, now = made(config, tuple(old)), made(config, tuple(new))
     before["model"] = now["model"]  # their number alone would be another model
     try:
-      assert resume.compare(tmp_path, before, now) == []
+      assert workdir.compare(tmp_path, before, now) == []
       assert old == new
     except UserError as error:
       assert_sentence(error)
@@ -138,7 +138,7 @@ def test_data_whose_files_changed_are_named(tmp_path):
     elif what in ("add", "redraw"):
       picture(f"p{number}", number + 1)
     same = files == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "own" / "masks").iterdir()}
-    changes = resume.compare(tmp_path, before, state())
+    changes = workdir.compare(tmp_path, before, state())
     assert bool(changes) == (not same), (done, changes)
     for text in changes:
       assert "data" in text and "split" in text
@@ -225,7 +225,7 @@ def test_a_log_beside_checkpoints_that_are_gone(tmp_path):
     lines = "".join(f'{{"step": {i}, "loss": 1.0}}\n' for i in range(1, logged + 1))
     (tmp_path / "metrics.jsonl").write_text(lines)
     try:
-      resume.check_checkpoints(tmp_path, steps=[1] if there else [], every=every)
+      workdir.check_checkpoints(tmp_path, steps=[1] if there else [], every=every)
       assert there or logged <= 2 * max(every, 1)
     except UserError as error:
       assert_sentence(error)

@@ -5,10 +5,14 @@ reader looks at it. JAXSEG_HOSTILE=1000 for more cases than CI has.
 """
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +21,7 @@ from jaxseg import cli
 from jaxseg.checkpoint import restore_variables
 from jaxseg.config import record
 from jaxseg.errors import UserError
-from jaxseg.train import best
+from jaxseg.train import results
 from jaxseg.train.metrics import MetricsLog, read_metrics
 from tests.hostile.changes import assert_sentence, cases, damages
 
@@ -28,8 +32,8 @@ def readers(workdir: pathlib.Path):
   """Everything that reads a workdir before a device is asked for anything."""
   yield lambda: record.read_config(workdir)
   yield lambda: record.is_workdir(workdir)
-  yield lambda: best.step_of(workdir)
-  yield lambda: best.read(workdir)
+  yield lambda: results.step_of_best(workdir)
+  yield lambda: results.read_best(workdir)
   yield lambda: restore_variables(workdir)
   yield lambda: jaxseg.from_pretrained(workdir)
   yield lambda: jaxseg.from_pretrained(workdir / "best")
@@ -99,3 +103,35 @@ def test_a_log_that_starts_again_is_kept_aside(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, starts[-1] + 1))
 
   case()
+
+
+# Two hundred arrays that cannot be written behind the program: it goes on until it asks.
+_FULL = """
+import resource, sys, time
+from jaxseg.checkpoint import Checkpoints
+from jaxseg.errors import UserError
+from tests.test_checkpoint import filled
+
+state = filled(1, layers=200)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+  with Checkpoints(sys.argv[1]) as checkpoints:
+    checkpoints.save(1, state)
+    time.sleep(float(sys.argv[3]))
+    checkpoints.check()
+except UserError as error:
+  sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("limit, wait", [(20_000, 0.5), (5_000, 0.5), (20_000, 0.0)])
+def test_of_a_save_that_fails_behind_the_program_only_a_sentence_is_seen(tmp_path, limit, wait):
+  root = pathlib.Path(__file__).parents[2]
+  # Half an entry of the cache would warn whoever reads it next.
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+  done = subprocess.run(
+    [sys.executable, "-c", _FULL, str(tmp_path), str(limit), str(wait)],
+    cwd=root, env=environment, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 1 and "cannot be written" in done.stderr, done.stderr[-2000:]
+  assert len(done.stderr.splitlines()) == 1, done.stderr[:2000]

@@ -256,8 +256,8 @@ def test_transfer_keeps_where_and_what_the_values_are(file, own):
 def test_a_workdir_gives_its_best_weights(own, tmp_path):
   """Of `best/` where it is there, else of the latest checkpoint."""
   from jaxseg.checkpoint import Checkpoints
-  from jaxseg.train import best
-  from jaxseg.train.state import TrainState
+  from jaxseg.train import results
+  from jaxseg.train.step import TrainState
 
   worse = jax.tree.map(lambda x: x + 1, own.variables)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -278,11 +278,11 @@ def test_a_workdir_gives_its_best_weights(own, tmp_path):
   }  # fmt: skip
   (tmp_path / "config.json").write_text(json.dumps(config))
   same(jaxseg.from_pretrained(tmp_path).variables, worse)
-  best.write(tmp_path, config, own.variables, {"step": 1, "mIoU": 0.6})
+  results.write_best(tmp_path, config, own.variables, {"step": 1, "mIoU": 0.6})
   net = jaxseg.from_pretrained(tmp_path)
   same(net.variables, own.variables)
   assert (net.classes, net.preprocess) == (own.classes, own.preprocess)
-  assert best.step_of(tmp_path) == 1
+  assert results.step_of_best(tmp_path) == 1
 
 
 def test_the_hub_offline_gives_the_cache_or_a_sentence(own, tmp_path):

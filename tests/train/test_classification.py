@@ -19,7 +19,7 @@ from jaxseg.crf import Settings
 from jaxseg.data import DataError
 from jaxseg.errors import UserError
 from jaxseg.losses import soft_cross_entropy
-from jaxseg.train import best, classification, loop
+from jaxseg.train import classification, loop, results
 from jaxseg.train.experiment import assemble, make_mesh
 from jaxseg.train.metrics import read_metrics
 from jaxseg.train.optimizer import parameter_groups
@@ -169,7 +169,7 @@ def test_a_run_is_evaluated_alone(pretrained, tmp_path, capsys):
 
 def test_the_encoder_starts_a_segmentation_model(pretrained, tmp_path):
   folder, _ = pretrained
-  given = best.read(folder)
+  given = results.read_best(folder)
   net = jaxseg.from_pretrained(folder)
   assert net.model.num_classes == 8
   changes = (

@@ -12,10 +12,11 @@ import pytest
 
 from jaxseg import chips
 from jaxseg import config as config_lib
+from jaxseg.commands import compiled
 from jaxseg.errors import UserError
-from jaxseg.train import compiled, loop, speed
+from jaxseg.train import loop, speed
 from jaxseg.train.metrics import SPEED, read_metrics
-from jaxseg.train.profile import Profile
+from jaxseg.train.speed import Profile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "configs" / "colour_only_synthetic.py:smoke")
@@ -180,7 +181,7 @@ _CACHE = """
 import sys
 import jax, jax.numpy as jnp
 from jaxseg import config as config_lib
-from jaxseg.train import compiled
+from jaxseg.commands import compiled
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 config = config_lib.load(sys.argv[1], overrides=[("compilation_cache", sys.argv[2])])
 hits = []

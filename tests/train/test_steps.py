@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxseg.errors import UserError
-from jaxseg.train import loop, resume
+from jaxseg.train import loop, workdir
 from jaxseg.train.hooks import Hook
 
 
@@ -73,15 +73,15 @@ def test_nan_at_step_n_stops_at_n_with_its_images(in_flight):
 
 
 def test_a_workdir_has_one_owner(tmp_path):
-  with resume.owned(tmp_path):
+  with workdir.owned(tmp_path):
     with pytest.raises(UserError, match=r"is in use by another run \(process \d+ on host"):
-      with resume.owned(tmp_path):
+      with workdir.owned(tmp_path):
         pass
-    assert (tmp_path / resume.LOCK).exists(), "the first is unharmed"
-  assert not (tmp_path / resume.LOCK).exists()
+    assert (tmp_path / workdir.LOCK).exists(), "the first is unharmed"
+  assert not (tmp_path / workdir.LOCK).exists()
   text = json.dumps({"host": socket.gethostname(), "pid": 999999999, "time": 0})
-  (tmp_path / resume.LOCK).write_text(text)
-  with resume.owned(tmp_path):  # of a process that is gone
+  (tmp_path / workdir.LOCK).write_text(text)
+  with workdir.owned(tmp_path):  # of a process that is gone
     pass
 
 
@@ -92,15 +92,15 @@ def test_what_may_change_on_resume(tmp_path):
     **before,
     "config": {**config, "seed": 1, "total_steps": 9, "data": {**config["data"], "workers": 2}},
   }
-  assert resume.compare(tmp_path, before, now) == ["config.seed 0 → 1"]
+  assert workdir.compare(tmp_path, before, now) == ["config.seed 0 → 1"]
   with pytest.raises(UserError, match=r"other class names: class 0 is 'a' \(now 'b'\)"):
-    resume.compare(tmp_path, before, {**before, "classes": ["b", "a"]})
+    workdir.compare(tmp_path, before, {**before, "classes": ["b", "a"]})
   with pytest.raises(UserError, match=r"other preprocessing: mean \[1.0\] \(now \[2.0\]\)"):
-    resume.compare(tmp_path, before, {**before, "preprocess": {"mean": [2.0]}})
+    workdir.compare(tmp_path, before, {**before, "preprocess": {"mean": [2.0]}})
 
 
 def test_checkpoints_that_are_missing_beside_a_log(tmp_path):
   (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {i}}}\n' for i in range(1, 8)))
-  resume.check_checkpoints(tmp_path, steps=[], every=5)  # killed before its first save
+  workdir.check_checkpoints(tmp_path, steps=[], every=5)  # killed before its first save
   with pytest.raises(UserError, match="has a log of 7 steps and no checkpoint"):
-    resume.check_checkpoints(tmp_path, steps=[], every=2)
+    workdir.check_checkpoints(tmp_path, steps=[], every=2)

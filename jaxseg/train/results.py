@@ -1,6 +1,11 @@
-"""`report.html` of an evaluation: which images it shows, and what of the run stands beside the scores."""
+"""What an evaluation leaves in a workdir: the best weights as a folder of their own, and the report."""
 
 import json
+import math
+import pathlib
+import shutil
+import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +14,10 @@ import jax
 import ml_collections
 import numpy as np
 from etils import epath
+from flax import traverse_util
+from jax.experimental import multihost_utils
 
+from jaxseg.config.record import load_json
 from jaxseg.config.rule import make_inference_rule
 from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError
@@ -24,18 +32,133 @@ from jaxseg.evaluation.page import (
 )
 from jaxseg.evaluation.report import Report
 from jaxseg.macs import count_macs
+from jaxseg.models import create_model
 from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.metrics import METRICS, read_metrics
 from jaxseg.train.trackers import Tracker
+from jaxseg.types import Preprocess
 
-FOLDER = "eval"  # in a workdir
+BEST = "best"
+SCORE = "score.json"
+HEADLINES = ("mIoU", "top1")  # of segmentation and of classification: what the best step has most of
+# The last to be copied to a bucket: a folder that has it has the others.
+_LAST = "model.safetensors"
+
+
+REPORT = "eval"  # in a workdir
 PAGE = "report.html"
 VALUES = "report.json"
 COST = "cost.json"
 CARD = "recipe.txt"
 
 
-def write(
+def on_host(variables: Any, _: Any = None) -> Any:
+  """`variables` as NumPy arrays, also where they are split over processes; every process calls it."""
+  if jax.process_count() == 1:
+    return jax.device_get(variables)
+  return multihost_utils.process_allgather(variables, tiled=True)
+
+
+def write_best(
+  workdir: epath.PathLike, record: Mapping[str, Any], variables: Any, score: Mapping[str, Any]
+) -> None:
+  """Writes `WORKDIR/best`, which is the old folder or the new one at every moment, or for an instant none.
+
+  Args:
+    workdir: of the run.
+    record: what its `config.json` holds.
+    variables: on the host.
+    score: "step" and the score, kept in `best/score.json`.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  target = epath.Path(workdir) / BEST
+  try:
+    if "://" in str(workdir):
+      with tempfile.TemporaryDirectory() as folder:
+        _save(pathlib.Path(folder), record, variables, score)
+        target.mkdir(parents=True, exist_ok=True)
+        for file in sorted(pathlib.Path(folder).iterdir(), key=lambda file: file.name == _LAST):
+          (target / file.name).write_bytes(file.read_bytes())
+      return
+    place = pathlib.Path(workdir)
+    for left in place.glob(f".{BEST}-*"):  # of a run that was killed here
+      shutil.rmtree(left, ignore_errors=True)
+    part, old = (place / f".{BEST}-{uuid.uuid4().hex}" for _ in range(2))
+    _save(part, record, variables, score)
+    if pathlib.Path(target).exists():
+      pathlib.Path(target).rename(old)
+    part.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+  except OSError as error:
+    raise UserError(
+      f"{str(target)!r} cannot be written ({error.strerror or error}); make room or choose another --workdir,"
+      " and the same command goes on from the last checkpoint"
+    ) from error
+
+
+def read_best(workdir: epath.PathLike) -> dict[str, Any]:
+  """The variables of `WORKDIR/best`; of the latest checkpoint, where the run has no such folder.
+
+  Raises:
+    UserError: there is neither, or it cannot be read.
+  """
+  from jaxseg.hub.loading import open_weights
+
+  return traverse_util.unflatten_dict(dict(open_weights(workdir).tensors), sep="/")
+
+
+def step_of_best(workdir: epath.PathLike) -> int | None:
+  """The step whose weights `WORKDIR/best` holds; None where there is no such folder.
+
+  Raises:
+    UserError: its `score.json` is damaged.
+  """
+  path = epath.Path(workdir) / BEST / SCORE
+  if not path.exists():
+    return None
+  return load_json(path, {"step": int}, what="the score of the best weights")["step"]
+
+
+def score_of_best(workdir: epath.PathLike) -> float:
+  """The score of the weights in `WORKDIR/best`; -inf where there are none, or nobody can say."""
+  try:
+    values = load_json(epath.Path(workdir) / BEST / SCORE)
+  except UserError:
+    return -math.inf
+  score = next((values[name] for name in HEADLINES if name in values), None)
+  return score if isinstance(score, float) else -math.inf
+
+
+def _save(folder: pathlib.Path, record: Mapping[str, Any], variables: Any, score: Mapping[str, Any]) -> None:
+  from jaxseg.hub import Net
+
+  fields = {key: _tuples(value) for key, value in record["model"].items() if value not in (None, {}, [])}
+  arch = fields.pop("arch")
+  preprocess = record["preprocess"]
+  net = Net(
+    model=create_model(arch, **fields),
+    variables=variables,
+    preprocess=Preprocess(tuple(preprocess["mean"]), tuple(preprocess["std"]), preprocess["channel_order"]),
+    classes=tuple(record["classes"]),
+    palette=np.asarray(record["palette"], np.uint8),
+    arch=arch,
+    fields=fields,
+    licence=record.get("licence"),
+    lineage=record.get("lineage", {}),
+  )
+  net.save_pretrained(folder)
+  (folder / SCORE).write_text(json.dumps(dict(score)) + "\n")
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _tuples(item) for key, item in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def write_report(
   workdir: epath.PathLike,
   report: Report,
   evaluator: Evaluator,
@@ -62,7 +185,7 @@ def write(
     **size_facts(evaluator.model, variables, config),
   }
   cost = {key: facts[key] for key in ("parameters", "macs")} | _memory()
-  folder = epath.Path(workdir) / FOLDER
+  folder = epath.Path(workdir) / REPORT
   try:
     page = render(report, evaluator.info, facts=facts, examples=examples, workdir=workdir)
     values = json.dumps({**facts, **report.to_dict(evaluator.info.classes)}, indent=1, allow_nan=False)
