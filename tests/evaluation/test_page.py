@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import itertools
 import re
 import shutil
 
@@ -134,6 +135,15 @@ def test_charts_leave_out_what_is_not_finite_and_shorten_what_is_long():
   assert chart([Series("a", [1, 2], [None, None])], title="t", x_label="x", y_label="y") is None
   logarithmic = chart([Series("a", [10, 1000], [0.1, 0.2])], title="t", x_label="x", y_label="y", log_x=True)
   assert logarithmic["x_ticks"][0]["text"] == "10"
+
+
+@pytest.mark.parametrize("log_x", [False, True])
+def test_charts_of_numbers_that_nobody_measured(log_x):
+  odd = [1e308, -1e308, 5e-324, 1e-310, 0.0, float("inf"), 1e99, -1e99, 1.0, 1.0 + 2e-16, 2**70]
+  for x, y in itertools.product(itertools.combinations(odd, 2), itertools.combinations(odd, 2)):
+    drawn = chart([Series("a", x, y)], title="t", x_label="x", y_label="y", log_x=log_x)
+    for curve in drawn["curves"] if drawn else ():
+      assert "nan" not in curve["path"] and "inf" not in curve["path"], (x, y)
 
 
 def test_pictures_for_tensorboard(report):

@@ -10,6 +10,7 @@ import numpy as np
 WIDTH, HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 14, 12, 44
 # Points of a curve; longer ones are averaged.
+_LARGEST = 1e100  # whose squares and ratios are still numbers
 _MOST_POINTS = 400
 
 
@@ -108,7 +109,8 @@ def _points(series: Series) -> tuple[np.ndarray, np.ndarray]:
   x, y = (
     np.array([np.nan if v is None else v for v in values], np.float64) for values in (series.x, series.y)
   )
-  known = np.isfinite(x) & np.isfinite(y)
+  x, y = (np.where(np.abs(values) < 1 / _LARGEST, 0.0, values) for values in (x, y))
+  known = (np.abs(x) < _LARGEST) & (np.abs(y) < _LARGEST)  # not those that are not finite, either
   x, y = x[known], y[known]
   if series.style == "points" or len(x) <= _MOST_POINTS:
     return x, y
