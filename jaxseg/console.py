@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 
 # Exit codes. Schedulers restart on every code but 0 and 2.
 FAILED = 1  # a bug, a lost host, a hung step
@@ -93,11 +93,6 @@ def exit_at_interrupt(program: str) -> None:
 
   with contextlib.suppress(ValueError):
     signal.signal(signal.SIGINT, leave)
-
-
-def printable(text: object) -> str:
-  r"""A name that somebody else chose, for a terminal or a report: \x1b and \n for what is not printable."""
-  return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 def markdown(text: object) -> str:

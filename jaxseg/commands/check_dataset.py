@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from jaxseg import config as config_lib
 from jaxseg import lazy
 from jaxseg.commands import outputs
-from jaxseg.console import printable
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -25,8 +25,8 @@ from jaxseg.commands import outputs, target, throughput
 from jaxseg.commands.flags import parse_size
 from jaxseg.commands.networks import open_network
 from jaxseg.config import record
-from jaxseg.console import print_line, printable
-from jaxseg.errors import UserError
+from jaxseg.console import print_line
+from jaxseg.errors import UserError, printable
 from jaxseg.evaluation.page import Chosen, Example, Series, chart, make_example, render_page
 from jaxseg.evaluation.page.charts import number_text
 from jaxseg.evaluation.page.render import SCORES, curves, example_groups

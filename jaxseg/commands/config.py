@@ -15,7 +15,7 @@ from jaxseg import config as config_lib
 from jaxseg import data
 from jaxseg.config import keys, validate, values
 from jaxseg.config.card import recipe_card
-from jaxseg.console import printable
+from jaxseg.errors import printable
 from jaxseg.train.optimizer import frozen_paths, parameter_groups
 
 

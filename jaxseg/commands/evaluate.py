@@ -34,10 +34,10 @@ from jaxseg.commands.target import TrainedModel
 from jaxseg.config import validate
 from jaxseg.config.keys import name_of
 from jaxseg.config.rule import make_inference_rule
-from jaxseg.console import print_line, printable
+from jaxseg.console import print_line
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.evaluation.classify import ClassificationReport
 from jaxseg.evaluation.refined import evaluate_refined
 from jaxseg.evaluation.report import Report

@@ -22,8 +22,8 @@ from jaxseg import catalog
 from jaxseg.commands import outputs, plots, predict_files
 from jaxseg.commands.flags import parse_size
 from jaxseg.commands.networks import Network, open_network
-from jaxseg.console import print_line, printable
-from jaxseg.errors import UserError
+from jaxseg.console import print_line
+from jaxseg.errors import UserError, printable
 from jaxseg.evaluation.receptive_field import (
   HEAD,
   drawn_images,

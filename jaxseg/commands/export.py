@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from jaxseg import lazy
 from jaxseg.commands.flags import parse_size
-from jaxseg.console import print_line, printable
+from jaxseg.console import print_line
+from jaxseg.errors import printable
 from jaxseg.hub import from_pretrained
 
 

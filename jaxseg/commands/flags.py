@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from jaxseg.config.values import nearest
-from jaxseg.console import printable
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 
 PREFIX = "--config."
 LEAST_SIDE = 32  # pixels that every model takes

@@ -21,9 +21,8 @@ import numpy as np
 from jaxseg import catalog, lazy, models
 from jaxseg.commands.flags import parse_size
 from jaxseg.config.parts import parts_of
-from jaxseg.console import printable
 from jaxseg.encoders import ENCODERS
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.macs import Part, count_by_part, natural
 
 _IMAGE = (1, 64, 64)

@@ -19,10 +19,9 @@ from jaxtyping import Integer, UInt8
 
 from jaxseg import lazy
 from jaxseg.commands import outputs
-from jaxseg.console import printable
 from jaxseg.data import cityscapes, files, images
 from jaxseg.data.source import DatasetInfo
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _FOLDERS = {"voc": "results/VOC2012/Segmentation/comp6_test_cls"}

@@ -37,12 +37,12 @@ from jaxseg.commands.flags import parse_numbers, parse_size
 from jaxseg.commands.predict_files import File
 from jaxseg.commands.predict_windows import Windows, sides
 from jaxseg.config.values import nearest
-from jaxseg.console import print_line, printable
+from jaxseg.console import print_line
 from jaxseg.crf import Settings
 from jaxseg.data import overlay
 from jaxseg.data.progress import Progress
 from jaxseg.data.source import as_rgb
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.hub import Net, from_pretrained
 from jaxseg.hub.reading import read_image

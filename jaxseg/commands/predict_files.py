@@ -11,9 +11,8 @@ from jaxtyping import Float, Integer, UInt8
 
 from jaxseg import lazy
 from jaxseg.commands import outputs
-from jaxseg.console import printable
 from jaxseg.data.source import as_rgb
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.hub import Net
 from jaxseg.hub.reading import read_image
 

@@ -10,8 +10,7 @@ from jaxtyping import Integer, UInt8
 
 from jaxseg import lazy
 from jaxseg.commands.predict_files import blend, check_size
-from jaxseg.console import printable
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 
 Frame = UInt8[np.ndarray, "h w 3"]
 _CODECS = ("libx264", "mpeg4")  # H.264 plays everywhere; a build of FFmpeg without it has MPEG-4

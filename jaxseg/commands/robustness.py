@@ -34,9 +34,9 @@ from jaxseg.commands.target import TrainedModel
 from jaxseg.config import record, validate
 from jaxseg.config.rule import make_inference_rule
 from jaxseg.config.values import nearest
-from jaxseg.console import markdown, print_line, printable
+from jaxseg.console import markdown, print_line
 from jaxseg.data.source import DatasetInfo, Source
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.evaluation.altered import Chosen, Corrupted, Relabelled
 from jaxseg.evaluation.corruptions import CORRUPTIONS, KINDS, SEVERITIES
 from jaxseg.evaluation.predictor import make_predict

@@ -16,10 +16,9 @@ from jaxseg import config as config_lib
 from jaxseg.checkpoint.reading import restore_step
 from jaxseg.config import record
 from jaxseg.config.keys import name_of
-from jaxseg.console import printable
 from jaxseg.crf import Settings
 from jaxseg.data.source import DatasetInfo
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.evaluation.class_map import make_class_map
 from jaxseg.models import channels_of
 from jaxseg.train import results

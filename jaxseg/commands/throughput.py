@@ -27,8 +27,8 @@ from jaxseg.chips import peak_flops
 from jaxseg.commands import outputs, plots
 from jaxseg.commands.flags import parse_numbers, parse_size
 from jaxseg.commands.networks import DTYPES, Network, open_network
-from jaxseg.console import print_line, printable
-from jaxseg.errors import UserError
+from jaxseg.console import print_line
+from jaxseg.errors import UserError, printable
 from jaxseg.evaluation.predictor import make_predict
 from jaxseg.macs import count_macs
 

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from jaxseg.config import tasks
 from jaxseg.config.keys import name_of
-from jaxseg.console import printable
+from jaxseg.errors import printable
 from jaxseg.macs import count_macs
 from jaxseg.models import first_whole_stage
 

@@ -14,10 +14,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 
-from jaxseg.console import printable
 from jaxseg.data import files, images, pairs, preparing
 from jaxseg.data.source import DataError, DatasetInfo, color_map, make_info
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.types import IGNORE_LABEL
 
 CLASSES = (

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxseg import lazy
-from jaxseg.console import printable
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.types import AnyArray
 
 

@@ -21,8 +21,8 @@ from etils import epath
 from jaxseg import bucket
 from jaxseg.checkpoint.saving import by_whom
 from jaxseg.config import record
-from jaxseg.console import print_line, printable
-from jaxseg.errors import UserError
+from jaxseg.console import print_line
+from jaxseg.errors import UserError, printable
 from jaxseg.train import distributed
 from jaxseg.train.metrics import METRICS, read_metrics
 

@@ -5,8 +5,8 @@ import types
 import pytest
 
 from jaxseg import cli, lazy
-from jaxseg.console import markdown, printable
-from jaxseg.errors import UserError
+from jaxseg.console import markdown
+from jaxseg.errors import UserError, printable
 
 
 def ends(capsys, *words):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import jaxseg
 from jaxseg.commands import label_files
-from jaxseg.console import copied_to, markdown, print_line, printable
+from jaxseg.console import copied_to, markdown, print_line
 from jaxseg.data.source import color_map, make_info
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.evaluation.page import make_example
 from jaxseg.evaluation.page.choice import Chosen
 from jaxseg.evaluation.page.render import render_page, report_values
