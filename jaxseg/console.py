@@ -67,15 +67,16 @@ def copied_to(path: Any) -> Iterator[None]:
   except OSError:
     yield
     return
-  with file:
-    _copies.append(file)
-    try:
-      yield
-    except BaseException as error:
-      write_copies(f"{type(error).__name__}: {error}")
-      raise
-    finally:
-      _copies.remove(file)
+  _copies.append(file)
+  try:
+    yield
+  except BaseException as error:
+    write_copies(f"{type(error).__name__}: {error}")
+    raise
+  finally:
+    _copies.remove(file)
+    with contextlib.suppress(OSError):  # lines that a full disk has not taken
+      file.close()
 
 
 def exit_at_interrupt(program: str) -> None:

@@ -7,6 +7,7 @@ reader looks at it. JAXSEG_HOSTILE=1000 for more cases than CI has.
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import jaxseg
 from jaxseg import cli
 from jaxseg.checkpoint import restore_variables
 from jaxseg.config import record
+from jaxseg.console import copied_to, print_line
 from jaxseg.errors import UserError
 from jaxseg.train import results
 from jaxseg.train.metrics import MetricsLog, read_metrics
@@ -103,6 +105,22 @@ def test_a_log_that_starts_again_is_kept_aside(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, starts[-1] + 1))
 
   case()
+
+
+def test_a_copy_of_the_terminal_on_a_full_disk_is_no_reason_to_stop(tmp_path, capsys):
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  try:
+    with copied_to(tmp_path / "log.txt"):
+      print_line("one")
+      resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))
+      print_line("two")
+      raise UserError("three")
+  except UserError as error:
+    assert str(error) == "three"
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert capsys.readouterr().out.splitlines() == ["one", "two"]
+  assert "  one\n" in (tmp_path / "log.txt").read_text()
 
 
 # Two hundred arrays that cannot be written behind the program: it goes on until it asks.
