@@ -79,7 +79,7 @@ def read_directory(path: pathlib.Path) -> Weights | Workdir:
   if (path / _CHECKPOINTS).is_dir():
     if "jaxseg_version" not in config:
       raise UserError(f"{path} has checkpoints but no {_CONFIG} of train.py, so the model is unknown")
-    return Workdir(str(path), str(path / _CHECKPOINTS), meta_of_ours(config, path / _CONFIG))
+    return Workdir(str(path), str(path / _CHECKPOINTS), _meta_of_run(config, path / _CONFIG))
   shards = read_json(path / "model.safetensors.index.json") or read_json(
     path / "pytorch_model.bin.index.json"
   )
@@ -88,6 +88,16 @@ def read_directory(path: pathlib.Path) -> Weights | Workdir:
   weights = read_file(_only_file(path))
   weights.meta = _merged(_meta(path), weights.meta)
   return weights
+
+
+def _meta_of_run(config: dict[str, Any], path: Any) -> Meta:
+  """`meta_of_ours` of a workdir: every run has classes, and only saved encoders have none."""
+  meta = meta_of_ours(config, path)
+  if not (meta.model and meta.model.get("num_classes")):
+    raise UserError(
+      f"{path} does not say model.num_classes, as train.py wrote it; bring back a copy of the file"
+    )
+  return meta
 
 
 def _meta(path: pathlib.Path) -> Meta:
@@ -153,7 +163,7 @@ def _remote_workdir(address: str) -> Workdir:
         f"{address} is not a workdir of train.py: it has no {_CONFIG}; copy weight files here first"
       )
     config = parse_json((path / _CONFIG).read_bytes(), f"{address}/{_CONFIG}")
-  return Workdir(address, str(path / _CHECKPOINTS), meta_of_ours(config, path / _CONFIG))
+  return Workdir(address, str(path / _CHECKPOINTS), _meta_of_run(config, path / _CONFIG))
 
 
 def read_best(workdir: str) -> Weights | None:

@@ -70,6 +70,21 @@ def test_every_reader_gives_right_values_or_a_sentence(run, tmp_path, capsys):
   case()
 
 
+@pytest.mark.parametrize("value", [None, 0, "gone"])
+def test_a_run_without_a_number_of_classes_is_no_encoder(run, tmp_path, value):
+  """A damaged record would otherwise load the network without its classifier, and say nothing."""
+  folder = tmp_path / "run"
+  shutil.copytree(run, folder)
+  values = json.loads((folder / "config.json").read_text())
+  values["model"] |= {"num_classes": value}
+  if value == "gone":
+    del values["model"]["num_classes"]
+  (folder / "config.json").write_text(json.dumps(values))
+  with pytest.raises(UserError, match=r"model.num_classes") as error:
+    jaxseg.from_pretrained(folder)
+  assert_sentence(error.value)
+
+
 def test_a_log_that_cannot_be_read_is_kept_aside(run, tmp_path):
   folder = tmp_path / "run"
   shutil.copytree(run, folder)
