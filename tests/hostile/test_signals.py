@@ -26,7 +26,7 @@ def start(*words, **options):
 
 @pytest.mark.parametrize("door", [("-m", "jaxseg"), ("train.py",)])
 def test_ctrl_c_at_any_moment_and_twice(door):
-  """Exit code 130 and no traceback, while it imports, too; the signal's own before and after Python is there."""
+  """Exit code 130 and no traceback, in imports too; the signal's own before and after Python is there."""
   rng = random.Random(COUNT)
   whole = time.monotonic()
   complete, _ = start(*door, *(WORDS if door[0] == "-m" else ("--help",))).communicate()
