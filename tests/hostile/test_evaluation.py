@@ -27,7 +27,7 @@ from tests.hostile.changes import assert_sentence, cases
 sides = st.one_of(st.integers(1, 200), st.sampled_from([31, 32, 33, 5000]))
 
 
-def test_sizes_that_no_network_takes(monkeypatch):
+def test_sizes_that_no_network_takes():
   """Refused exactly where the network refuses the picture, or where no device would hold it."""
   model = jaxseg.create_model("cgnet_m3n21", num_classes=2, encoder={"num_blocks": (1, 1)})
 
