@@ -23,7 +23,7 @@ from jaxseg.train.optimizer import make_optimizer, make_schedule, parameter_grou
 from jaxseg.train.step import Step, TrainState, create_state, jit_step, make_step
 from jaxseg.types import Batch, Preprocess
 
-# What is trained, which the loop does not know: a module with the functions of `Task`, named by `config.task`.
+# What is trained, which the loop does not know: a module with the functions of `Task`, by `config.task`.
 # Its line here is all it takes. Resolved on first use: a task brings its own evaluation and data.
 TASKS = {
   "segmentation": "jaxseg.train.segmentation",
