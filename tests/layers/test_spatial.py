@@ -189,8 +189,7 @@ def test_rows_on_two_devices():
     **os.environ,
     "PYTHONPATH": str(ROOT),
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
   }
   done = subprocess.run(
     [sys.executable, "-c", _SCRIPT],

@@ -1,6 +1,5 @@
 """Logits at a lower resolution, brought up in strips, give the loss and gradient of the full-size map."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -121,15 +120,10 @@ for data, spatial in ((1, 2), (2, 1)):
 
 def test_the_same_on_two_devices():
   """Images, or the rows of one, on two devices."""
-  environment = {
-    **os.environ,
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-  }
   root = pathlib.Path(__file__).parent.parent.parent
   done = subprocess.run(
     [sys.executable, "-c", _SCRIPT],
     cwd=root,
-    env=environment,
     capture_output=True,
     text=True,
     timeout=600,

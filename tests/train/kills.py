@@ -15,7 +15,6 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATIENCE = 600  # seconds; the machine may be busy
 # Unoptimised code: compiling is what takes the time.
-_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ def start(workdir: pathlib.Path, topology: Topology, words: tuple[str, ...]) -> 
     address = f"127.0.0.1:{free.getsockname()[1]}"
   running = []
   for index in range(topology.processes):
-    flags = f"{_QUICK} --xla_force_host_platform_device_count={topology.devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={topology.devices}"
     environment = {**os.environ, "XLA_FLAGS": flags}
     if topology.processes > 1:
       environment |= {

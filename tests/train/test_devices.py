@@ -96,7 +96,7 @@ def test_steps_checkpoints_and_counts_do_not_depend_on_the_devices(tmp_path):
     **os.environ,
     "PYTHONPATH": str(ROOT),
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
   }
   done = subprocess.run(
     [sys.executable, "-c", _SCRIPT, str(tmp_path)],
@@ -157,7 +157,7 @@ def test_evaluation_where_an_image_spans_two_processes():
   running = [
     subprocess.Popen(
       [sys.executable, "-c", _HOSTS, port, str(i)],
-      env={**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+      env=environment,
       cwd=ROOT,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,

@@ -1,7 +1,6 @@
 """Ten steps are the same ten steps on any mesh, and in one process or two: `benchmarks/meshes.py`, small."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -28,15 +27,9 @@ FIRST_LOSS, GRADIENT, LOSSES = 1e-6, 1e-4, 1e-3
   ],
 )
 def test_ten_steps_at_the_recipes_rate(family, meshes, processes):
-  environment = {
-    **os.environ,
-    # Unoptimised code: compiling is what takes the time.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-  }
   words = [f"--families={family}", f"--meshes={meshes}", f"--processes={processes}", f"--seeds={SEEDS}"]
   done = subprocess.run(
     [sys.executable, ROOT / "benchmarks" / "meshes.py", *words, "--json"],
-    env=environment,
     capture_output=True,
     text=True,
     timeout=900,

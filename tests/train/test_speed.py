@@ -167,7 +167,7 @@ def test_nothing_is_compiled_again(tmp_path):
   environment = {
     **os.environ,
     "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
   }
   done = subprocess.run(
     [sys.executable, "-c", _COMPILES, TINY, f"{tmp_path}/"],
