@@ -33,14 +33,19 @@ def main(argv: Sequence[str] | None = None, *, program: str = "jaxseg") -> None:
     name = words.pop(0)
     if name not in COMMANDS:
       raise UserError(f"there is no command {name!r}{nearest(name, COMMANDS)}")
+    _run(name, words, program if program != "jaxseg" else f"jaxseg {name}")
+
+
+def _run(name: str, words: list[str], program: str) -> None:
+  with exit_on_user_error(program):
     command = COMMANDS[name]
     module = lazy.load(command.module)
     if hasattr(module, "main"):
-      module.main(words, program if program != "jaxseg" else f"jaxseg {name}")
+      module.main(words, program)
       return
     changes, rest = split(words)
     if changes and not command.changes:
-      raise UserError(f"{name} takes no {PREFIX}{changes[0][0]}")
+      raise UserError(f"the command takes no {PREFIX}{changes[0][0]}")
     parser = make_parser(f"jaxseg {name}", module.__doc__)
     module.add_flags(parser)
     lines = module.run(parse(parser, rest), changes)

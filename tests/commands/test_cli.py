@@ -26,19 +26,23 @@ def command(monkeypatch, error):
 def test_sentences(capsys):
   assert ends(capsys) == (2, "jaxseg: give a command\n")
   assert ends(capsys, "lst") == (2, "jaxseg: there is no command 'lst'; did you mean 'list'?\n")
-  assert ends(capsys, "list", "--long") == (2, "jaxseg: there is no flag --long; it has: \n")
+  assert ends(capsys, "list", "--long") == (2, "jaxseg list: there is no flag --long; it has: \n")
   code, error = ends(capsys, "explain", "a", "--sources=b")  # SOURCES is no flag
-  assert code == 2 and error.startswith("jaxseg: there is no flag --sources; ") and "'--sources'" not in error
-  assert ends(capsys, "list", "--config.seed=1") == (2, "jaxseg: list takes no --config.seed\n")
+  assert (
+    code == 2
+    and error.startswith("jaxseg explain: there is no flag --sources; ")
+    and "'--sources'" not in error
+  )
+  assert ends(capsys, "list", "--config.seed=1") == (2, "jaxseg list: the command takes no --config.seed\n")
   code, error = ends(capsys, "config", "--config=")
   assert code == 2 and "--config is empty" in error
   code, error = ends(capsys, "plan", "--config=segnext_ade20k")
-  assert code == 2 and error.startswith("jaxseg: the following arguments are required: --topology")
+  assert code == 2 and error.startswith("jaxseg plan: the following arguments are required: --topology")
 
 
 def test_only_a_user_error_is_a_sentence(capsys, monkeypatch):
   command(monkeypatch, UserError("mend it"))
-  assert ends(capsys, "list") == (2, "jaxseg: mend it\n")
+  assert ends(capsys, "list") == (2, "jaxseg list: mend it\n")
   command(monkeypatch, ValueError("too many values to unpack"))
   with pytest.raises(ValueError, match="too many values"):
     cli.main(["list"])

@@ -35,4 +35,7 @@ def test_check_and_prepare(tmp_path, capsys):
     cli.main(["check-dataset", *data, f"--output={tmp_path / 'out'}"])
   captured = capsys.readouterr()
   assert "masks/train/p1.png has id 9" in captured.out
-  assert captured.err == "jaxseg: 1 of 3 examples are bad, see above; correct or remove their files\n"
+  assert (
+    captured.err
+    == "jaxseg check-dataset: 1 of 3 examples are bad, see above; correct or remove their files\n"
+  )
