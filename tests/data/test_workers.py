@@ -57,6 +57,28 @@ def test_equal_to_the_bit_whatever_the_number_and_the_start(camvid):
   _assert_equal(_take(camvid, 2, start_step=5, source=source), expected[5:])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and other systems have no glibc")
+@pytest.mark.parametrize("own", [None, "glibc.malloc.hugetlb=1"])
+def test_workers_keep_freed_memory_and_ones_own_choice_stands(camvid, monkeypatch, own):
+  """Else a third of their time is touching fresh pages; the program's own environment is as it was."""
+  monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+  if own:
+    monkeypatch.setenv("GLIBC_TUNABLES", own)
+  camvid.workers = 2
+  batches = data.train_batches(camvid, batch_size=4, seed=7, start_step=0)
+  next(batches)
+  tunables = {
+    variable.removeprefix("GLIBC_TUNABLES=")
+    for child in multiprocessing.active_children()
+    for variable in pathlib.Path(f"/proc/{child.pid}/environ").read_text().split("\0")
+    if variable.startswith("GLIBC_TUNABLES=")
+  }
+  assert len(multiprocessing.active_children()) >= 2
+  batches.close()
+  assert len(tunables) == 1 and (own or "mmap_threshold") in tunables.pop()
+  assert os.environ.get("GLIBC_TUNABLES") == own
+
+
 def test_all_sources_pickle(camvid):
   for config in (camvid, miniature.settings("synthetic"), miniature.settings("synthetic_classes")):
     source = data.open_split(config, "train+val")

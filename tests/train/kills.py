@@ -14,7 +14,6 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATIENCE = 600  # seconds; the machine may be busy
-# Unoptimised code: compiling is what takes the time.
 
 
 @dataclasses.dataclass(frozen=True)
