@@ -247,7 +247,7 @@ class Net:
   ) -> Comparison:
     """Writes a file that runs without jaxseg, after its own runtime ran it on three images.
 
-    It takes uint8 RGB b h w 3 and gives int32 labels b h w, or float32 probabilities b h w k.
+    It takes uint8 images b h w c and gives int32 labels b h w, or float32 probabilities b h w k.
 
     Args:
       path: the file, or for "web" a folder.
