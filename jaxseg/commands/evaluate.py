@@ -110,6 +110,7 @@ def evaluate(
   """
   mesh = make_mesh(config.mesh)
   info = data.dataset_info(config.data)
+  target.check_channels(subject, config)
   target.check_classes(
     subject, info, other_names=other_class_names, class_map=config.eval.get("class_map", ())
   )
@@ -188,6 +189,7 @@ def predict_folder(
     raise UserError("an image classifier has no label maps; leave out --images and --output_labels")
   info = data.dataset_info(config.data)
   class_map = config.eval.get("class_map", ())
+  target.check_channels(subject, config)
   target.check_classes(subject, info, other_names=other_class_names, class_map=class_map)
   paths = label_files.find_pictures(images)
   if jax.process_index() == 0:

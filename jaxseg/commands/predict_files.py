@@ -16,7 +16,7 @@ from jaxseg.errors import UserError, printable
 from jaxseg.hub import Net
 from jaxseg.hub.reading import read_image
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".npy")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 LARGE = 6_000_000  # pixels; more go through the network in windows
 SHEET = "contact_sheet.png"

@@ -1,9 +1,9 @@
 """A model as a file that runs without jaxseg: StableHLO, ONNX, LiteRT, and a page for the browser.
 
 What is exported takes uint8 images b h w c (RGB, or the channels that the model takes) and gives the class
-of every pixel, b h w, or probabilities b h w k: preprocessing, BatchNorms (folded into the convolutions before them) and the
-resize to the image's size are inside. Every file is run by its own runtime, in a process without jaxseg,
-and compared with `Net.probabilities` or `Net.predict` before `export` returns.
+of every pixel, b h w, or probabilities b h w k: preprocessing, BatchNorms (folded into the convolutions
+before them) and the resize to the image's size are inside. Every file is run by its own runtime, in a process
+without jaxseg, and compared with `Net.probabilities` or `Net.predict` before `export` returns.
 """
 
 import os
