@@ -34,6 +34,7 @@ from jaxseg.evaluation.receptive_field import (
   side_of_share,
 )
 from jaxseg.hub.reading import read_image
+from jaxseg.types import Preprocess
 
 _SHARES = ((0.5, "--"), (0.95, "-"))
 
@@ -114,17 +115,17 @@ def _images(
       f"--images: {printable(networks[0].name)} takes images of {channels[0]} channels and"
       f" {printable(networks[1].name)} of {channels[1]}; look at one after the other, or leave out --images"
     )
-  return [_photos(flags.images, flags.count, size, channels[0])] * len(networks)
+  return [_photos(flags.images, flags.count, size, networks[0].preprocess)] * len(networks)
 
 
-def _photos(folder: str, count: int, size: tuple[int, int], channels: int) -> list[np.ndarray]:
+def _photos(folder: str, count: int, size: tuple[int, int], preprocess: Preprocess) -> list[np.ndarray]:
   """The middles of the first photos that are large enough."""
   images = []
   for file in predict_files.find_files([folder]):
     if file.is_video:
       continue
     try:
-      image = read_image(file.path, channels=channels)
+      image = read_image(file.path, channels=preprocess.channels, value_range=preprocess.value_range)
     except UserError as error:
       print_line(str(error), error=True)
       continue

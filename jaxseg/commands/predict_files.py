@@ -4,7 +4,7 @@ import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
@@ -14,7 +14,6 @@ from jaxseg.commands import outputs
 from jaxseg.data.source import as_rgb
 from jaxseg.errors import UserError, printable
 from jaxseg.hub import Net
-from jaxseg.hub.reading import read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".npy")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
@@ -93,14 +92,16 @@ def find_files(places: Sequence[str]) -> Iterator[File]:
     )
 
 
-def read_size(path: pathlib.Path, *, channels: int = 3) -> tuple[int, int]:
-  """(rows, columns) of an image file, upright, from its header; of other channels than three it is read.
+def read_size(
+  path: pathlib.Path, read: Callable[[pathlib.Path], np.ndarray], *, channels: int = 3
+) -> tuple[int, int]:
+  """(rows, columns) of an image file, upright, from its header; what Pillow does not know is read by `read`.
 
   Raises:
     UserError: it is no image, or too small.
   """
-  if channels != 3:
-    size = read_image(path, channels=channels).shape[:2]
+  if channels != 3 or path.suffix.lower() == ".npy":
+    size = read(path).shape[:2]
     check_size(path, size)
     return size
   pillow = lazy.load("PIL.Image")

@@ -160,7 +160,7 @@ def choose_config(
 
 
 def fit_preprocess(config: ml_collections.ConfigDict) -> None:
-  """Gives `config.preprocess` a value for each channel; it is not read, as trained weights bring their own."""
+  """Gives `config.preprocess` a value for each channel; it is not read, as weights bring their own."""
   channels = config.data.get("channels", 3)
   if "preprocess" in config and len(config.preprocess.mean) != channels:
     config.preprocess.mean, config.preprocess.std = (0.0,) * channels, (1.0,) * channels

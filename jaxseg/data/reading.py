@@ -101,14 +101,22 @@ def read_ids(mask: bytes, path: str, rule: Rule) -> Integer[np.ndarray, "h w"]:
   return _ids(open_image(mask, path, "mask"), mask, path, rule, turn=True)
 
 
-def read_bands(image: bytes, path: str, channels: int) -> UInt8[np.ndarray, "h w c"]:
-  """All channels of an image's file of 8 bits, as displayed.
+def read_image(image: bytes, path: str, rule: Rule, *, turn: bool = True) -> UInt8[np.ndarray, "h w c"]:
+  """An image's file as 8 bits and `rule.channels`, as displayed, or with `turn=False` as stored.
 
   Raises:
-    DataError: another number of channels, more bits, or a file that is no image.
+    DataError: another number of channels, more bits without a range, or a file that is no image.
   """
-  picture, rule = open_image(image, path, "image"), Rule(channels=channels)
-  return packed.unpack(_stored_image(image, picture, path, rule, turn=True))
+  return _pixels(image, open_image(image, path, "image"), path, rule, turn)
+
+
+def needs_rule(image: bytes) -> bool:
+  """Whether a file has more than 8 bits a channel, or is an array, so that Pillow alone does not read it."""
+  try:
+    picture = PillowImage.open(io.BytesIO(image))
+  except Exception:  # as `open_image`
+    return image[:6] == np.lib.format.MAGIC_PREFIX or image[:4] in _TIFF
+  return _is_deep(image, picture) or picture.mode[:1] in ("I", "F")
 
 
 def open_image(data: bytes, path: str, kind: str) -> PillowImage.Image:
@@ -225,19 +233,25 @@ def _values(picture: PillowImage.Image, data: bytes, path: str, kind: str) -> Nu
 
 
 def _stored_image(data: bytes, picture: PillowImage.Image, path: str, rule: Rule, turn: bool) -> bytes:
-  orientation = _orientation(picture) if turn and picture.format != "TIFF" else 1  # Pillow turns TIFF itself
-  if rule.channels != 3:
-    return packed.pack(_turned(_bands(data, picture, path, rule), orientation))
   plain = picture.format in ("JPEG", "PNG") and picture.mode in ("L", "RGB") and not _is_deep(data, picture)
-  if plain and orientation == 1:
+  if plain and rule.channels == 3 and not (turn and _orientation(picture) != 1):
     images.load(data, path, "image", reduced=True)
     return data
-  deep = _is_deep(data, picture) or picture.format is None or picture.mode[:1] in ("I", "F")
-  if not deep:
-    rgb = np.asarray(images.load(data, path, "image").convert("RGB"))
-  else:
+  pixels = _pixels(data, picture, path, rule, turn)
+  return packed.pack(pixels) if rule.channels != 3 else images.encode_image(pixels)
+
+
+def _pixels(
+  data: bytes, picture: PillowImage.Image, path: str, rule: Rule, turn: bool
+) -> UInt8[np.ndarray, "h w c"]:
+  orientation = _orientation(picture) if turn and picture.format != "TIFF" else 1  # Pillow turns TIFF itself
+  if rule.channels != 3:
+    return _turned(_bands(data, picture, path, rule), orientation)
+  if _is_deep(data, picture) or picture.format is None or picture.mode[:1] in ("I", "F"):
     rgb = _scaled(_values(picture, data, path, "image"), path, rule.value_range)
-  return images.encode_image(_turned(rgb, orientation))
+  else:
+    rgb = np.asarray(images.load(data, path, "image").convert("RGB"))
+  return _turned(rgb, orientation)
 
 
 def _bands(data: bytes, picture: PillowImage.Image, path: str, rule: Rule) -> UInt8[np.ndarray, "h w c"]:
@@ -254,7 +268,7 @@ def _bands(data: bytes, picture: PillowImage.Image, path: str, rule: Rule) -> UI
       f"image {path} has {values.shape[2]} channels, but data.channels is {rule.channels}; set it to"
       f" {values.shape[2]}, or convert the image"
     )
-  return _eight_bits(values, path, rule.value_range)
+  return to_eight_bits(values, f"image {path}", rule.value_range)
 
 
 def _scaled(
@@ -266,24 +280,30 @@ def _scaled(
     raise DataError(
       f"image {path} has {channels} channels; expected 1, 3, or 4 with transparency, or set data.channels"
     )
-  values = _eight_bits(values, path, value_range)
+  values = to_eight_bits(values, f"image {path}", value_range)
   if channels == 1:
     return np.repeat(values.reshape(*values.shape[:2], 1), 3, axis=2)
   return np.ascontiguousarray(values[..., :3])
 
 
-def _eight_bits(
-  values: Num[np.ndarray, "*s"], path: str, value_range: Sequence[float]
+def to_eight_bits(
+  values: Num[np.ndarray, "*s"], name: str, value_range: Sequence[float]
 ) -> UInt8[np.ndarray, "*s"]:
+  """Values of any type as 0 to 255: those of 8 bits as they are, others by `value_range`.
+
+  Raises:
+    DataError: no range for values that need one, or some that are not finite.
+  """
   if values.dtype != np.uint8:
     if len(value_range) != 2:
       raise DataError(
-        f"image {path} holds {values.dtype} values from {values.min():g} to {values.max():g}; say which"
-        " become 0 and 255 with data.value_range, such as (0,65535), or (0,4095) for 12 bits"
+        f"{name} holds {values.dtype} values from {values.min():g} to {values.max():g}; say which become 0"
+        " and 255 with data.value_range (in predict --value_range, or preprocess=dict(value_range=...)), such"
+        " as (0,65535), or (0,4095) for 12 bits"
       )
     low, high = value_range
     if not np.isfinite(values).all():
-      raise DataError(f"image {path} holds values that are not finite; replace them")
+      raise DataError(f"{name} holds values that are not finite; replace them")
     values = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
     values = np.floor(values + 0.5).astype(np.uint8)
   return values

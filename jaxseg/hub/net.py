@@ -94,7 +94,8 @@ class Net:
     for each: of one class 0 and 1; `jaxseg.classes.members(label, k)` is a map for each.
 
     Args:
-      image: uint8 RGB, h w 3; or the path of an image file, or a PIL image.
+      image: uint8 RGB, h w 3 (or the channels that the model takes); or the path of an image file, or a PIL
+        image. More than 8 bits are read by `net.preprocess.value_range`.
       mode: "whole" runs the network once over the whole image; "slide" takes the mean of its
         logits over overlapping windows.
       crop_size: rows and columns of a window; 512 x 512 unless given.
@@ -210,7 +211,8 @@ class Net:
     return labels
 
   def _read(self, image: Any) -> AnyArray:
-    return read_image(image, channels=self.preprocess.channels)
+    channels, value_range = self.preprocess.channels, self.preprocess.value_range
+    return read_image(image, channels=channels, value_range=value_range)
 
   @property
   def info(self) -> DatasetInfo:

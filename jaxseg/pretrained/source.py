@@ -12,7 +12,14 @@ import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.pretrained.readers import SUFFIXES, read_file
-from jaxseg.pretrained.schema import Meta, meta_of_ours, meta_of_transformers, parse_json, read_json
+from jaxseg.pretrained.schema import (
+  Meta,
+  meta_of_ours,
+  meta_of_transformers,
+  parse_json,
+  preprocess_of,
+  read_json,
+)
 from jaxseg.pretrained.untrusted import reading, shown
 from jaxseg.pretrained.weights import Weights
 
@@ -97,6 +104,11 @@ def _meta_of_run(config: dict[str, Any], path: Any) -> Meta:
     raise UserError(
       f"{path} does not say model.num_classes, as train.py wrote it; bring back a copy of the file"
     )
+  data = config.get("config")
+  data = data.get("data") if isinstance(data, Mapping) else None
+  if meta.preprocess is not None and isinstance(data, Mapping) and (known := data.get("value_range")):
+    fields = {**dataclasses.asdict(meta.preprocess), "value_range": known}
+    meta.preprocess = preprocess_of(fields, f"{path}: ")
   return meta
 
 

@@ -140,7 +140,12 @@ def _save(folder: pathlib.Path, record: Mapping[str, Any], variables: Any, score
   net = Net(
     model=create_model(arch, **fields),
     variables=variables,
-    preprocess=Preprocess(tuple(preprocess["mean"]), tuple(preprocess["std"]), preprocess["channel_order"]),
+    preprocess=Preprocess(
+      mean=tuple(preprocess["mean"]),
+      std=tuple(preprocess["std"]),
+      channel_order=preprocess["channel_order"],
+      value_range=tuple(map(float, record["config"]["data"].get("value_range", ()))),
+    ),
     classes=tuple(record["classes"]),
     palette=np.asarray(record["palette"], np.uint8),
     arch=arch,
