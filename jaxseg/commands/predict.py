@@ -48,7 +48,6 @@ from jaxseg.evaluation.rule import InferenceRule
 from jaxseg.hub import Net, from_pretrained
 from jaxseg.hub.reading import read_image
 from jaxseg.hub.segmenter import Segmenter
-from jaxseg.types import Preprocess
 
 _THUMBNAIL = 320  # the longer side of an image on the contact sheet
 _MOST_SHOWN = 24
@@ -131,14 +130,11 @@ def _segment(
 ) -> list[str]:
   output = pathlib.Path(outputs.try_folder(flags.output))
   net = from_pretrained(flags.source, preprocess=_given_range(flags.value_range))
-  channels, read = net.preprocess.channels, _reader(net.preprocess)
   images, refused = [], []
   for file in files:
     try:
       if not file.is_video:
-        images.append(
-          dataclasses.replace(file, size=predict_files.read_size(file.path, read, channels=channels))
-        )
+        images.append(dataclasses.replace(file, size=predict_files.read_size(file.path, net.preprocess)))
     except UserError as error:
       refused.append(str(error))
   large = [image for image in images if image.is_large and flags.mode != "whole"]
@@ -148,9 +144,9 @@ def _segment(
       " in windows, which take no --scales, --flip, --resize, --crf or --probabilities; leave these out, or"
       " give --mode=whole"
     )
-  if channels != 3 and any(file.is_video for file in files):
+  if net.preprocess.channels != 3 and any(file.is_video for file in files):
     raise UserError(
-      f"{flags.source} takes images of {channels} channels, and videos have three; leave them out"
+      f"{flags.source} takes images of {net.preprocess.channels} channels, and videos have three; leave them out"
     )
   if crf is not None and net.info.multi_label:
     raise UserError("--crf gives each pixel one class, and one of this model may have several; leave it out")
@@ -195,7 +191,7 @@ def _segment(
         finish(file, pixels, labels)
     for file in large:
       try:
-        pixels = read(file.path)
+        pixels = read_image(file.path, net.preprocess)
       except UserError as error:
         refused.append(str(error))
         continue
@@ -241,10 +237,6 @@ def _given_range(text: str | None) -> dict[str, tuple[float, ...]] | None:
   return {"value_range": tuple(map(float, numbers))}
 
 
-def _reader(preprocess: Preprocess) -> Callable[[pathlib.Path], np.ndarray]:
-  return functools.partial(read_image, channels=preprocess.channels, value_range=preprocess.value_range)
-
-
 def _batches(
   segmenter: Segmenter, files: list[File], batch_size: int, *, exact: bool, refused: list[str]
 ) -> Iterator[tuple[list[tuple[File, np.ndarray]], int, Segmenter]]:
@@ -266,7 +258,7 @@ def _batches(
     except UserError as error:
       refused.append(str(error))
   sizes = [file.size for file in files]
-  read = _reader(segmenter.preprocess)
+  read = functools.partial(read_image, preprocess=segmenter.preprocess)
   batches = list(segmenter.batches(sizes, batch_size=batch_size))
   count = len({segmenter.key(size) for size in sizes})
   compiled = set()

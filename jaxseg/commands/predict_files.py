@@ -4,7 +4,7 @@ import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
@@ -14,6 +14,8 @@ from jaxseg.commands import outputs
 from jaxseg.data.source import as_rgb
 from jaxseg.errors import UserError, printable
 from jaxseg.hub import Net
+from jaxseg.hub.reading import read_image
+from jaxseg.types import Preprocess
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".npy")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
@@ -92,16 +94,14 @@ def find_files(places: Sequence[str]) -> Iterator[File]:
     )
 
 
-def read_size(
-  path: pathlib.Path, read: Callable[[pathlib.Path], np.ndarray], *, channels: int = 3
-) -> tuple[int, int]:
-  """(rows, columns) of an image file, upright, from its header; what Pillow does not know is read by `read`.
+def read_size(path: pathlib.Path, preprocess: Preprocess) -> tuple[int, int]:
+  """(rows, columns) of an image file, upright, from its header; what Pillow does not know is read.
 
   Raises:
     UserError: it is no image, or too small.
   """
-  if channels != 3 or path.suffix.lower() == ".npy":
-    size = read(path).shape[:2]
+  if preprocess.channels != 3 or path.suffix.lower() == ".npy":
+    size = read_image(path, preprocess).shape[:2]
     check_size(path, size)
     return size
   pillow = lazy.load("PIL.Image")

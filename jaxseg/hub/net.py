@@ -211,8 +211,7 @@ class Net:
     return labels
 
   def _read(self, image: Any) -> AnyArray:
-    channels, value_range = self.preprocess.channels, self.preprocess.value_range
-    return read_image(image, channels=channels, value_range=value_range)
+    return read_image(image, self.preprocess)
 
   @property
   def info(self) -> DatasetInfo:

@@ -3,31 +3,33 @@
 import io
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxseg import lazy
 from jaxseg.errors import UserError, printable
-from jaxseg.types import AnyArray
+from jaxseg.types import AnyArray, Preprocess
+
+_RGB = Preprocess()
 
 
-def read_image(image: Any, *, channels: int = 3, value_range: Sequence[float] = ()) -> AnyArray:
+def read_image(image: Any, preprocess: Preprocess = _RGB) -> AnyArray:
   """An image as `predict` wants it, from an array, the path of a file, or a PIL image.
 
   Files may be TIFF of many bands, or arrays that NumPy saved.
 
   Args:
     image: the array, path or image.
-    channels: that it has to have; grey and palette files become RGB.
-    value_range: (low, high), what becomes 0 and 255 in images of more than 8 bits; () refuses these.
+    preprocess: tells how many channels it has to have (grey and palette files become RGB), and the range of
+      values of images with more than 8 bits.
 
   Raises:
     UserError: no image file, or an array of another kind.
   """
+  channels, value_range = preprocess.channels, preprocess.value_range
   if isinstance(image, str | os.PathLike):
-    image = _read_file(image, channels, tuple(value_range))
+    image = _read_file(image, channels, value_range)
   elif not hasattr(image, "dtype") and hasattr(image, "convert"):
     from PIL import ImageOps
 

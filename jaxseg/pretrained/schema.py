@@ -228,6 +228,13 @@ def preprocess_of(fields: Mapping[str, Any] | Preprocess, where: str = "") -> Pr
   return record
 
 
+def value_range_of_run(config: Mapping[str, Any]) -> Any:
+  """`data.value_range` in a config.json of train.py, as it stands there; () where it says none."""
+  run = config.get("config")
+  data = run.get("data") if isinstance(run, Mapping) else None
+  return (data.get("value_range") if isinstance(data, Mapping) else None) or ()
+
+
 def check_counts(fields: Mapping[str, Any], where: str) -> None:
   """Refuses fields that ask for more layers than any network has.
 

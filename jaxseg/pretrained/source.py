@@ -19,6 +19,7 @@ from jaxseg.pretrained.schema import (
   parse_json,
   preprocess_of,
   read_json,
+  value_range_of_run,
 )
 from jaxseg.pretrained.untrusted import reading, shown
 from jaxseg.pretrained.weights import Weights
@@ -104,10 +105,8 @@ def _meta_of_run(config: dict[str, Any], path: Any) -> Meta:
     raise UserError(
       f"{path} does not say model.num_classes, as train.py wrote it; bring back a copy of the file"
     )
-  data = config.get("config")
-  data = data.get("data") if isinstance(data, Mapping) else None
-  if meta.preprocess is not None and isinstance(data, Mapping) and (known := data.get("value_range")):
-    fields = {**dataclasses.asdict(meta.preprocess), "value_range": known}
+  if meta.preprocess is not None:
+    fields = {**dataclasses.asdict(meta.preprocess), "value_range": value_range_of_run(config)}
     meta.preprocess = preprocess_of(fields, f"{path}: ")
   return meta
 

@@ -18,6 +18,7 @@ from tests.hub.small import init
 
 RANGE = (0.0, 1000.0)
 SIZE = (40, 48)
+DEEP = Preprocess(value_range=RANGE)
 
 
 def net_of(value_range=(), channels=3):
@@ -47,7 +48,7 @@ def write(folder, deep):
 
 def test_read_as_training_reads(tmp_path, deep):
   for path in write(tmp_path, deep):
-    found = read_image(path, value_range=RANGE)
+    found = read_image(path, DEEP)
     np.testing.assert_array_equal(found, as_trained(deep))
     rule = reading.Rule(RANGE)
     np.testing.assert_array_equal(found, reading.read_image(path.read_bytes(), "x", rule))
@@ -56,12 +57,12 @@ def test_read_as_training_reads(tmp_path, deep):
   grey = deep[..., 0]
   Image.fromarray(grey).save(tmp_path / "grey.png")
   for form in (tmp_path / "grey.png", Image.fromarray(grey)):
-    np.testing.assert_array_equal(read_image(form, value_range=RANGE), as_trained(np.stack([grey] * 3, -1)))
-    assert read_image(form, channels=1, value_range=RANGE).shape == (*SIZE, 1)
+    np.testing.assert_array_equal(read_image(form, DEEP), as_trained(np.stack([grey] * 3, -1)))
+    assert read_image(form, Preprocess((0.0,), (1.0,), value_range=RANGE)).shape == (*SIZE, 1)
     with pytest.raises(UserError, match="holds uint16 values"):
       read_image(form)
-  np.testing.assert_array_equal(read_image(deep / np.float32(1), value_range=RANGE), as_trained(deep))
-  np.testing.assert_array_equal(read_image(as_trained(deep), value_range=RANGE), as_trained(deep))
+  np.testing.assert_array_equal(read_image(deep / np.float32(1), DEEP), as_trained(deep))
+  np.testing.assert_array_equal(read_image(as_trained(deep), DEEP), as_trained(deep))
 
 
 def test_the_range_travels_with_the_weights(tmp_path, deep):
