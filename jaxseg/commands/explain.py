@@ -125,7 +125,7 @@ def _photos(folder: str, count: int, size: tuple[int, int], preprocess: Preproce
     if file.is_video:
       continue
     try:
-      image = read_image(file.path, preprocess)
+      image = read_image(file.path, preprocess=preprocess)
     except UserError as error:
       print_line(str(error), error=True)
       continue

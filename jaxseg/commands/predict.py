@@ -146,7 +146,8 @@ def _segment(
     )
   if net.preprocess.channels != 3 and any(file.is_video for file in files):
     raise UserError(
-      f"{flags.source} takes images of {net.preprocess.channels} channels, and videos have three; leave them out"
+      f"{flags.source} takes images of {net.preprocess.channels} channels, and videos have three; leave them"
+      " out"
     )
   if crf is not None and net.info.multi_label:
     raise UserError("--crf gives each pixel one class, and one of this model may have several; leave it out")
@@ -191,7 +192,7 @@ def _segment(
         finish(file, pixels, labels)
     for file in large:
       try:
-        pixels = read_image(file.path, net.preprocess)
+        pixels = read_image(file.path, preprocess=net.preprocess)
       except UserError as error:
         refused.append(str(error))
         continue

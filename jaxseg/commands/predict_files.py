@@ -101,7 +101,7 @@ def read_size(path: pathlib.Path, preprocess: Preprocess) -> tuple[int, int]:
     UserError: it is no image, or too small.
   """
   if preprocess.channels != 3 or path.suffix.lower() == ".npy":
-    size = read_image(path, preprocess).shape[:2]
+    size = read_image(path, preprocess=preprocess).shape[:2]
     check_size(path, size)
     return size
   pillow = lazy.load("PIL.Image")

@@ -16,16 +16,17 @@ import numpy as np
 from jaxtyping import Integer, Num, UInt8
 from PIL import Image as PillowImage
 
+from jaxseg.classes import as_label
 from jaxseg.data import images, packed
 from jaxseg.data.source import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".npy")
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".webp")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".webp", ".npy")
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BITS_PER_SAMPLE = 258  # TIFF's tag
+_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277  # TIFF's tags
 _DEPTH = 24  # where a PNG's header says its bits a channel
 
 Colors = Mapping[tuple[int, int, int], int]
@@ -40,11 +41,13 @@ class Rule:
       such images.
     colors: RGB → class id of masks drawn in colours; empty where masks hold ids.
     channels: of images; others than 3 are stored as they are, in 8 bits.
+    classes: that a pixel may have at once, so that masks may have a channel for each; 0 where it has one.
   """
 
   value_range: tuple[float, ...] = ()
   colors: Colors = dataclasses.field(default_factory=dict)
   channels: int = 3
+  classes: int = 0
 
 
 def read_pair(
@@ -57,8 +60,9 @@ def read_pair(
   """
   picture, drawing = open_image(image, image_path, "image"), open_image(mask, mask_path, "mask")
   _refuse_jpeg(drawing, mask_path)
-  sizes = [_displayed(x) for x in (picture, drawing)]
-  turn = sizes[0] == sizes[1] or picture.size != drawing.size
+  # Width and height as displayed.
+  image_size, mask_size = (x.size[::-1] if _orientation(x) >= 5 else x.size for x in (picture, drawing))
+  turn = image_size == mask_size or picture.size != drawing.size
   return _stored_image(image, picture, image_path, rule, turn), _stored_mask(
     mask, drawing, mask_path, rule, turn
   )
@@ -147,11 +151,6 @@ def open_image(data: bytes, path: str, kind: str) -> PillowImage.Image:
   return picture
 
 
-def _displayed(picture: PillowImage.Image) -> tuple[int, int]:
-  """(width, height) with the orientation applied."""
-  return picture.size[::-1] if _orientation(picture) >= 5 else picture.size
-
-
 def _orientation(picture: PillowImage.Image) -> int:
   try:
     value = picture.getexif().get(_ORIENTATION, 1)
@@ -195,7 +194,8 @@ def _beyond_pillow(data: bytes, path: str) -> Num[np.ndarray, "..."] | None:
       values = np.load(io.BytesIO(data), mmap_mode=None, allow_pickle=False)
     except (ValueError, EOFError, MemoryError):
       return None
-    return values if values.dtype.kind in "buif" else None
+    values = values.astype(np.uint8) if values.dtype == np.bool_ else values
+    return values if values.dtype.kind in "uif" else None
   if data[:4] in _TIFF and (values := _by_tifffile(data, path)) is not None:
     return values
   return _by_opencv(data)
@@ -325,9 +325,18 @@ def _ids(
 ) -> Integer[np.ndarray, "h w"]:
   orientation = _orientation(drawing) if turn and drawing.format != "TIFF" else 1
   if drawing.mode == "P" and rule.colors:
-    values = _palette_colors(images.load(data, path, "mask"), rule.colors)
+    rgb = np.asarray(images.load(data, path, "mask").convert("RGB"))
+    known = {tuple(color) for color in np.unique(rgb.reshape(-1, 3), axis=0).tolist()} <= set(rule.colors)
+    values = rgb if known else np.asarray(drawing)  # where not all of its colours are classes, the indices
   else:
     values = _values(drawing, data, path, "mask")
+    if drawing.format == "TIFF" and drawing.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > len(drawing.getbands()):
+      bands = _beyond_pillow(data, path)  # Pillow shows one of them
+      values = values if bands is None else bands
+  if values.ndim == 3 and rule.classes > 1:
+    values = _joined_channels(values, drawing.mode if drawing.format else "", path, rule)
+  if values.ndim == 3 and values.shape[2] > 4:
+    raise DataError(f"mask {path} has {values.shape[2]} channels; expected one class id a pixel")
   if values.ndim == 3 and values.shape[2] == 2:
     values = values[..., 0]  # grey with transparency
   if values.ndim == 3:
@@ -339,11 +348,41 @@ def _ids(
   return _turned(values.astype(np.uint8) if values.dtype == np.bool_ else values, orientation)
 
 
-def _palette_colors(drawing: PillowImage.Image, colors: Colors) -> np.ndarray:
-  """The colours of a palette mask where all of them are classes, else its indices."""
-  rgb = np.asarray(drawing.convert("RGB"))
-  known = {tuple(color) for color in np.unique(rgb.reshape(-1, 3), axis=0).tolist()} <= set(colors)
-  return rgb if known else np.asarray(drawing)
+def _joined_channels(
+  values: Num[np.ndarray, "h w c"], mode: str, path: str, rule: Rule
+) -> Num[np.ndarray, "h w *c"]:
+  """The bits of the classes where a mask has a channel for each; else the mask as it is: colours, or grey.
+
+  `mode` is Pillow's for what it reads: of two to four channels, which may be one number a pixel that was
+  saved with colours or transparency.
+  """
+  count = values.shape[2]
+  if mode == "RGBA" and rule.classes == 3:
+    values, count = values[..., :3], 3
+  is_grey, is_opaque = bool((values == values[..., :1]).all()), bool((values[..., -1] == 255).all())
+  if (mode and (rule.colors or count != rule.classes)) or count == 1:
+    return values
+  if count != rule.classes:
+    raise DataError(
+      f"mask {path} has {count} channels, but data.classes {rule.classes} names; expected a channel for each,"
+      " in their order"
+    )
+  found = np.unique(values)
+  if not (np.isin(found, (0, 1)).all() or np.isin(found, (0, 255)).all()):
+    if mode and (is_grey if mode == "RGB" else is_opaque):
+      return values
+    raise DataError(
+      f"mask {path} holds {', '.join(f'{value:g}' for value in found[:6].astype(np.float64))}"
+      f"{', ...' if len(found) > 6 else ''} in its {count} channels; expected 0 and 1, or 0 and 255, which"
+      " say whether a pixel has the class of that channel"
+    )
+  if mode and values[..., 0].any() and (is_grey if mode == "RGB" else is_opaque):
+    raise DataError(
+      f"mask {path} ({mode}) may be one number a pixel or a channel for each of {count} classes, as its"
+      f" {'channels are equal' if mode == 'RGB' else 'last channel is full'}; save it in grey, or as NAME.npy"
+      " of height, width, classes"
+    )
+  return as_label(values != 0)
 
 
 def _flat(rgb: Num[np.ndarray, "h w 3"], path: str, colors: Colors) -> Integer[np.ndarray, "h w"]:

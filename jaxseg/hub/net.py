@@ -211,7 +211,7 @@ class Net:
     return labels
 
   def _read(self, image: Any) -> AnyArray:
-    return read_image(image, self.preprocess)
+    return read_image(image, preprocess=self.preprocess)
 
   @property
   def info(self) -> DatasetInfo:

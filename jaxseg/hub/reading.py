@@ -14,7 +14,7 @@ from jaxseg.types import AnyArray, Preprocess
 _RGB = Preprocess()
 
 
-def read_image(image: Any, preprocess: Preprocess = _RGB) -> AnyArray:
+def read_image(image: Any, *, preprocess: Preprocess = _RGB) -> AnyArray:
   """An image as `predict` wants it, from an array, the path of a file, or a PIL image.
 
   Files may be TIFF of many bands, or arrays that NumPy saved.

@@ -48,7 +48,7 @@ def write(folder, deep):
 
 def test_read_as_training_reads(tmp_path, deep):
   for path in write(tmp_path, deep):
-    found = read_image(path, DEEP)
+    found = read_image(path, preprocess=DEEP)
     np.testing.assert_array_equal(found, as_trained(deep))
     rule = reading.Rule(RANGE)
     np.testing.assert_array_equal(found, reading.read_image(path.read_bytes(), "x", rule))
@@ -57,12 +57,12 @@ def test_read_as_training_reads(tmp_path, deep):
   grey = deep[..., 0]
   Image.fromarray(grey).save(tmp_path / "grey.png")
   for form in (tmp_path / "grey.png", Image.fromarray(grey)):
-    np.testing.assert_array_equal(read_image(form, DEEP), as_trained(np.stack([grey] * 3, -1)))
-    assert read_image(form, Preprocess((0.0,), (1.0,), value_range=RANGE)).shape == (*SIZE, 1)
+    np.testing.assert_array_equal(read_image(form, preprocess=DEEP), as_trained(np.stack([grey] * 3, -1)))
+    assert read_image(form, preprocess=Preprocess((0.0,), (1.0,), value_range=RANGE)).shape == (*SIZE, 1)
     with pytest.raises(UserError, match="holds uint16 values"):
       read_image(form)
-  np.testing.assert_array_equal(read_image(deep / np.float32(1), DEEP), as_trained(deep))
-  np.testing.assert_array_equal(read_image(as_trained(deep), DEEP), as_trained(deep))
+  np.testing.assert_array_equal(read_image(deep / np.float32(1), preprocess=DEEP), as_trained(deep))
+  np.testing.assert_array_equal(read_image(as_trained(deep), preprocess=DEEP), as_trained(deep))
 
 
 def test_the_range_travels_with_the_weights(tmp_path, deep):
