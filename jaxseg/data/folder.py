@@ -51,15 +51,6 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info("folder", classes, color_map(len(classes)), multi_label=_is_multi_label(config_data))
 
 
-def open_split(config_data: Any, split: str) -> preparing.RecordSource:
-  """Reads `manual_dir`, `data_dir`, `classes` and `label_map`.
-
-  Raises:
-    DataError: no `manual_dir`, another layout, or bad files.
-  """
-  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
-
-
 def original(config_data: Any) -> preparing.Original:
   """What lies below `manual_dir`.
 

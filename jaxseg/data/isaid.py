@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int
 
 from jaxseg.data import files, images, pairs, preparing
 from jaxseg.data.source import DataError, DatasetInfo, make_info
@@ -52,11 +51,6 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info("isaid", CLASSES, PALETTE)
 
 
-def open_split(config_data: Any, split: str) -> preparing.RecordSource:
-  """`split` is "train" or "val"; reads `manual_dir` and `data_dir`."""
-  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
-
-
 def original(config_data: Any) -> preparing.Original:
   """What lies below `manual_dir`, whole pictures or tiles."""
   root = pairs.inside(config_data.manual_dir, "iSAID")
@@ -72,7 +66,7 @@ def original(config_data: Any) -> preparing.Original:
       root, splits, name="isaid", layout=LAYOUT, listed=_list_tiles if tiled else _list_pictures
     ),
     watch=[folder for folders in splits.values() for folder in folders],
-    table=_table(),
+    table=images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="isaid"),
     read=read_tile if tiled else read_picture,
     absent={"test": "the labels of the test pictures are not published; use val"},
   )
@@ -126,7 +120,3 @@ def read_picture(pair: pairs.Pair) -> Iterator[pairs.Example]:
 def tile_starts(side: int) -> list[int]:
   """Where tiles begin along a side of at least `TILE` pixels."""
   return sorted({min(start, side - TILE) for start in range(0, side, TILE - OVERLAP)})
-
-
-def _table() -> Int[np.ndarray, "65536"]:
-  return images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="isaid")
