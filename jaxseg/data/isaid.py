@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from jaxseg.data import files, images, pairs, preparing
-from jaxseg.data.source import DataError, DatasetInfo, make_info
+from jaxseg.data.source import DatasetInfo, make_info
 from jaxseg.types import IGNORE_LABEL
 
 CLASSES = (
@@ -98,12 +98,7 @@ def read_picture(pair: pairs.Pair) -> Iterator[pairs.Example]:
   image = np.asarray(images.load(files.read_bytes(pair.image), pair.image, "image").convert("RGB"))
   encoded = images.index_mask(files.read_bytes(pair.mask), COLORS, path=pair.mask)
   mask = images.decode_mask(encoded)
-  if image.shape[:2] != mask.shape:
-    (ih, iw), (mh, mw) = image.shape[:2], mask.shape
-    raise DataError(
-      f"image {pair.image} is {ih}x{iw} (height x width), but its mask {pair.mask} is {mh}x{mw};"
-      " they must be equal"
-    )
+  images.check_sizes(image.shape[:2], mask.shape, image_path=pair.image, mask_path=pair.mask)
   below, right = (max(TILE - side, 0) for side in mask.shape)
   image = np.pad(image, ((0, below), (0, right), (0, 0)))
   mask = np.pad(mask, ((0, below), (0, right)), constant_values=IGNORE_LABEL)

@@ -129,21 +129,17 @@ def open_image(data: bytes, path: str, kind: str) -> PillowImage.Image:
   Raises:
     DataError: no image, several images in one, or one that is too large.
   """
-  try:
-    picture = PillowImage.open(io.BytesIO(data))
-    frames = getattr(picture, "n_frames", 1)
-  except PillowImage.DecompressionBombError:
-    raise DataError(
-      f"{kind} {path} has more than {2 * PillowImage.MAX_IMAGE_PIXELS // 10**6} megapixels; cut it into tiles"
-    ) from None
-  # Which error a damaged file gives depends on where it is damaged.
-  except Exception as error:
-    decoded = _beyond_pillow(data, path)
-    if decoded is None or decoded.ndim not in (2, 3):
-      raise DataError(
-        f"{kind} {path} is truncated or not a picture ({images.one_line(error)}); replace the file"
-      ) from None
-    return PillowImage.new("F", decoded.shape[1::-1])  # stands for what Pillow does not know; see _values
+  with images.opening(path, kind):
+    try:
+      picture = PillowImage.open(io.BytesIO(data))
+      frames = getattr(picture, "n_frames", 1)
+    except PillowImage.DecompressionBombError:
+      raise
+    except Exception:
+      decoded = _beyond_pillow(data, path)
+      if decoded is None or decoded.ndim not in (2, 3):
+        raise
+      return PillowImage.new("F", decoded.shape[1::-1])  # stands for what Pillow does not know; see _values
   if frames > 1:
     raise DataError(
       f"{kind} {path} holds {frames} pages or frames; save the one that is meant as a file of its own"

@@ -176,15 +176,6 @@ class Net:
       exact: False resizes images of more than eight sizes to eight for the network, because each size is
         compiled; labels come back at each image's own size and differ a little.
       mode: this and the following as in `predict`.
-      crop_size: of a window.
-      stride: between windows.
-      resize: (long, short) that an image is fitted into.
-      multiple: what the sides of the network's input have to divide by.
-      multiple_rule: "pad" or "resize".
-      scales: factors over which the softmax is averaged.
-      flip: averages with the mirrored image, too.
-      threshold: as in `predict`.
-      crf: refine each result.
 
     Raises:
       UserError: as `predict`; the message names the image by its number.
@@ -324,6 +315,11 @@ class Net:
     if self.info.multi_label:
       raise UserError(
         f"the CRF gives each pixel one class, and one of {self.arch} may have several; leave crf out"
+      )
+    if self.preprocess.channels != 3:
+      raise UserError(
+        f"the CRF compares the colours of RGB images, and {self.arch} takes {self.preprocess.channels}"
+        " channels; leave crf out"
       )
     if isinstance(crf, Settings):
       return dict(kernels=crf.kernels, steps=crf.steps, method=crf.method)
