@@ -7,6 +7,7 @@ pixels, the last ones moved back inside; a picture smaller than a tile is filled
 and "no label". Here tiles are also filled up where just one side falls short of 896.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,21 +60,18 @@ def original(config_data: Any) -> preparing.Original:
     splits = {split: (f"img_dir/{split}", f"ann_dir/{split}") for split in ("train", "val")}
   else:
     splits = {split: (f"{split}/images", f"{split}/Semantic_masks") for split in ("train", "val")}
+  list_tiles = functools.partial(pairs.list_pairs, mask_end=MASK_END)
   return pairs.original(
     ISAID,
     root,
     find=lambda: pairs.find_splits(
-      root, splits, name="isaid", layout=LAYOUT, listed=_list_tiles if tiled else _list_pictures
+      root, splits, name="isaid", layout=LAYOUT, listed=list_tiles if tiled else _list_pictures
     ),
     watch=[folder for folders in splits.values() for folder in folders],
     table=images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="isaid"),
     read=read_tile if tiled else read_picture,
     absent={"test": "the labels of the test pictures are not published; use val"},
   )
-
-
-def _list_tiles(root: epath.Path, image_dir: str, mask_dir: str) -> list[pairs.Pair]:
-  return pairs.list_pairs(root, image_dir, mask_dir, mask_end=MASK_END)
 
 
 def _list_pictures(root: epath.Path, image_dir: str, mask_dir: str) -> list[pairs.Pair]:

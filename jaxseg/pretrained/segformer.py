@@ -159,10 +159,6 @@ def _publisher(
   return publish
 
 
-def _apart(_: str) -> None:
-  """Query, key and value are tensors of their own."""
-
-
 def _fused_kv(name: str) -> Part | None:
   module, kind = name.rsplit("/", 1)
   return Part(f"attn.kv.{kind}", _QKV.index(module) - 1, 2) if module in _QKV[1:] else None
@@ -281,7 +277,7 @@ def _mmseg(name: str, prefix: str) -> Layout:
 
 def _hf(name: str, prefix: str, names: Mapping[str, str], head: Mapping[str, str]) -> Layout:
   return _layout(
-    name, prefix, names, head, _apart, "", _OF_HF,
+    name, prefix, names, head, lambda _: None, "", _OF_HF,
     encoder={"epsilons": "hf"}, decoder={"dropout": "elements"},
   )  # fmt: skip
 
