@@ -330,7 +330,8 @@ def _ids(
       bands = _beyond_pillow(data, path)  # Pillow shows one of them
       values = values if bands is None else bands
   if values.ndim == 3 and rule.classes > 1:
-    values = _joined_channels(values, drawing.mode if drawing.format else "", path, rule)
+    is_pillows = drawing.format and values.shape[2] == len(drawing.getbands())
+    values = _joined_channels(values, drawing.mode if is_pillows else "", path, rule)
   if values.ndim == 3 and values.shape[2] > 4:
     raise DataError(f"mask {path} has {values.shape[2]} channels; expected one class id a pixel")
   if values.ndim == 3 and values.shape[2] == 2:

@@ -130,7 +130,8 @@ def test_channels_that_are_refused(config):
     return problem
 
   sentence = "has 4 channels, but data.classes 3 names; expected a channel for each"
-  assert sentence in said(np.concatenate([chosen, chosen], -1)[..., :4])
+  four = np.concatenate([chosen, chosen], -1)[..., :4]
+  assert sentence in said(four) and sentence in said(four, "tif")
   assert "holds 0, 7 in its 3 channels; expected 0 and 1, or 0 and 255" in said(chosen * 7)
   assert "holds 0, 1, 255 in its 3 channels" in said(chosen * np.array([1, 1, 255]), "png")
   # Grey that was saved as RGB holds the classes' bits, where its values say so.
