@@ -40,7 +40,9 @@ class Preprocess:
 
   `channel_order="bgr"` swaps the channels last (Caffe weights); `mean` and `std`
   stay in RGB order. `size` and `resize` say how the published test pipeline
-  resizes an image before the network; `None` leaves it as it is.
+  resizes an image before the network; `None` leaves it as it is. `value_range` is
+  (low, high), what becomes 0 and 255 in images of more than 8 bits before all
+  that; () where nobody said it.
   """
 
   mean: tuple[float, ...] = (123.675, 116.28, 103.53)
@@ -48,6 +50,7 @@ class Preprocess:
   channel_order: Literal["rgb", "bgr"] = "rgb"
   size: tuple[int, int] | None = None
   resize: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+  value_range: tuple[float, ...] = ()
 
   @property
   def channels(self) -> int:

@@ -112,6 +112,7 @@ def search(
   grid.settings()
   settings, rule = target.crf_settings(config), make_inference_rule(config.eval)
   info = data.dataset_info(config.data)
+  target.check_channels(subject, config)
   target.check_classes(subject, info, other_names=other_class_names)
   if info.multi_label:
     raise UserError("the CRF gives each pixel one class; there is none to search with data.multi_label")

@@ -36,6 +36,7 @@ from jaxseg.config.keys import name_of
 from jaxseg.config.rule import make_inference_rule
 from jaxseg.console import print_line
 from jaxseg.crf import Settings
+from jaxseg.data import reading
 from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError, printable
 from jaxseg.evaluation.classify import ClassificationReport
@@ -110,6 +111,7 @@ def evaluate(
   """
   mesh = make_mesh(config.mesh)
   info = data.dataset_info(config.data)
+  target.check_channels(subject, config)
   target.check_classes(
     subject, info, other_names=other_class_names, class_map=config.eval.get("class_map", ())
   )
@@ -188,16 +190,18 @@ def predict_folder(
     raise UserError("an image classifier has no label maps; leave out --images and --output_labels")
   info = data.dataset_info(config.data)
   class_map = config.eval.get("class_map", ())
+  target.check_channels(subject, config)
   target.check_classes(subject, info, other_names=other_class_names, class_map=class_map)
   paths = label_files.find_pictures(images)
   if jax.process_index() == 0:
     outputs.try_folder(output_labels, flag="--output_labels")
+  rule = reading.Rule(tuple(config.data.get("value_range", ())), channels=subject.preprocess.channels)
   evaluator = _evaluator(subject, config, info, make_mesh(config.mesh))
   if crf is None:
     predict = evaluator.predictor(subject.variables)
   else:
     predict = evaluator.refined(subject.variables, crf).labels
-  _write_labels(output_labels, label_files.folder_pictures(paths, images), predict, info, len(paths))
+  _write_labels(output_labels, label_files.folder_pictures(paths, images, rule), predict, info, len(paths))
 
 
 def _evaluator(

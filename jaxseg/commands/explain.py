@@ -34,6 +34,7 @@ from jaxseg.evaluation.receptive_field import (
   side_of_share,
 )
 from jaxseg.hub.reading import read_image
+from jaxseg.types import Preprocess
 
 _SHARES = ((0.5, "--"), (0.95, "-"))
 
@@ -67,11 +68,11 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   if not 1 <= flags.count <= 10_000:
     raise UserError(f"--count is {flags.count}; expected 1 to 10000 images")
   size = parse_size(flags.size, "--size")
-  images = (
-    _photos(flags.images, flags.count, size) if flags.images is not None else drawn_images(flags.count, size)
-  )
+  if flags.images is not None and not pathlib.Path(flags.images).is_dir():
+    raise UserError(f"--images is {printable(flags.images)!r}, which is no folder")
   output = outputs.try_folder(flags.output)
   networks = [open_network(source, dtype="float32") for source in flags.sources]
+  images = _images(networks, flags, size)
   known = [places_of(network.model, network.variables, size) for network in networks]
   places = (
     flags.at.split(",") if flags.at is not None else [p for p in known[0] if all(p in k for k in known)]
@@ -82,10 +83,10 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
         near = catalog.suggestion(place, shapes)
         raise UserError(f"--at: {printable(network.name)} has no {printable(place)!r}; {near}")
   rows, fields, middles = [], [], []
-  for network, shapes in zip(networks, known, strict=True):
+  for network, shapes, own in zip(networks, known, images, strict=True):
     print_line(f"{printable(network.name)}: {', '.join(map(printable, places))}")
     found = receptive_fields(
-      network.model, network.variables, images, preprocess=network.preprocess, places=places
+      network.model, network.variables, own, preprocess=network.preprocess, places=places
     )
     fields.append(found)
     middles.append({place: middle_of(size, shapes[place]) for place in places})
@@ -96,22 +97,35 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   }
   np.savez_compressed(buffer, **arrays)
   outputs.write(output / "receptive_fields.npz", buffer.getvalue())
-  facts = {"size": list(size), "images": flags.images or "drawn", "count": len(images), "fields": rows}
+  facts = {"size": list(size), "images": flags.images or "drawn", "count": len(images[0]), "fields": rows}
   outputs.write(output / "receptive_fields.json", (json.dumps(facts, indent=1) + "\n").encode())
   outputs.write(output / "receptive_fields.png", _plot(networks, fields, middles))
   return [*_table(rows), f"receptive_fields.png, .npz and .json in {printable(flags.output)}"]
 
 
-def _photos(folder: str, count: int, size: tuple[int, int]) -> list[np.ndarray]:
+def _images(
+  networks: Sequence[Network], flags: argparse.Namespace, size: tuple[int, int]
+) -> list[list[np.ndarray]]:
+  """Those of each network: the same photos, or noise of as many channels as it takes."""
+  channels = [network.preprocess.channels for network in networks]
+  if flags.images is None:
+    return [drawn_images(flags.count, size, channels=n) for n in channels]
+  if len(set(channels)) > 1:
+    raise UserError(
+      f"--images: {printable(networks[0].name)} takes images of {channels[0]} channels and"
+      f" {printable(networks[1].name)} of {channels[1]}; look at one after the other, or leave out --images"
+    )
+  return [_photos(flags.images, flags.count, size, networks[0].preprocess)] * len(networks)
+
+
+def _photos(folder: str, count: int, size: tuple[int, int], preprocess: Preprocess) -> list[np.ndarray]:
   """The middles of the first photos that are large enough."""
-  if not pathlib.Path(folder).is_dir():
-    raise UserError(f"--images is {printable(folder)!r}, which is no folder")
   images = []
   for file in predict_files.find_files([folder]):
     if file.is_video:
       continue
     try:
-      image = read_image(file.path)
+      image = read_image(file.path, preprocess=preprocess)
     except UserError as error:
       print_line(str(error), error=True)
       continue

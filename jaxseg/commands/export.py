@@ -4,9 +4,9 @@
   jaxseg export runs/mine --to=litert --size=512x512 --output=model.tflite
   jaxseg export model.safetensors --to=web --output=page
 
-It takes uint8 RGB images b h w 3 and gives the class of every pixel; preprocessing is inside. Without
-`--size`, batch and size stay open (LiteRT needs one). Before the command says that it is done, the file was
-run by its own runtime on three images and compared with the model.
+It takes uint8 images b h w c (RGB, or the channels that the model takes) and gives the class of every
+pixel; preprocessing is inside. Without `--size`, batch and size stay open (LiteRT needs one). Before the
+command says that it is done, the file was run by its own runtime on three images and compared with the model.
 """
 
 import argparse

@@ -19,11 +19,12 @@ from jaxtyping import Integer, UInt8
 
 from jaxseg import lazy
 from jaxseg.commands import outputs
-from jaxseg.data import cityscapes, files, images
+from jaxseg.data import cityscapes, files, images, reading
 from jaxseg.data.source import DatasetInfo
 from jaxseg.errors import UserError, printable
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+_RGB = reading.Rule()
+_PLAIN = (".png", ".jpg", ".jpeg")
 _FOLDERS = {"voc": "results/VOC2012/Segmentation/comp6_test_cls"}
 _ENDS = {"cityscapes": "_pred_labelIds.png"}
 
@@ -59,7 +60,7 @@ def file_name(name: str, dataset: str) -> pathlib.PurePosixPath:
   if not path.name or "\0" in name:
     raise UserError(f"image {printable(name)!r} has no name that a file can have; rename it")
   stem = path.name
-  for suffix in SUFFIXES:
+  for suffix in reading.IMAGE_SUFFIXES:
     stem = stem.removesuffix(suffix)
   if dataset in ("cityscapes", "ade20k", "voc"):
     path = pathlib.PurePosixPath(stem)  # the servers' names have no folders
@@ -116,7 +117,7 @@ def split_pictures(source: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def find_pictures(folder: str) -> list[str]:
-  """PNG and JPEG files in a folder and the folders in it, sorted.
+  """The image files in a folder and the folders in it, sorted.
 
   Raises:
     UserError: no folder, or none in it.
@@ -129,15 +130,17 @@ def find_pictures(folder: str) -> list[str]:
     for path in folders.pop().iterdir():
       if path.is_dir():
         folders.append(path)
-      elif path.suffix.lower() in SUFFIXES:
+      elif path.suffix.lower() in reading.IMAGE_SUFFIXES:
         found.append(str(path))
   if not found:
-    raise UserError(f"--images {folder!r} has no .png, .jpg or .jpeg file")
+    raise UserError(f"--images {folder!r} has no image: {', '.join(reading.IMAGE_SUFFIXES)}")
   return sorted(found)
 
 
-def folder_pictures(paths: list[str], folder: str) -> Iterator[tuple[str, np.ndarray]]:
-  """(path below the folder, picture).
+def folder_pictures(
+  paths: list[str], folder: str, rule: reading.Rule = _RGB
+) -> Iterator[tuple[str, np.ndarray]]:
+  """(path below the folder, picture as stored, as its labels have to lie).
 
   Raises:
     UserError: a file that cannot be read, with its name.
@@ -145,5 +148,11 @@ def folder_pictures(paths: list[str], folder: str) -> Iterator[tuple[str, np.nda
   root = pathlib.PurePath(str(epath.Path(folder).expanduser()))
   for path in paths:
     data = files.read_bytes(path)
-    images.check_image(data, path=path)
-    yield pathlib.PurePath(path).relative_to(root).as_posix(), images.decode_image(data)
+    if (
+      rule.channels == 3 and pathlib.PurePath(path).suffix.lower() in _PLAIN and not reading.needs_rule(data)
+    ):
+      images.check_image(data, path=path)
+      picture = images.decode_image(data)
+    else:
+      picture = reading.read_image(data, path, rule, turn=False)
+    yield pathlib.PurePath(path).relative_to(root).as_posix(), picture

@@ -12,8 +12,9 @@ end, the rest is done, and the exit code is 2.
 An image reaches the network as it is, or by the flags below; a workdir of train.py brings the rule and the
 CRF of its own config.eval, over which the flags go. Images of more than eight sizes are resized to
 eight for the network, since each is compiled, and their labels come back at the image's own size; `--exact`
-takes every image as it is. An image of more than 6 million pixels goes through the network in windows, in
-bounded memory.
+takes every image as it is. Images of more than 8 bits are read by the range of values with which the weights
+were trained (config.data.value_range, which travels with them), or by `--value_range`. An image of more than
+6 million pixels goes through the network in windows, in bounded memory.
 """
 
 import argparse
@@ -61,6 +62,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     "--source", required=True, help="weights, a workdir, or org/name on the Hugging Face hub"
   )
   parser.add_argument("--output", metavar="DIR", default="runs/predict", help="default: %(default)s")
+  parser.add_argument(
+    "--value_range",
+    metavar="LOW,HIGH",
+    help="what becomes 0 and 255 in images of more than 8 bits; default: as the weights were trained",
+  )
   parser.add_argument(
     "--mode",
     choices=("auto", "whole", "slide"),
@@ -123,13 +129,12 @@ def _segment(
   flags: argparse.Namespace, rule: InferenceRule, crf: Settings | None, files: list[File]
 ) -> list[str]:
   output = pathlib.Path(outputs.try_folder(flags.output))
-  net = from_pretrained(flags.source)
-  channels = net.preprocess.channels
+  net = from_pretrained(flags.source, preprocess=_given_range(flags.value_range))
   images, refused = [], []
   for file in files:
     try:
       if not file.is_video:
-        images.append(dataclasses.replace(file, size=predict_files.read_size(file.path, channels=channels)))
+        images.append(dataclasses.replace(file, size=predict_files.read_size(file.path, net.preprocess)))
     except UserError as error:
       refused.append(str(error))
   large = [image for image in images if image.is_large and flags.mode != "whole"]
@@ -139,9 +144,10 @@ def _segment(
       " in windows, which take no --scales, --flip, --resize, --crf or --probabilities; leave these out, or"
       " give --mode=whole"
     )
-  if channels != 3 and any(file.is_video for file in files):
+  if net.preprocess.channels != 3 and any(file.is_video for file in files):
     raise UserError(
-      f"{flags.source} takes images of {channels} channels, and videos have three; leave them out"
+      f"{flags.source} takes images of {net.preprocess.channels} channels, and videos have three; leave them"
+      " out"
     )
   if crf is not None and net.info.multi_label:
     raise UserError("--crf gives each pixel one class, and one of this model may have several; leave it out")
@@ -186,7 +192,7 @@ def _segment(
         finish(file, pixels, labels)
     for file in large:
       try:
-        pixels = read_image(file.path, channels=channels)
+        pixels = read_image(file.path, preprocess=net.preprocess)
       except UserError as error:
         refused.append(str(error))
         continue
@@ -222,6 +228,16 @@ def _segment(
   )
 
 
+def _given_range(text: str | None) -> dict[str, tuple[float, ...]] | None:
+  """`--value_range` as `from_pretrained` takes it."""
+  if text is None:
+    return None
+  numbers = parse_numbers(text, "--value_range", low=-1e30, high=1e30)
+  if len(numbers) != 2 or numbers[0] >= numbers[1]:
+    raise UserError(f"--value_range is {printable(text)!r}; expected two numbers, the lower first: 0,65535")
+  return {"value_range": tuple(map(float, numbers))}
+
+
 def _batches(
   segmenter: Segmenter, files: list[File], batch_size: int, *, exact: bool, refused: list[str]
 ) -> Iterator[tuple[list[tuple[File, np.ndarray]], int, Segmenter]]:
@@ -243,7 +259,7 @@ def _batches(
     except UserError as error:
       refused.append(str(error))
   sizes = [file.size for file in files]
-  read = functools.partial(read_image, channels=segmenter.channels)
+  read = functools.partial(read_image, preprocess=segmenter.preprocess)
   batches = list(segmenter.batches(sizes, batch_size=batch_size))
   count = len({segmenter.key(size) for size in sizes})
   compiled = set()

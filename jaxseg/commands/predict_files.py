@@ -15,8 +15,9 @@ from jaxseg.data.source import as_rgb
 from jaxseg.errors import UserError, printable
 from jaxseg.hub import Net
 from jaxseg.hub.reading import read_image
+from jaxseg.types import Preprocess
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".npy")
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 LARGE = 6_000_000  # pixels; more go through the network in windows
 SHEET = "contact_sheet.png"
@@ -93,14 +94,14 @@ def find_files(places: Sequence[str]) -> Iterator[File]:
     )
 
 
-def read_size(path: pathlib.Path, *, channels: int = 3) -> tuple[int, int]:
-  """(rows, columns) of an image file, upright, from its header; of other channels than three it is read.
+def read_size(path: pathlib.Path, preprocess: Preprocess) -> tuple[int, int]:
+  """(rows, columns) of an image file, upright, from its header; what Pillow does not know is read.
 
   Raises:
     UserError: it is no image, or too small.
   """
-  if channels != 3:
-    size = read_image(path, channels=channels).shape[:2]
+  if preprocess.channels != 3 or path.suffix.lower() == ".npy":
+    size = read_image(path, preprocess=preprocess).shape[:2]
     check_size(path, size)
     return size
   pillow = lazy.load("PIL.Image")

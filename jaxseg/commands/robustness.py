@@ -8,7 +8,8 @@ parameters, drawn from --seed, the image and the corruption alone: every model s
 are scored by the test-time rule of config.eval; --sizes gives lengths of the short side to which images are
 resized for the network. `--agreement` scores against the model's own labels of the clean images in place of
 the data's, for weights of other classes. Frost is drawn; `--frost=FOLDER` takes photographs of ice, such as
-those of the authors' programs, without which its score is not the published one.
+those of the authors' programs, without which its score is not the published one. Of images of other channels
+than RGB the corruptions that are of colours are left out.
 
 The output folder gets robustness.json, a table as robustness.md, and robustness.png.
 """
@@ -38,7 +39,7 @@ from jaxseg.console import markdown, print_line
 from jaxseg.data.source import DatasetInfo, Source
 from jaxseg.errors import UserError, printable
 from jaxseg.evaluation.altered import Chosen, Corrupted, Relabelled
-from jaxseg.evaluation.corruptions import CORRUPTIONS, KINDS, SEVERITIES
+from jaxseg.evaluation.corruptions import CORRUPTIONS, KINDS, SEVERITIES, corruptions_for
 from jaxseg.evaluation.predictor import make_predict
 from jaxseg.hub.reading import read_image
 from jaxseg.train.evaluating import Evaluator
@@ -93,6 +94,7 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
   frost = _photos(flags.frost) if flags.frost is not None else ()
   config = _config(flags, changes)
   validate.validate(config)
+  names = _possible(names, config.data.get("channels", 3), said=flags.corruptions is not None)
   output = outputs.try_folder(flags.output)
   compiled.use_cache(config)
   source = data.open_split(config.data, config.data.eval_split)
@@ -139,6 +141,7 @@ def _evaluate(
 ) -> dict[str, Any]:
   """{"source", "clean", "corruptions": Scores, "sizes": {short side: mIoU}} of one model."""
   config, mesh = tests.config, make_mesh(tests.config.mesh)
+  target.check_channels(model, config)
   if flags.agreement:
     if config.eval.get("class_map"):  # from the model's classes to the data's, which are not scored
       config = config.copy_and_resolve_references()
@@ -221,6 +224,7 @@ def _config(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> ml
     config_lib.change(config, changes)
   if flags.split:
     config.data.eval_split = flags.split
+  target.fit_preprocess(config)
   return config
 
 
@@ -235,6 +239,20 @@ def _names(text: str | None) -> tuple[str, ...]:
       near = nearest(name, CORRUPTIONS)
       raise UserError(f"--corruptions holds {printable(name)!r}, which is none{near}; --help lists them")
   return names
+
+
+def _possible(names: tuple[str, ...], channels: int, *, said: bool) -> tuple[str, ...]:
+  """Those that images of so many channels can have; of what the user asked for all have to be."""
+  known = corruptions_for(channels)
+  without = [name for name in names if name not in known]
+  if without and said:
+    raise UserError(
+      f"--corruptions holds {without[0]}, which is of colours, and config.data.channels is {channels}; choose"
+      f" from {', '.join(known)}"
+    )
+  if without:
+    print_line(f"images of {channels} channels: {', '.join(without)} are of colours and left out")
+  return tuple(name for name in names if name in known)
 
 
 def _photos(folder: str) -> tuple[np.ndarray, ...]:

@@ -155,7 +155,15 @@ def choose_config(
       ready(config)
   if flags.split:
     config.data.eval_split = flags.split
+  fit_preprocess(config)
   return config
+
+
+def fit_preprocess(config: ml_collections.ConfigDict) -> None:
+  """Gives `config.preprocess` a value for each channel; it is not read, as weights bring their own."""
+  channels = config.data.get("channels", 3)
+  if "preprocess" in config and len(config.preprocess.mean) != channels:
+    config.preprocess.mean, config.preprocess.std = (0.0,) * channels, (1.0,) * channels
 
 
 def check_classes(
@@ -197,6 +205,16 @@ def check_classes(
     f"class {at} of {model.name} is {trained!r}, but {info.name} calls it {said!r}; choose the data that it"
     " was trained for, or give --other_class_names where only the words differ"
   )
+
+
+def check_channels(model: TrainedModel, config: ml_collections.ConfigDict) -> None:
+  """Raises a UserError where the data's images have other channels than the model takes."""
+  channels = config.data.get("channels", 3)
+  if model.preprocess.channels != channels:
+    raise UserError(
+      f"{model.name} takes images of {model.preprocess.channels} channels, but config.data.channels is"
+      f" {channels}; choose the data that it was trained for, or other weights"
+    )
 
 
 def load_model(flags: argparse.Namespace, config: ml_collections.ConfigDict) -> TrainedModel:

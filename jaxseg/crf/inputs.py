@@ -73,6 +73,11 @@ def check_arrays(
   """
   if np.ndim(unary) not in (3, 4):
     raise UserError(f"unary has shape {np.shape(unary)}; expected h w k, or b h w k for a batch")
+  if np.shape(image)[:-1] == np.shape(unary)[:-1] and np.shape(image)[-1] != 3:
+    raise UserError(
+      f"the CRF compares the colours of RGB images, and this one has {np.shape(image)[-1]} channels; leave"
+      " the CRF out, or give it an RGB image of the same place"
+    )
   if np.shape(image) != (*np.shape(unary)[:-1], 3):
     raise UserError(
       f"image has shape {np.shape(image)} and unary {np.shape(unary)}; expected an image of"

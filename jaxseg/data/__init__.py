@@ -1,7 +1,8 @@
 """Data: bytes on disk → batches. Datasets by name, and the two iterators over them.
 
-A dataset is one module with `info(config_data)` and `open_split(config_data, split)`;
-its line in `DATASETS` is all it takes to be known everywhere. Modules are imported on
+A dataset is one module with `info(config_data)` and `original(config_data)`, which says where its files lie
+(`preparing.Original`), or, where nothing is prepared, `open_split(config_data, split)`; its line in
+`DATASETS` is all it takes to be known everywhere. Modules are imported on
 first use: `import jaxseg.data` loads neither TFDS, Grain nor OpenCV.
 """
 
@@ -82,7 +83,12 @@ def open_split(config_data: Any, split: str) -> Source:
   module = dataset_module(config_data.name)
   _check_on_disk(config_data, module)
   _reach(config_data)
-  sources = tuple(module.open_split(config_data, name) for name in split.split("+"))
+  if hasattr(module, "open_split"):
+    sources = tuple(module.open_split(config_data, name) for name in split.split("+"))
+  else:
+    preparing, original = lazy.load("jaxseg.data.preparing"), module.original(config_data)
+    parts = split.split("+")
+    sources = tuple(preparing.open_split(original, name, data_dir=config_data.data_dir) for name in parts)
   return sources[0] if len(sources) == 1 else JoinedSource(sources)
 
 

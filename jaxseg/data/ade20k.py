@@ -7,9 +7,6 @@ none of the 150 classes and 1 to 150 for these; training ids are one less.
 
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
-
 from jaxseg import classes
 from jaxseg.data import images, pairs, preparing
 from jaxseg.data.source import DatasetInfo, make_info
@@ -38,11 +35,6 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info("ade20k", CLASSES, PALETTE)
 
 
-def open_split(config_data: Any, split: str) -> preparing.RecordSource:
-  """`split` is "train" or "val"; reads `manual_dir` and `data_dir`."""
-  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
-
-
 def original(config_data: Any) -> preparing.Original:
   """What lies below `manual_dir`; one of the splits alone will do."""
   root = pairs.inside(config_data.manual_dir, "ADEChallengeData2016")
@@ -51,10 +43,6 @@ def original(config_data: Any) -> preparing.Original:
     root,
     find=lambda: pairs.find_splits(root, SPLITS, name="ade20k", layout=LAYOUT),
     watch=[folder for folders in SPLITS.values() for folder in folders],
-    table=_table(),
+    table=images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="ade20k"),
     absent={"test": "the labels of the test pictures are not published; use val"},
   )
-
-
-def _table() -> Int[np.ndarray, "65536"]:
-  return images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="ade20k")

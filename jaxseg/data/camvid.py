@@ -8,9 +8,7 @@ A. Kendall, R. Cipolla, "SegNet", PAMI 2017. Research use only (CC BY-NC): bring
 import os
 from typing import Any
 
-import numpy as np
 from etils import epath
-from jaxtyping import Int
 
 from jaxseg import classes
 from jaxseg.data import images, pairs, preparing
@@ -36,14 +34,6 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info("camvid", CLASSES, PALETTE)
 
 
-def open_split(config_data: Any, split: str) -> preparing.RecordSource:
-  """`split` is "train", "val", or "test" where the folder has it.
-
-  Reads `manual_dir` (the source; "" = only what is prepared) and `data_dir`.
-  """
-  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
-
-
 def original(config_data: Any) -> preparing.Original:
   """What lies below `manual_dir`."""
   folders = [f"{split}{kind}" for split in ("train", "val", "test") for kind in ("", "annot", ".txt")]
@@ -52,12 +42,8 @@ def original(config_data: Any) -> preparing.Original:
     pairs.inside(config_data.manual_dir),
     find=lambda: find_pairs(config_data.manual_dir),
     watch=folders,
-    table=_table(),
+    table=images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="camvid"),
   )
-
-
-def _table() -> Int[np.ndarray, "65536"]:
-  return images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="camvid")
 
 
 def find_pairs(manual_dir: str) -> dict[str, list[pairs.Pair]]:

@@ -7,9 +7,7 @@ are the distributed *_labelIds.png; nothing has to be converted first.
 
 from typing import Any
 
-import numpy as np
 from etils import epath
-from jaxtyping import Int
 
 from jaxseg import classes
 from jaxseg.data import files, images, pairs, preparing
@@ -37,11 +35,6 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info("cityscapes", CLASSES, PALETTE)
 
 
-def open_split(config_data: Any, split: str) -> preparing.RecordSource:
-  """`split` is "train" or "val"; reads `manual_dir` and `data_dir`."""
-  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
-
-
 def original(config_data: Any) -> preparing.Original:
   """What lies below `manual_dir`; one of the splits alone will do."""
   root = pairs.inside(config_data.manual_dir)
@@ -50,7 +43,7 @@ def original(config_data: Any) -> preparing.Original:
     root,
     find=lambda: pairs.find_splits(root, SPLITS, name="cityscapes", layout=LAYOUT, listed=_cities),
     watch=[folder for folders in SPLITS.values() for folder in folders],
-    table=_table(),
+    table=images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="cityscapes"),
     absent={"test": "the labels of the test pictures are not published; use val"},
   )
 
@@ -67,7 +60,3 @@ def _cities(root: epath.Path, image_dir: str, mask_dir: str) -> list[pairs.Pair]
       mask_end="_gtFine_labelIds.png",
     )
   return found
-
-
-def _table() -> Int[np.ndarray, "65536"]:
-  return images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="cityscapes")

@@ -65,11 +65,6 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info(config_data.name, CLASSES, color_map(len(CLASSES)))
 
 
-def open_split(config_data: Any, split: str) -> preparing.RecordSource:
-  """`split` is "train" or "val" of 164k, "train" or "test" of 10k; reads `manual_dir` and `data_dir`."""
-  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
-
-
 def original(config_data: Any) -> preparing.Original:
   """What lies below `manual_dir`; of 164k one of the splits alone will do."""
   root, name = pairs.inside(config_data.manual_dir), config_data.name

@@ -1,14 +1,23 @@
-"""Which entry of somebody's examples is the image and which the mask, by name."""
+"""Data sets of other libraries: their classes, and which entry of an example is the image, which the mask."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from jaxseg.data.source import DataError
+from jaxseg.data.source import DataError, DatasetInfo, color_map, make_info
 
 _IMAGES = ("image", "pixel_values", "img", "photo")
 _MASKS = (
   "segmentation_mask", "mask", "annotation", "label", "labels", "segmentation_label", "semantic_mask",
   "semantic_segmentation", "ground_truth", "gt",
 )  # fmt: skip
+
+
+def info(config_data: Any) -> DatasetInfo:
+  """Names from `config_data.classes`; data sets of others have no common way to tell those of masks."""
+  classes = tuple(config_data.classes)
+  if not classes:
+    raise DataError(f"{config_data.name}: data.classes is empty; give the names in the order of the ids")
+  return make_info(config_data.name, classes, color_map(len(classes)))
 
 
 def choose_columns(name: str, pictures: Sequence[str], given: Sequence[str] = ()) -> tuple[str, str]:

@@ -30,8 +30,8 @@ from jaxseg.data.source import DataError, DatasetInfo, color_map, make_info
 from jaxseg.types import IGNORE_LABEL
 
 LAYOUT = """  images/   images NAME.png, .jpg, .jpeg, .webp, .tif, .tiff or .bmp, folders below are fine
-  masks/    masks NAME.png (or .tif, .bmp, .webp): one class id a pixel, or colours of classes.txt
-            (with data.multi_label also NAME_CLASS.png for each class: all but 0 is the class)
+  masks/    masks NAME.png (or .tif, .bmp, .webp, .npy): one class id a pixel, or colours of classes.txt
+            (with data.multi_label also a channel for each class, or NAME_CLASS.png: all but 0 is the class)
   (or images/SPLIT/ and masks/SPLIT/, or lists train.txt, val.txt beside images/)"""
 CLASSES_FILE = "classes.txt"
 LABELMAP_FILE = "labelmap.txt"  # CVAT's
@@ -49,15 +49,6 @@ def info(config_data: Any) -> DatasetInfo:
   """Names from `config_data.classes`, colours by the PASCAL VOC rule; `multi_label`."""
   classes = tuple(config_data.classes)
   return make_info("folder", classes, color_map(len(classes)), multi_label=_is_multi_label(config_data))
-
-
-def open_split(config_data: Any, split: str) -> preparing.RecordSource:
-  """Reads `manual_dir`, `data_dir`, `classes` and `label_map`.
-
-  Raises:
-    DataError: no `manual_dir`, another layout, or bad files.
-  """
-  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
 
 
 def original(config_data: Any) -> preparing.Original:
@@ -116,11 +107,12 @@ def reading_rule(config_data: Any) -> reading.Rule:
       " (0,65535), or () for images of 8 bits"
     )
   value_range, channels = tuple(map(float, value_range)), int(getattr(config_data, "channels", 3))
-  listed = _listed_classes(config_data)
-  bits = class_bits(len(listed)).tolist() if _is_multi_label(config_data) else range(len(listed))
+  listed, is_several = _listed_classes(config_data), _is_multi_label(config_data)
+  bits = class_bits(len(listed)).tolist() if is_several else range(len(listed))
+  several = len(config_data.classes) if is_several else 0
   colors = {color: i for i, (_, color) in zip(bits, listed, strict=True) if color is not None}
   if not colors:
-    return reading.Rule(value_range, channels=channels)
+    return reading.Rule(value_range, channels=channels, classes=several)
   if len(colors) < len(listed):
     lacking = [name for name, color in listed if color is None] or ["two classes"]
     raise DataError(
@@ -134,7 +126,7 @@ def reading_rule(config_data: Any) -> reading.Rule:
         " out, or give both the same names"
       )
     colors = {color: bits[classes.index(name)] for name, color in listed}
-  return reading.Rule(value_range, colors, channels)
+  return reading.Rule(value_range, colors, channels, several)
 
 
 def _listed_classes(config_data: Any) -> list[tuple[str, tuple[int, int, int] | None]]:

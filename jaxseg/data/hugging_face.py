@@ -9,17 +9,11 @@ from typing import Any
 import numpy as np
 
 from jaxseg.data import columns, folder, images, reading
-from jaxseg.data.source import DataError, DatasetInfo, color_map, make_info
+from jaxseg.data.columns import info
+from jaxseg.data.source import DataError
 
+__all__ = ["PREFIX", "info", "open_split"]
 PREFIX = "hf:"
-
-
-def info(config_data: Any) -> DatasetInfo:
-  """Names from `config_data.classes`; such data sets have no common way to tell them."""
-  classes = tuple(config_data.classes)
-  if not classes:
-    raise DataError(f"{config_data.name}: data.classes is empty; give the names in the order of the ids")
-  return make_info(config_data.name, classes, color_map(len(classes)))
 
 
 def open_split(config_data: Any, split: str) -> "HuggingFaceSource":

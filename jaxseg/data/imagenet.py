@@ -67,11 +67,6 @@ def info(config_data: Any) -> DatasetInfo:
   return DatasetInfo(name="imagenet", classes=tuple(classes), palette=color_map(len(classes)))
 
 
-def open_split(config_data: Any, split: str) -> preparing.RecordSource:
-  """`split` is "train" or "val"; reads `manual_dir` and `data_dir`."""
-  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
-
-
 def original(config_data: Any) -> preparing.Original:
   """What lies below `manual_dir`; files that are changed in place go unnoticed, they are too many to ask."""
   root = pairs.inside(config_data.manual_dir)

@@ -1,7 +1,8 @@
 """Encoded pictures and masks → arrays, and the checks a pair has to pass before it is stored."""
 
+import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -193,11 +194,21 @@ def load(data: bytes, path: str, kind: str, *, reduced: bool = False) -> PillowI
     DataError: a file that is cut off or no picture.
   """
   # cv2 and libjpeg fill a cut-off file with grey and only print to stderr; Pillow raises.
-  try:
+  with opening(path, kind):
     picture = PillowImage.open(io.BytesIO(data))
     if reduced:
       picture.draft(None, (max(picture.width // 8, 1), max(picture.height // 8, 1)))
     picture.load()
+  return picture
+
+
+@contextlib.contextmanager
+def opening(path: str, kind: str) -> Iterator[None]:
+  """What Pillow raises over a file, an "image" or a "mask", as a sentence: its damage decides which error."""
+  try:
+    yield
+  except DataError:
+    raise
   except PillowImage.DecompressionBombError:
     raise DataError(
       f"{kind} {path} has more than {2 * PillowImage.MAX_IMAGE_PIXELS // 10**6} megapixels; cut it into tiles"
@@ -206,7 +217,6 @@ def load(data: bytes, path: str, kind: str, *, reduced: bool = False) -> PillowI
     raise DataError(
       f"{kind} {path} is truncated or not a picture ({one_line(error)}); replace the file"
     ) from error
-  return picture
 
 
 def check_image(data: bytes, *, path: str) -> tuple[int, int]:
@@ -229,19 +239,14 @@ def check_pair(
     DataError: truncated file, mask with several channels, sizes that differ, or an id
       that `table` (see `label_table`) does not know; the message names the file.
   """
-  ih, iw = check_image(image, path=image_path)
+  size = check_image(image, path=image_path)
   pillow_mask = load(mask, mask_path, "mask")
   if pillow_mask.mode not in MASK_MODES:
     raise DataError(
       f"mask {mask_path} is {pillow_mask.mode}; expected one class id a pixel"
       " (8-bit or 16-bit grey, or a palette PNG)"
     )
-  mw, mh = pillow_mask.size
-  if (ih, iw) != (mh, mw):
-    raise DataError(
-      f"image {image_path} is {ih}x{iw} (height x width), but its mask {mask_path} is {mh}x{mw};"
-      " they must be equal"
-    )
+  check_sizes(size, pillow_mask.size[::-1], image_path=image_path, mask_path=mask_path)
   ids = np.unique(decode_mask(mask))
   if ids[0] < 0 or ids[-1] >= len(table):
     raise DataError(f"mask {mask_path} has ids from {ids[0]} to {ids[-1]}; expected 0 to 65535")
@@ -251,6 +256,16 @@ def check_pair(
       f"mask {mask_path} has id {', '.join(map(str, unknown[:8].tolist()))}, which is no class;"
       f" known ids: {_ranges(np.flatnonzero(table != _UNKNOWN))}."
       " Correct the mask or map the id in the label map"
+    )
+
+
+def check_sizes(image: tuple[int, ...], mask: tuple[int, ...], *, image_path: str, mask_path: str) -> None:
+  """Raises DataError where (height, width) of an image and of its mask are not equal."""
+  if image != mask:
+    (ih, iw), (mh, mw) = image, mask
+    raise DataError(
+      f"image {image_path} is {ih}x{iw} (height x width), but its mask {mask_path} is {mh}x{mw};"
+      " they must be equal"
     )
 
 

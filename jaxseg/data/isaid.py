@@ -7,15 +7,15 @@ pixels, the last ones moved back inside; a picture smaller than a tile is filled
 and "no label". Here tiles are also filled up where just one side falls short of 896.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int
 
 from jaxseg.data import files, images, pairs, preparing
-from jaxseg.data.source import DataError, DatasetInfo, make_info
+from jaxseg.data.source import DatasetInfo, make_info
 from jaxseg.types import IGNORE_LABEL
 
 CLASSES = (
@@ -52,11 +52,6 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info("isaid", CLASSES, PALETTE)
 
 
-def open_split(config_data: Any, split: str) -> preparing.RecordSource:
-  """`split` is "train" or "val"; reads `manual_dir` and `data_dir`."""
-  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
-
-
 def original(config_data: Any) -> preparing.Original:
   """What lies below `manual_dir`, whole pictures or tiles."""
   root = pairs.inside(config_data.manual_dir, "iSAID")
@@ -65,21 +60,18 @@ def original(config_data: Any) -> preparing.Original:
     splits = {split: (f"img_dir/{split}", f"ann_dir/{split}") for split in ("train", "val")}
   else:
     splits = {split: (f"{split}/images", f"{split}/Semantic_masks") for split in ("train", "val")}
+  list_tiles = functools.partial(pairs.list_pairs, mask_end=MASK_END)
   return pairs.original(
     ISAID,
     root,
     find=lambda: pairs.find_splits(
-      root, splits, name="isaid", layout=LAYOUT, listed=_list_tiles if tiled else _list_pictures
+      root, splits, name="isaid", layout=LAYOUT, listed=list_tiles if tiled else _list_pictures
     ),
     watch=[folder for folders in splits.values() for folder in folders],
-    table=_table(),
+    table=images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="isaid"),
     read=read_tile if tiled else read_picture,
     absent={"test": "the labels of the test pictures are not published; use val"},
   )
-
-
-def _list_tiles(root: epath.Path, image_dir: str, mask_dir: str) -> list[pairs.Pair]:
-  return pairs.list_pairs(root, image_dir, mask_dir, mask_end=MASK_END)
 
 
 def _list_pictures(root: epath.Path, image_dir: str, mask_dir: str) -> list[pairs.Pair]:
@@ -104,12 +96,7 @@ def read_picture(pair: pairs.Pair) -> Iterator[pairs.Example]:
   image = np.asarray(images.load(files.read_bytes(pair.image), pair.image, "image").convert("RGB"))
   encoded = images.index_mask(files.read_bytes(pair.mask), COLORS, path=pair.mask)
   mask = images.decode_mask(encoded)
-  if image.shape[:2] != mask.shape:
-    (ih, iw), (mh, mw) = image.shape[:2], mask.shape
-    raise DataError(
-      f"image {pair.image} is {ih}x{iw} (height x width), but its mask {pair.mask} is {mh}x{mw};"
-      " they must be equal"
-    )
+  images.check_sizes(image.shape[:2], mask.shape, image_path=pair.image, mask_path=pair.mask)
   below, right = (max(TILE - side, 0) for side in mask.shape)
   image = np.pad(image, ((0, below), (0, right), (0, 0)))
   mask = np.pad(mask, ((0, below), (0, right)), constant_values=IGNORE_LABEL)
@@ -126,7 +113,3 @@ def read_picture(pair: pairs.Pair) -> Iterator[pairs.Example]:
 def tile_starts(side: int) -> list[int]:
   """Where tiles begin along a side of at least `TILE` pixels."""
   return sorted({min(start, side - TILE) for start in range(0, side, TILE - OVERLAP)})
-
-
-def _table() -> Int[np.ndarray, "65536"]:
-  return images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="isaid")

@@ -56,11 +56,6 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info(config_data.name, CLASSES, colors)
 
 
-def open_split(config_data: Any, split: str) -> preparing.RecordSource:
-  """`split` is "train" or "val"; reads `manual_dir` and `data_dir`."""
-  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
-
-
 def original(config_data: Any) -> preparing.Original:
   """What lies below `manual_dir`; with both kinds of masks the PNG ones count."""
   root = pairs.inside(config_data.manual_dir, "VOCdevkit", "VOC2010")

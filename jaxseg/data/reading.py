@@ -16,16 +16,17 @@ import numpy as np
 from jaxtyping import Integer, Num, UInt8
 from PIL import Image as PillowImage
 
+from jaxseg.classes import as_label
 from jaxseg.data import images, packed
 from jaxseg.data.source import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".npy")
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".webp")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".webp", ".npy")
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BITS_PER_SAMPLE = 258  # TIFF's tag
+_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277  # TIFF's tags
 _DEPTH = 24  # where a PNG's header says its bits a channel
 
 Colors = Mapping[tuple[int, int, int], int]
@@ -40,11 +41,13 @@ class Rule:
       such images.
     colors: RGB → class id of masks drawn in colours; empty where masks hold ids.
     channels: of images; others than 3 are stored as they are, in 8 bits.
+    classes: that a pixel may have at once, so that masks may have a channel for each; 0 where it has one.
   """
 
   value_range: tuple[float, ...] = ()
   colors: Colors = dataclasses.field(default_factory=dict)
   channels: int = 3
+  classes: int = 0
 
 
 def read_pair(
@@ -57,8 +60,9 @@ def read_pair(
   """
   picture, drawing = open_image(image, image_path, "image"), open_image(mask, mask_path, "mask")
   _refuse_jpeg(drawing, mask_path)
-  sizes = [_displayed(x) for x in (picture, drawing)]
-  turn = sizes[0] == sizes[1] or picture.size != drawing.size
+  # Width and height as displayed.
+  image_size, mask_size = (x.size[::-1] if _orientation(x) >= 5 else x.size for x in (picture, drawing))
+  turn = image_size == mask_size or picture.size != drawing.size
   return _stored_image(image, picture, image_path, rule, turn), _stored_mask(
     mask, drawing, mask_path, rule, turn
   )
@@ -101,14 +105,22 @@ def read_ids(mask: bytes, path: str, rule: Rule) -> Integer[np.ndarray, "h w"]:
   return _ids(open_image(mask, path, "mask"), mask, path, rule, turn=True)
 
 
-def read_bands(image: bytes, path: str, channels: int) -> UInt8[np.ndarray, "h w c"]:
-  """All channels of an image's file of 8 bits, as displayed.
+def read_image(image: bytes, path: str, rule: Rule, *, turn: bool = True) -> UInt8[np.ndarray, "h w c"]:
+  """An image's file as 8 bits and `rule.channels`, as displayed, or with `turn=False` as stored.
 
   Raises:
-    DataError: another number of channels, more bits, or a file that is no image.
+    DataError: another number of channels, more bits without a range, or a file that is no image.
   """
-  picture, rule = open_image(image, path, "image"), Rule(channels=channels)
-  return packed.unpack(_stored_image(image, picture, path, rule, turn=True))
+  return _pixels(image, open_image(image, path, "image"), path, rule, turn)
+
+
+def needs_rule(image: bytes) -> bool:
+  """Whether a file has more than 8 bits a channel, or is an array, so that Pillow alone does not read it."""
+  try:
+    picture = PillowImage.open(io.BytesIO(image))
+  except Exception:  # as `open_image`
+    return image[:6] == np.lib.format.MAGIC_PREFIX or image[:4] in _TIFF
+  return _is_deep(image, picture) or picture.mode[:1] in ("I", "F")
 
 
 def open_image(data: bytes, path: str, kind: str) -> PillowImage.Image:
@@ -117,31 +129,22 @@ def open_image(data: bytes, path: str, kind: str) -> PillowImage.Image:
   Raises:
     DataError: no image, several images in one, or one that is too large.
   """
-  try:
-    picture = PillowImage.open(io.BytesIO(data))
-    frames = getattr(picture, "n_frames", 1)
-  except PillowImage.DecompressionBombError:
-    raise DataError(
-      f"{kind} {path} has more than {2 * PillowImage.MAX_IMAGE_PIXELS // 10**6} megapixels; cut it into tiles"
-    ) from None
-  # Which error a damaged file gives depends on where it is damaged.
-  except Exception as error:
-    decoded = _beyond_pillow(data, path)
-    if decoded is None or decoded.ndim not in (2, 3):
-      raise DataError(
-        f"{kind} {path} is truncated or not a picture ({images.one_line(error)}); replace the file"
-      ) from None
-    return PillowImage.new("F", decoded.shape[1::-1])  # stands for what Pillow does not know; see _values
+  with images.opening(path, kind):
+    try:
+      picture = PillowImage.open(io.BytesIO(data))
+      frames = getattr(picture, "n_frames", 1)
+    except PillowImage.DecompressionBombError:
+      raise
+    except Exception:
+      decoded = _beyond_pillow(data, path)
+      if decoded is None or decoded.ndim not in (2, 3):
+        raise
+      return PillowImage.new("F", decoded.shape[1::-1])  # stands for what Pillow does not know; see _values
   if frames > 1:
     raise DataError(
       f"{kind} {path} holds {frames} pages or frames; save the one that is meant as a file of its own"
     )
   return picture
-
-
-def _displayed(picture: PillowImage.Image) -> tuple[int, int]:
-  """(width, height) with the orientation applied."""
-  return picture.size[::-1] if _orientation(picture) >= 5 else picture.size
 
 
 def _orientation(picture: PillowImage.Image) -> int:
@@ -187,7 +190,8 @@ def _beyond_pillow(data: bytes, path: str) -> Num[np.ndarray, "..."] | None:
       values = np.load(io.BytesIO(data), mmap_mode=None, allow_pickle=False)
     except (ValueError, EOFError, MemoryError):
       return None
-    return values if values.dtype.kind in "buif" else None
+    values = values.astype(np.uint8) if values.dtype == np.bool_ else values
+    return values if values.dtype.kind in "uif" else None
   if data[:4] in _TIFF and (values := _by_tifffile(data, path)) is not None:
     return values
   return _by_opencv(data)
@@ -225,19 +229,25 @@ def _values(picture: PillowImage.Image, data: bytes, path: str, kind: str) -> Nu
 
 
 def _stored_image(data: bytes, picture: PillowImage.Image, path: str, rule: Rule, turn: bool) -> bytes:
-  orientation = _orientation(picture) if turn and picture.format != "TIFF" else 1  # Pillow turns TIFF itself
-  if rule.channels != 3:
-    return packed.pack(_turned(_bands(data, picture, path, rule), orientation))
   plain = picture.format in ("JPEG", "PNG") and picture.mode in ("L", "RGB") and not _is_deep(data, picture)
-  if plain and orientation == 1:
+  if plain and rule.channels == 3 and not (turn and _orientation(picture) != 1):
     images.load(data, path, "image", reduced=True)
     return data
-  deep = _is_deep(data, picture) or picture.format is None or picture.mode[:1] in ("I", "F")
-  if not deep:
-    rgb = np.asarray(images.load(data, path, "image").convert("RGB"))
-  else:
+  pixels = _pixels(data, picture, path, rule, turn)
+  return packed.pack(pixels) if rule.channels != 3 else images.encode_image(pixels)
+
+
+def _pixels(
+  data: bytes, picture: PillowImage.Image, path: str, rule: Rule, turn: bool
+) -> UInt8[np.ndarray, "h w c"]:
+  orientation = _orientation(picture) if turn and picture.format != "TIFF" else 1  # Pillow turns TIFF itself
+  if rule.channels != 3:
+    return _turned(_bands(data, picture, path, rule), orientation)
+  if _is_deep(data, picture) or picture.format is None or picture.mode[:1] in ("I", "F"):
     rgb = _scaled(_values(picture, data, path, "image"), path, rule.value_range)
-  return images.encode_image(_turned(rgb, orientation))
+  else:
+    rgb = np.asarray(images.load(data, path, "image").convert("RGB"))
+  return _turned(rgb, orientation)
 
 
 def _bands(data: bytes, picture: PillowImage.Image, path: str, rule: Rule) -> UInt8[np.ndarray, "h w c"]:
@@ -254,7 +264,7 @@ def _bands(data: bytes, picture: PillowImage.Image, path: str, rule: Rule) -> UI
       f"image {path} has {values.shape[2]} channels, but data.channels is {rule.channels}; set it to"
       f" {values.shape[2]}, or convert the image"
     )
-  return _eight_bits(values, path, rule.value_range)
+  return to_eight_bits(values, f"image {path}", rule.value_range)
 
 
 def _scaled(
@@ -266,24 +276,30 @@ def _scaled(
     raise DataError(
       f"image {path} has {channels} channels; expected 1, 3, or 4 with transparency, or set data.channels"
     )
-  values = _eight_bits(values, path, value_range)
+  values = to_eight_bits(values, f"image {path}", value_range)
   if channels == 1:
     return np.repeat(values.reshape(*values.shape[:2], 1), 3, axis=2)
   return np.ascontiguousarray(values[..., :3])
 
 
-def _eight_bits(
-  values: Num[np.ndarray, "*s"], path: str, value_range: Sequence[float]
+def to_eight_bits(
+  values: Num[np.ndarray, "*s"], name: str, value_range: Sequence[float]
 ) -> UInt8[np.ndarray, "*s"]:
+  """Values of any type as 0 to 255: those of 8 bits as they are, others by `value_range`.
+
+  Raises:
+    DataError: no range for values that need one, or some that are not finite.
+  """
   if values.dtype != np.uint8:
     if len(value_range) != 2:
       raise DataError(
-        f"image {path} holds {values.dtype} values from {values.min():g} to {values.max():g}; say which"
-        " become 0 and 255 with data.value_range, such as (0,65535), or (0,4095) for 12 bits"
+        f"{name} holds {values.dtype} values from {values.min():g} to {values.max():g}; say which become 0"
+        " and 255 with data.value_range (in predict --value_range, or preprocess=dict(value_range=...)), such"
+        " as (0,65535), or (0,4095) for 12 bits"
       )
     low, high = value_range
     if not np.isfinite(values).all():
-      raise DataError(f"image {path} holds values that are not finite; replace them")
+      raise DataError(f"{name} holds values that are not finite; replace them")
     values = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
     values = np.floor(values + 0.5).astype(np.uint8)
   return values
@@ -305,9 +321,19 @@ def _ids(
 ) -> Integer[np.ndarray, "h w"]:
   orientation = _orientation(drawing) if turn and drawing.format != "TIFF" else 1
   if drawing.mode == "P" and rule.colors:
-    values = _palette_colors(images.load(data, path, "mask"), rule.colors)
+    rgb = np.asarray(images.load(data, path, "mask").convert("RGB"))
+    known = {tuple(color) for color in np.unique(rgb.reshape(-1, 3), axis=0).tolist()} <= set(rule.colors)
+    values = rgb if known else np.asarray(drawing)  # where not all of its colours are classes, the indices
   else:
     values = _values(drawing, data, path, "mask")
+    if drawing.format == "TIFF" and drawing.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > len(drawing.getbands()):
+      bands = _beyond_pillow(data, path)  # Pillow shows one of them
+      values = values if bands is None else bands
+  if values.ndim == 3 and rule.classes > 1:
+    is_pillows = drawing.format and values.shape[2] == len(drawing.getbands())
+    values = _joined_channels(values, drawing.mode if is_pillows else "", path, rule)
+  if values.ndim == 3 and values.shape[2] > 4:
+    raise DataError(f"mask {path} has {values.shape[2]} channels; expected one class id a pixel")
   if values.ndim == 3 and values.shape[2] == 2:
     values = values[..., 0]  # grey with transparency
   if values.ndim == 3:
@@ -319,11 +345,41 @@ def _ids(
   return _turned(values.astype(np.uint8) if values.dtype == np.bool_ else values, orientation)
 
 
-def _palette_colors(drawing: PillowImage.Image, colors: Colors) -> np.ndarray:
-  """The colours of a palette mask where all of them are classes, else its indices."""
-  rgb = np.asarray(drawing.convert("RGB"))
-  known = {tuple(color) for color in np.unique(rgb.reshape(-1, 3), axis=0).tolist()} <= set(colors)
-  return rgb if known else np.asarray(drawing)
+def _joined_channels(
+  values: Num[np.ndarray, "h w c"], mode: str, path: str, rule: Rule
+) -> Num[np.ndarray, "h w *c"]:
+  """The bits of the classes where a mask has a channel for each; else the mask as it is: colours, or grey.
+
+  `mode` is Pillow's for what it reads: of two to four channels, which may be one number a pixel that was
+  saved with colours or transparency.
+  """
+  count = values.shape[2]
+  if mode == "RGBA" and rule.classes == 3:
+    values, count = values[..., :3], 3
+  is_grey, is_opaque = bool((values == values[..., :1]).all()), bool((values[..., -1] == 255).all())
+  if (mode and (rule.colors or count != rule.classes)) or count == 1:
+    return values
+  if count != rule.classes:
+    raise DataError(
+      f"mask {path} has {count} channels, but data.classes {rule.classes} names; expected a channel for each,"
+      " in their order"
+    )
+  found = np.unique(values)
+  if not (np.isin(found, (0, 1)).all() or np.isin(found, (0, 255)).all()):
+    if mode and (is_grey if mode == "RGB" else is_opaque):
+      return values
+    raise DataError(
+      f"mask {path} holds {', '.join(f'{value:g}' for value in found[:6].astype(np.float64))}"
+      f"{', ...' if len(found) > 6 else ''} in its {count} channels; expected 0 and 1, or 0 and 255, which"
+      " say whether a pixel has the class of that channel"
+    )
+  if mode and values[..., 0].any() and (is_grey if mode == "RGB" else is_opaque):
+    raise DataError(
+      f"mask {path} ({mode}) may be one number a pixel or a channel for each of {count} classes, as its"
+      f" {'channels are equal' if mode == 'RGB' else 'last channel is full'}; save it in grey, or as NAME.npy"
+      " of height, width, classes"
+    )
+  return as_label(values != 0)
 
 
 def _flat(rgb: Num[np.ndarray, "h w 3"], path: str, colors: Colors) -> Integer[np.ndarray, "h w"]:

@@ -6,6 +6,7 @@ of (seed, split, index), in integer arithmetic, so it is the same on every machi
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def info(config_data: Any) -> DatasetInfo:
 def open_split(config_data: Any, split: str) -> "SyntheticSource":
   """Reads `image_size`, `num_train`, `num_val` and `classes`; "test" is as long as "val"."""
   length, size = split_settings("synthetic", config_data, split)
-  return SyntheticSource(split=split, length=length, shape=size, num_classes=info(config_data).num_classes)
+  return SyntheticSource(split, length, size, info(config_data).num_classes, draw_scene)
 
 
 def split_settings(name: str, config_data: Any, split: str) -> tuple[int, tuple[int, int]]:
@@ -73,12 +74,13 @@ def split_settings(name: str, config_data: Any, split: str) -> tuple[int, tuple[
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSource:
-  """One split of scenes; see `jaxseg.data.source.Source`."""
+  """One split of scenes, or of what else `draw` makes; see `jaxseg.data.source.Source`."""
 
   split: str
   length: int
   shape: tuple[int, int]
   num_classes: int
+  draw: Callable[..., tuple[UInt8[np.ndarray, "h w 3"], Any]]
 
   def __len__(self) -> int:
     return self.length
@@ -86,7 +88,8 @@ class SyntheticSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     if not 0 <= index < self.length:
       raise IndexError(f"index {index} is outside the {self.length} examples of split {self.split!r}")
-    image, label = draw_scene(SEED, STREAMS[self.split], index, size=self.shape, num_classes=self.num_classes)
+    stream = STREAMS[self.split]
+    image, label = self.draw(SEED, stream, index, size=self.shape, num_classes=self.num_classes)
     return {"image": image, "label": label, "id": f"{self.split}-{index:06d}"}
 
   def size(self, index: int) -> tuple[int, int]:

@@ -13,17 +13,11 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int
 
 from jaxseg.data import columns, folder, images, preparing
-from jaxseg.data.source import DataError, DatasetInfo, color_map, make_info
+from jaxseg.data.columns import info
+from jaxseg.data.source import DataError
 
+__all__ = ["PREFIX", "info", "open_split"]
 PREFIX = "tfds:"
-
-
-def info(config_data: Any) -> DatasetInfo:
-  """Names from `config_data.classes`; TFDS knows none of masks."""
-  classes = tuple(config_data.classes)
-  if not classes:
-    raise DataError(f"{config_data.name}: data.classes is empty; give the names in the order of the ids")
-  return make_info(config_data.name, classes, color_map(len(classes)))
 
 
 def open_split(config_data: Any, split: str) -> preparing.RecordSource:

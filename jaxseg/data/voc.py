@@ -10,9 +10,7 @@ import dataclasses
 import os
 from typing import Any
 
-import numpy as np
 from etils import epath
-from jaxtyping import Int
 
 from jaxseg import classes
 from jaxseg.data import files, images, pairs, preparing
@@ -48,11 +46,6 @@ def info(config_data: Any) -> DatasetInfo:
   return make_info("voc", CLASSES, PALETTE)
 
 
-def open_split(config_data: Any, split: str) -> preparing.RecordSource:
-  """`split` is "train", "val", "trainval" or, with SBD, "train_aug"; reads `manual_dir` and `data_dir`."""
-  return preparing.open_split(original(config_data), split, data_dir=config_data.data_dir)
-
-
 def original(config_data: Any) -> preparing.Original:
   """What lies below `manual_dir`.
 
@@ -67,7 +60,7 @@ def original(config_data: Any) -> preparing.Original:
     root,
     find=lambda: _find(root, sbd),
     watch=(LISTS, "JPEGImages", "SegmentationClass", "SegmentationClassAug"),
-    table=_table(),
+    table=images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="voc"),
     read=read,
     absent=_absent(root, sbd),
   )
@@ -166,7 +159,3 @@ def _pairs(root: epath.Path, stems: list[str], masks: dict[str, str]) -> list[pa
       raise DataError(f"mask {where} of image {image} is missing")
     found.append(pairs.Pair(stem, image, masks[stem]))
   return found
-
-
-def _table() -> Int[np.ndarray, "65536"]:
-  return images.label_table(LABEL_MAP, num_classes=len(CLASSES), where="voc")

@@ -5,6 +5,11 @@ Hendrycks and Dietterich: Benchmarking neural network robustness to common corru
 2020) apply to Cityscapes, and after them SegFormer. Written from the parameters, on OpenCV. Two differ from
 the published programs: glass_blur moves all pixels at once and not one after the other, and frost has drawn
 ice unless it is given the authors' photographs, which cannot be shipped.
+
+Images of other channels: noise, blur, fog, contrast and brightness (whose HSV value is the largest channel)
+are the same formulas, JPEG compresses each channel as a grey image. Snow, spatter and frost have colours: a
+grey image gets their grey, and images of two or of four and more channels cannot have them; saturate is for
+RGB alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +21,23 @@ from jaxtyping import Float, UInt8
 from jaxseg import catalog, lazy
 from jaxseg.errors import UserError
 
-Image = UInt8[np.ndarray, "h w 3"]
-Unit = Float[np.ndarray, "h w 3"]  # the same in 0..1
+Image = UInt8[np.ndarray, "h w c"]
+Unit = Float[np.ndarray, "h w c"]  # the same in 0..1
 Photo = UInt8[np.ndarray, "_ _ 3"]
 Number = int | float
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _TURQUOISE = (175, 238, 238)  # water in spatter
 _MUD = (63, 42, 20)
+_IN_COLORS = ("snow", "spatter", "frost")
+
+
+def corruptions_for(channels: int) -> tuple[str, ...]:
+  """The names of those that images of so many channels can have."""
+  if channels == 3:
+    return tuple(CORRUPTIONS)
+  without = ("saturate",) if channels == 1 else (*_IN_COLORS, "saturate")
+  return tuple(name for name in CORRUPTIONS if name not in without)
 
 
 def corrupt(
@@ -32,26 +46,35 @@ def corrupt(
   """The image with the corruption.
 
   Args:
-    image: RGB.
+    image: RGB, or of other channels.
     name: one of `CORRUPTIONS`.
     severity: 1 to 5.
     rng: of what is drawn; equal generators give equal images.
     frost: photographs of ice for "frost", of which one is drawn; drawn ice without any.
 
   Raises:
-    UserError: no such corruption or severity.
+    UserError: no such corruption or severity, or a corruption in colours of another image.
   """
   if name not in CORRUPTIONS:
     raise UserError(f"there is no corruption {name!r}; {catalog.suggestion(name, CORRUPTIONS)}")
   if severity not in SEVERITIES:
     raise UserError(f"the severity is {severity!r}; expected 1 to 5")
+  channels = image.shape[-1]
+  if name not in corruptions_for(channels):
+    raise UserError(f"{name} is of colours, which images of {channels} channels do not have; leave it out")
   function, parameters = CORRUPTIONS[name]
   values = parameters[severity - 1]
   if name == "jpeg_compression":
     return _jpeg(image, values)
   unit = image.astype(np.float32) / 255
   extra = {"photos": frost} if name == "frost" else {}
-  return (np.clip(function(unit, values, rng, **extra), 0, 1) * 255).astype(np.uint8)
+  if channels == 1 and name in _IN_COLORS:
+    cv2 = lazy.load("cv2")
+    rgb = np.clip(function(np.repeat(unit, 3, -1), values, rng, **extra), 0, 1).astype(np.float32)
+    unit = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+  else:
+    unit = function(unit, values, rng, **extra)
+  return (np.clip(unit, 0, 1) * 255).astype(np.uint8).reshape(image.shape)
 
 
 def _gaussian_noise(x: Unit, scale: Number, rng: np.random.Generator) -> Unit:
@@ -83,7 +106,8 @@ def _defocus_blur(x: Unit, values: tuple[Number, Number], rng: np.random.Generat
   rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
   disk = (rows**2 + columns**2 <= radius**2).astype(np.float32)
   cv2 = lazy.load("cv2")
-  return cv2.filter2D(x, -1, cv2.GaussianBlur(disk / disk.sum(), (sides, sides), soft))
+  kernel = cv2.GaussianBlur(disk / disk.sum(), (sides, sides), soft)
+  return cv2.filter2D(x, -1, kernel).reshape(x.shape)  # OpenCV drops the only channel of a grey image
 
 
 def _glass_blur(x: Unit, values: tuple[Number, int, int], rng: np.random.Generator) -> Unit:
@@ -104,7 +128,10 @@ def _motion_blur(x: Unit, values: tuple[Number, Number], rng: np.random.Generato
 
 def _brightness(x: Unit, more: Number, rng: np.random.Generator) -> Unit:
   del rng
-  return _in_hsv(x, 2, lambda value: value + more)
+  if x.shape[-1] == 3:
+    return _in_hsv(x, 2, lambda value: value + more)
+  value = x.max(-1, keepdims=True)
+  return np.where(value > 0, x * (np.minimum(value + more, 1) / np.maximum(value, 1e-6)), more)
 
 
 def _saturate(x: Unit, values: tuple[Number, Number], rng: np.random.Generator) -> Unit:
@@ -180,6 +207,12 @@ def _spatter(x: Unit, values: Sequence[Number], rng: np.random.Generator) -> Uni
 
 def _jpeg(image: Image, quality: int) -> Image:
   cv2 = lazy.load("cv2")
+  if image.shape[-1] != 3:
+    how = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    bands = [
+      cv2.imencode(".jpg", np.ascontiguousarray(image[..., c]), how)[1] for c in range(image.shape[-1])
+    ]
+    return np.stack([cv2.imdecode(band, cv2.IMREAD_GRAYSCALE) for band in bands], -1)
   data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
   return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
 
@@ -187,7 +220,7 @@ def _jpeg(image: Image, quality: int) -> Image:
 def _blurred(x: Any, sigma: Number) -> Any:
   cv2 = lazy.load("cv2")
   side = 2 * int(4 * sigma + 0.5) + 1
-  return cv2.GaussianBlur(x, (side, side), sigma, borderType=cv2.BORDER_REPLICATE)
+  return cv2.GaussianBlur(x, (side, side), sigma, borderType=cv2.BORDER_REPLICATE).reshape(x.shape)
 
 
 def _moved(x: Any, radius: int, sigma: Number, *, angle: Number) -> Any:
@@ -200,7 +233,7 @@ def _moved(x: Any, radius: int, sigma: Number, *, angle: Number) -> Any:
   reach = 2 * radius + 1
   kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
   np.add.at(kernel, (reach - down, reach - right), weights / weights.sum())
-  return cv2.filter2D(x, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+  return cv2.filter2D(x, -1, kernel, borderType=cv2.BORDER_REPLICATE).reshape(x.shape)
 
 
 def _in_hsv(x: Unit, channel: int, change: Callable[[Any], Any]) -> Unit:

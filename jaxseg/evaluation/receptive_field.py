@@ -39,7 +39,7 @@ def receptive_fields(
   preprocess: Preprocess,
   places: Sequence[str],
 ) -> dict[str, Float[np.ndarray, "h w"]]:
-  """|gradient of the middle output pixel| by the input, summed over colours, its mean over the images.
+  """|gradient of the middle output pixel| by the input, summed over channels, its mean over the images.
 
   Of the middle pixel all channels are summed; its gradient at another place is 0. Each map is scaled to a
   sum of 1. On the default device, in evaluation mode.
@@ -102,14 +102,16 @@ def side_of_share(field: Float[np.ndarray, "h w"], share: float, middle: tuple[i
   return 2 * int(np.searchsorted(held, share * held[-1] * (1 - 1e-9))) + 1
 
 
-def drawn_images(count: int, size: tuple[int, int], *, seed: int = 0) -> list[UInt8[np.ndarray, "h w 3"]]:
+def drawn_images(
+  count: int, size: tuple[int, int], *, channels: int = 3, seed: int = 0
+) -> list[UInt8[np.ndarray, "h w c"]]:
   """Noise of all scales (amplitude falling with frequency, as in photographs), seeded."""
   rng = np.random.default_rng(seed)
   rows, columns = np.fft.fftfreq(size[0])[:, None], np.fft.fftfreq(size[1])[None]
   frequency = np.maximum(np.hypot(rows, columns), 1 / max(size))
   images = []
   for _ in range(count):
-    noise = np.fft.fft2(rng.standard_normal((3, *size)), axes=(1, 2)) / frequency
+    noise = np.fft.fft2(rng.standard_normal((channels, *size)), axes=(1, 2)) / frequency
     noise = np.fft.ifft2(noise, axes=(1, 2)).real
     noise /= noise.std(axis=(1, 2), keepdims=True)
     images.append(np.clip(128 + 50 * noise, 0, 255).astype(np.uint8).transpose(1, 2, 0))

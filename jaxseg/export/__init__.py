@@ -1,9 +1,9 @@
 """A model as a file that runs without jaxseg: StableHLO, ONNX, LiteRT, and a page for the browser.
 
-What is exported takes uint8 RGB images b h w 3 and gives the class of every pixel, b h w, or
-probabilities b h w k: preprocessing, BatchNorms (folded into the convolutions before them) and the
-resize to the image's size are inside. Every file is run by its own runtime, in a process without jaxseg,
-and compared with `Net.probabilities` or `Net.predict` before `export` returns.
+What is exported takes uint8 images b h w c (RGB, or the channels that the model takes) and gives the class
+of every pixel, b h w, or probabilities b h w k: preprocessing, BatchNorms (folded into the convolutions
+before them) and the resize to the image's size are inside. Every file is run by its own runtime, in a process
+without jaxseg, and compared with `Net.probabilities` or `Net.predict` before `export` returns.
 """
 
 import os
@@ -69,7 +69,7 @@ def export(
     size: rows and columns of the images; None leaves batch, rows and columns open (LiteRT needs a size).
     batch: images at once; None is any number where `size` is None, and one where it is given.
     output: "labels" int32 b h w, or "probabilities" float32 b h w k.
-    images: uint8 h w 3 to compare with, of `size` where it is given; three drawn ones by default.
+    images: uint8 h w c to compare with, of `size` where it is given; three drawn ones by default.
     progress: is told what is being done, a line each.
 
   Raises:
@@ -86,7 +86,7 @@ def export(
   target = pathlib.Path(path)
   _try_place(target, is_folder=not about.suffix)
   writer = lazy.load(about.module)
-  pictures = check.pictures(size) if not images else list(images)
+  pictures = check.pictures(size, channels=net.preprocess.channels) if not images else list(images)
   exported = program.make(net, size=size, batch=batch, output=output)
   with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export") as folder:
     made = pathlib.Path(folder) / target.name
@@ -108,10 +108,10 @@ def _check(net: Net, about: Format, format: str, size, batch, output) -> None:
     raise UserError(f"{net.arch} without a segmentation head gives no label map; export a segmentation model")
   if output not in ("labels", "probabilities"):
     raise UserError(f"output is {output!r}; expected 'labels' or 'probabilities'")
-  if net.preprocess.channels != 3:
+  if format == "web" and net.preprocess.channels != 3:
     raise UserError(
-      f"{net.arch} takes images of {net.preprocess.channels} channels, and exported files take RGB;"
-      " use it from Python or by jaxseg predict"
+      f"a page reads RGB images, and {net.arch} takes {net.preprocess.channels} channels; export onnx,"
+      " stablehlo or litert"
     )
   if format == "web" and net.info.multi_label:
     raise UserError(

@@ -21,25 +21,25 @@ _RUNNERS = pathlib.Path(__file__).parent / "runners"
 _SIZES = ((128, 160), (97, 129), (97, 129))
 
 
-def pictures(size: tuple[int, int] | None) -> list[UInt8[np.ndarray, "h w 3"]]:
+def pictures(size: tuple[int, int] | None, *, channels: int = 3) -> list[UInt8[np.ndarray, "_ _ c"]]:
   """Three drawn ones: soft colours with sharp shapes and grain, so that every layer has something to do."""
-  return [_draw(i, *shape) for i, shape in enumerate([size] * 3 if size else _SIZES)]
+  return [_draw(i, *shape, channels) for i, shape in enumerate([size] * 3 if size else _SIZES)]
 
 
-def _draw(seed: int, rows: int, columns: int) -> UInt8[np.ndarray, "h w 3"]:
+def _draw(seed: int, rows: int, columns: int, channels: int) -> UInt8[np.ndarray, "h w c"]:
   random = np.random.default_rng(seed)
   y, x = np.mgrid[0:rows, 0:columns] / max(rows, columns)
-  waves = [np.sin(random.uniform(2, 12) * x + random.uniform(2, 12) * y + c) for c in range(3)]
+  waves = [np.sin(random.uniform(2, 12) * x + random.uniform(2, 12) * y + c) for c in range(channels)]
   image = 128 + 70 * np.stack(waves, -1)
   for _ in range(6):
     centre, radius = random.uniform(0, 1, 2), random.uniform(0.05, 0.2)
-    image[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2] = random.uniform(0, 255, 3)
+    image[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2] = random.uniform(0, 255, channels)
   image += random.normal(0, 8, image.shape)
   return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def compare(
-  net: Net, program: Program, runner: str, file: pathlib.Path, images: Sequence[UInt8[np.ndarray, "h w 3"]]
+  net: Net, program: Program, runner: str, file: pathlib.Path, images: Sequence[UInt8[np.ndarray, "_ _ c"]]
 ) -> Comparison:
   """Runs the file in a process of its own, which has no jaxseg, and `net` on the same images.
 
@@ -75,7 +75,7 @@ def run(
   Args:
     runner: a script of `jaxseg.export.runners`.
     file: the model file.
-    images: uint8 h w 3.
+    images: uint8 h w c.
     batch: how often the file wants each image; a name is once.
 
   Raises:
@@ -98,7 +98,7 @@ def run(
       return [results[f"image{i}"][0] for i in range(len(images))], results["seconds"]
 
 
-def _of_net(net: Net, program: Program, image: UInt8[np.ndarray, "h w 3"]) -> tuple[np.ndarray, float]:
+def _of_net(net: Net, program: Program, image: UInt8[np.ndarray, "h w c"]) -> tuple[np.ndarray, float]:
   """What the model gives, and the seconds of the quickest of three runs after the first, as for the file."""
   call = (
     net.predict if program.output == "labels" else lambda image: np.asarray(program.reference(image[None]))[0]

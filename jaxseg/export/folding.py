@@ -15,6 +15,7 @@ from jaxseg.layers.atrous import AtrousConv
 from jaxseg.layers.conv import Conv, DepthwiseConv
 from jaxseg.layers.norm import BatchNorm
 from jaxseg.layers.stage import never_scan
+from jaxseg.models import channels_of
 
 Path = tuple[str, ...]
 _CONVS = (Conv, DepthwiseConv, AtrousConv)
@@ -86,5 +87,5 @@ def _pairs(model: nn.Module, variables: Mapping[str, Any]) -> dict[Path, tuple[P
     with never_scan(), nn.intercept_methods(intercept):
       return model.apply(variables, image, train=False)
 
-  jax.eval_shape(trace, jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))
+  jax.eval_shape(trace, jax.ShapeDtypeStruct((1, 64, 64, channels_of(model)), np.float32))
   return pairs

@@ -29,15 +29,15 @@ class Program:
 
   Attributes:
     net: the model with its own weights.
-    call: uint8 b h w 3 → labels int32 b h w, or probabilities float32 b h w k.
+    call: uint8 b h w c → labels int32 b h w, or probabilities float32 b h w k.
     reference: the same of the model as it is, compiled for each size.
-    shape: (batch, rows, columns, 3); a name stands for an open size.
+    shape: (batch, rows, columns, channels); a name stands for an open size.
     output: what it gives.
   """
 
   net: Net
-  call: Callable[[UInt8[AnyArray, "b h w 3"]], Array]
-  reference: Callable[[UInt8[AnyArray, "b h w 3"]], Array]
+  call: Callable[[UInt8[AnyArray, "b h w c"]], Array]
+  reference: Callable[[UInt8[AnyArray, "b h w c"]], Array]
   shape: tuple[int | str, ...]
   output: Output
 
@@ -76,7 +76,8 @@ def make(net: Net, *, size: tuple[int, int] | None, batch: int | None, output: O
     return compiled(net.variables, image)
 
   rows, columns = ("height", "width") if size is None else size
-  return Program(net, call, reference, ("batch" if batch is None else batch, rows, columns, 3), output)
+  shape = ("batch" if batch is None else batch, rows, columns, net.preprocess.channels)
+  return Program(net, call, reference, shape, output)
 
 
 def _run(net: Net, variables: Mapping[str, Any], image: Array, output: Output) -> Array:

@@ -50,7 +50,8 @@ def from_pretrained(
     num_classes: what the file must have.
     encoder: fields of the encoder that the file cannot tell.
     decoder: fields of the decoder that the file cannot tell.
-    preprocess: the image statistics, or their fields.
+    preprocess: the image statistics, or their fields; `dict(value_range=(low, high))` alone keeps those of
+      the file.
     revision: branch, tag or commit of a hub repository.
 
   Raises:

@@ -94,7 +94,8 @@ class Net:
     for each: of one class 0 and 1; `jaxseg.classes.members(label, k)` is a map for each.
 
     Args:
-      image: uint8 RGB, h w 3; or the path of an image file, or a PIL image.
+      image: uint8 RGB, h w 3 (or the channels that the model takes); or the path of an image file, or a PIL
+        image. More than 8 bits are read by `net.preprocess.value_range`.
       mode: "whole" runs the network once over the whole image; "slide" takes the mean of its
         logits over overlapping windows.
       crop_size: rows and columns of a window; 512 x 512 unless given.
@@ -175,15 +176,6 @@ class Net:
       exact: False resizes images of more than eight sizes to eight for the network, because each size is
         compiled; labels come back at each image's own size and differ a little.
       mode: this and the following as in `predict`.
-      crop_size: of a window.
-      stride: between windows.
-      resize: (long, short) that an image is fitted into.
-      multiple: what the sides of the network's input have to divide by.
-      multiple_rule: "pad" or "resize".
-      scales: factors over which the softmax is averaged.
-      flip: averages with the mirrored image, too.
-      threshold: as in `predict`.
-      crf: refine each result.
 
     Raises:
       UserError: as `predict`; the message names the image by its number.
@@ -210,7 +202,7 @@ class Net:
     return labels
 
   def _read(self, image: Any) -> AnyArray:
-    return read_image(image, channels=self.preprocess.channels)
+    return read_image(image, preprocess=self.preprocess)
 
   @property
   def info(self) -> DatasetInfo:
@@ -247,7 +239,7 @@ class Net:
   ) -> Comparison:
     """Writes a file that runs without jaxseg, after its own runtime ran it on three images.
 
-    It takes uint8 RGB b h w 3 and gives int32 labels b h w, or float32 probabilities b h w k.
+    It takes uint8 images b h w c and gives int32 labels b h w, or float32 probabilities b h w k.
 
     Args:
       path: the file, or for "web" a folder.
@@ -323,6 +315,11 @@ class Net:
     if self.info.multi_label:
       raise UserError(
         f"the CRF gives each pixel one class, and one of {self.arch} may have several; leave crf out"
+      )
+    if self.preprocess.channels != 3:
+      raise UserError(
+        f"the CRF compares the colours of RGB images, and {self.arch} takes {self.preprocess.channels}"
+        " channels; leave crf out"
       )
     if isinstance(crf, Settings):
       return dict(kernels=crf.kernels, steps=crf.steps, method=crf.method)

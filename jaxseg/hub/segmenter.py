@@ -49,9 +49,9 @@ class Segmenter:
       self._refine = Refiner(steps=crf.get("steps", 10), method=crf.get("method", "exact"))
 
   @property
-  def channels(self) -> int:
-    """Of an image."""
-    return self._preprocess.channels
+  def preprocess(self) -> Preprocess:
+    """How the network wants its image."""
+    return self._preprocess
 
   def key(self, size: tuple[int, int]) -> Hashable:
     """What images of one batch have in common, from an image's rows and columns."""

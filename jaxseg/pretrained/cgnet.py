@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxseg import classes
+from jaxseg.pretrained import records
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
-from jaxseg.pretrained.records import MMSEG_CGNET_CITYSCAPES, MMSEG_LICENCE, MMSEG_SOURCE, Record
 from jaxseg.pretrained.shapes import count, first, vote
 from jaxseg.types import Preprocess
 
@@ -137,15 +136,10 @@ def _encoder_fields(
   act: str,
   offset: int,
 ) -> dict[str, Any]:
-  """Fields of `encoders.cgnet.CGNet` that differ from M3N21's.
+  """Fields of `encoders.cgnet.CGNet` that differ from M3N21's, by regexes of names.
 
-  Args:
-    shapes: of the file.
-    stem, join: the stem's BatchNorm scales and the first joined one's.
-    blocks: of stages 2 and 3, the start of a block's names with its number.
-    heads: the same for the downsampling block.
-    squeeze, act: a global context's first weight, any PReLU.
-    offset: blocks that the numbers do not count.
+  `stem` and `join` are the first BatchNorm's scales, `blocks` (and `heads`, of the downsampling blocks) the
+  start of the names in stages 2 and 3; the numbers in `blocks` do not count `offset` of them.
   """
   widths, counts, reductions = [vote(shapes, stem, 32)], [], []
   pointwise = {name: shape for name, shape in shapes.items() if shape[2:] == (1, 1)}
@@ -176,13 +170,8 @@ def _encoder_fields(
   return {key: value for key, value in fields.items() if value != usual[key]}
 
 
-def _official_record(num_classes: int | None) -> Record:
-  preprocess = _CAMVID if num_classes == 11 else _CITYSCAPES
-  return Record(preprocess, classes.by_count(num_classes), _LICENCE, _SOURCE)
-
-
-def _mmseg_record(num_classes: int | None) -> Record:
-  return Record(MMSEG_CGNET_CITYSCAPES, classes.by_count(num_classes), MMSEG_LICENCE, MMSEG_SOURCE)
+def _official_record(num_classes: int | None) -> records.Record:
+  return records.default_record(_CAMVID if num_classes == 11 else _CITYSCAPES, _LICENCE, _SOURCE)(num_classes)
 
 
 def _add_bias(tensors: dict[str, np.ndarray]) -> None:
@@ -208,6 +197,6 @@ MMSEG = Layout(
   publish=_publish_mmseg,
   pattern=r"(backbone\.(stem\.[012]\.(conv|bn|activate)|norm_prelu_\d|level[12]\.\d+)|decode_head\.conv_seg)\..*",
   detect=_detect_mmseg,
-  record=_mmseg_record,
+  record=records.default_record(records.MMSEG_CGNET_CITYSCAPES, records.MMSEG_LICENCE, records.MMSEG_SOURCE),
   complete=_add_bias,
 )

@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jaxseg import classes
 from jaxseg.pretrained import resnet
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
-from jaxseg.pretrained.records import MMSEG_LICENCE, Record
+from jaxseg.pretrained.records import MMSEG_LICENCE, MMSEG_SOURCE, default_record
 from jaxseg.pretrained.shapes import count, first, vote
 from jaxseg.types import Preprocess
 
@@ -167,21 +166,6 @@ def _detect_kazuto(prefix: str) -> Callable[[Shapes], Detected]:
   return detect
 
 
-def _mmseg_record(num_classes: int | None) -> Record:
-  source = "https://github.com/open-mmlab/mmsegmentation"
-  return Record(Preprocess(), classes.by_count(num_classes), MMSEG_LICENCE, source)
-
-
-def _torchvision_record(num_classes: int | None) -> Record:
-  licence, source = resnet.TORCHVISION_LICENCE, resnet.TORCHVISION_SOURCE
-  return Record(resnet.TORCHVISION, classes.by_count(num_classes), licence, source)
-
-
-def _kazuto_record(num_classes: int | None) -> Record:
-  source = "https://github.com/kazuto1011/deeplab-pytorch"
-  return Record(_CAFFE, classes.by_count(num_classes), _KAZUTO_LICENCE, source)
-
-
 def _kazuto(name: str, prefix: str) -> Layout:
   unit = r"layer[2-5]\.block\d+\.(reduce|conv3x3|increase|shortcut)"
   return Layout(
@@ -191,7 +175,7 @@ def _kazuto(name: str, prefix: str) -> Layout:
     publish=_publish_kazuto(prefix),
     pattern=rf"{re.escape(prefix)}((layer1\.conv1|{unit})\.(conv|bn)|aspp\.c\d)\..*",
     detect=_detect_kazuto(prefix),
-    record=_kazuto_record,
+    record=default_record(_CAFFE, _KAZUTO_LICENCE, "https://github.com/kazuto1011/deeplab-pytorch"),
     # The initial weights (DeepLab v1 on COCO) may come with their own classifier.
     unused=rf".*\.num_batches_tracked|{re.escape(prefix)}fc\.(weight|bias)",
   )
@@ -209,7 +193,7 @@ MMSEG = Layout(
   publish=_publish_mmseg,
   pattern=rf"backbone\.{resnet.NAMES}|{HEADS}",
   detect=_detect_mmseg,
-  record=_mmseg_record,
+  record=default_record(Preprocess(), MMSEG_LICENCE, MMSEG_SOURCE),
 )
 TORCHVISION = Layout(
   family="deeplab",
@@ -218,7 +202,7 @@ TORCHVISION = Layout(
   publish=_publish_torchvision,
   pattern=rf"backbone\.{resnet.NAMES}|(classifier\.(0\.(convs|project)|[124])|aux_classifier)\..*",
   detect=_detect_torchvision,
-  record=_torchvision_record,
+  record=default_record(resnet.TORCHVISION, resnet.TORCHVISION_LICENCE, resnet.TORCHVISION_SOURCE),
 )
 # Saved with its multi-scale wrapper, and without.
 KAZUTO = _kazuto("kazuto1011", "base.")

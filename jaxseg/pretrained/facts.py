@@ -43,6 +43,9 @@ def gather(
   Raises:
     UserError: `preprocess` has unknown fields.
   """
+  known_range = None
+  if isinstance(preprocess, Mapping) and set(preprocess) == {"value_range"}:  # no statistics: these stay
+    known_range, preprocess = preprocess_of(preprocess).value_range, None
   # Who gives the statistics says what the file is: its name is no claim any more.
   record = published.find(weights.path, strict=preprocess is None) if layout is not None else None
   default = layout.record(num_classes) if layout is not None else records.Record(Preprocess(), None, "", "")
@@ -54,6 +57,8 @@ def gather(
   elif (chosen := meta.preprocess or (record and record.preprocess)) is None:
     chosen = default.preprocess
     assumed["preprocess"] = f"mean {chosen.mean}, std {chosen.std}: {where}"
+  if known_range is not None:
+    chosen = dataclasses.replace(chosen, value_range=known_range)
   licence = meta.licence or (record.licence if record else None)
   if licence is None and default.licence:
     licence = default.licence

@@ -10,10 +10,9 @@ import re
 
 import numpy as np
 
-from jaxseg import classes
 from jaxseg.pretrained import deeplab
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shape, Shapes
-from jaxseg.pretrained.records import Record
+from jaxseg.pretrained.records import default_record
 from jaxseg.pretrained.shapes import count, first, vote
 from jaxseg.types import Preprocess
 
@@ -62,11 +61,6 @@ def _detect(shapes: Shapes) -> Detected:
     decoder=decoder,
     assumed=("encoder.output_stride", "encoder.padding", "decoder.align_corners"),
   )
-
-
-def _record(num_classes: int | None) -> Record:
-  licence = "Apache-2.0 (tensorflow/models)"
-  return Record(_PREPROCESS, classes.by_count(num_classes), licence, "https://github.com/tensorflow/models")
 
 
 def _to_ours(path: str, value: np.ndarray, shape: Shape) -> np.ndarray:
@@ -137,7 +131,9 @@ TFLITE = Layout(
   publish=_publish,
   pattern=r"(MobilenetV2/(Conv|expanded_conv(_\d+)?/\w+)|image_pooling|aspp0|concat_projection|logits/semantic)/.*",
   detect=_detect,
-  record=_record,
+  record=default_record(
+    _PREPROCESS, "Apache-2.0 (tensorflow/models)", "https://github.com/tensorflow/models"
+  ),
   unused=r"(ResizeBilinear_\d+/size|strided_slice_\d+)",
   to_ours=_to_ours,
   to_published=_to_published,

@@ -5,7 +5,9 @@ every other file in that layout; the user is told what was assumed so.
 """
 
 import dataclasses
+from collections.abc import Callable
 
+from jaxseg import classes
 from jaxseg.types import Preprocess
 
 MMSEG_LICENCE = "Apache-2.0 (open-mmlab/mmsegmentation)"
@@ -29,6 +31,16 @@ class Record:
   licence: str
   source: str
   checksum: str = ""
+
+
+def default_record(
+  preprocess: Preprocess, licence: str, source: str, *, segments: bool = True
+) -> Callable[[int | None], Record]:
+  """A layout's `record`: number of classes → the record, of the data set that this number suggests.
+
+  With `segments=False`, of image classifiers, it suggests none: ImageNet's names are not kept here.
+  """
+  return lambda count: Record(preprocess, classes.by_count(count) if segments else None, licence, source)
 
 
 # mmsegmentation's configs/_base_/models/cgnet.py: RGB means of Cityscapes, no division.

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxseg.errors import UserError
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
-from jaxseg.pretrained.records import MMSEG_LICENCE, Record
+from jaxseg.pretrained.records import MMSEG_LICENCE, MMSEG_SOURCE, Record, default_record
 from jaxseg.pretrained.shapes import count, first, vote
 from jaxseg.types import Preprocess
 
@@ -33,6 +33,7 @@ TORCHVISION_SOURCE = "https://github.com/pytorch/vision"
 TORCHVISION = Preprocess(
   tuple(255 * mean for mean in (0.485, 0.456, 0.406)), tuple(255 * std for std in (0.229, 0.224, 0.225))
 )
+TORCHVISION_RECORD = default_record(TORCHVISION, TORCHVISION_LICENCE, TORCHVISION_SOURCE, segments=False)
 # Names of an encoder below its prefix, as a regex.
 NAMES = r"(stem\.\d|conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\..*"
 
@@ -84,16 +85,6 @@ def _detect(shapes: Shapes) -> Detected:
   return Detected(name, first(shapes, r"fc\.weight"), encoder=fields)
 
 
-def _torchvision_record(num_classes: int | None) -> Record:
-  del num_classes  # ImageNet's names are not kept here
-  return Record(TORCHVISION, None, TORCHVISION_LICENCE, TORCHVISION_SOURCE)
-
-
-def _mmseg_record(num_classes: int | None) -> Record:
-  del num_classes
-  return Record(Preprocess(), None, MMSEG_LICENCE, "https://github.com/open-mmlab/mmsegmentation")
-
-
 def _layout(name: str, stem: str, record: Callable[[int | None], Record]) -> Layout:
   return Layout(
     family="resnet",
@@ -106,5 +97,6 @@ def _layout(name: str, stem: str, record: Callable[[int | None], Record]) -> Lay
   )
 
 
-TORCHVISION_BACKBONE = _layout("torchvision_backbone", r"conv1|bn1", _torchvision_record)
-MMSEG_BACKBONE = _layout("mmseg_backbone", r"stem\.\d", _mmseg_record)
+TORCHVISION_BACKBONE = _layout("torchvision_backbone", r"conv1|bn1", TORCHVISION_RECORD)
+_OF_MMSEG = default_record(Preprocess(), MMSEG_LICENCE, MMSEG_SOURCE, segments=False)
+MMSEG_BACKBONE = _layout("mmseg_backbone", r"stem\.\d", _OF_MMSEG)

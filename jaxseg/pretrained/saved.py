@@ -31,7 +31,7 @@ labels = net.predict(image)  # uint8 RGB h w 3 → int32 h w
 ```
 
 - Input: {order} in 0..255, minus {mean}, divided by {std}.
-- Licence of the weights: {licence}.
+{value_range}- Licence of the weights: {licence}.
 {lineage}- Read from the layout: {layout}.
 - Only assumed: {assumed}.
 
@@ -78,6 +78,9 @@ def card(config: Mapping[str, Any], *, parameters: int) -> str:
     order=preprocess["channel_order"].upper(),
     mean=tuple(preprocess["mean"]),
     std=tuple(preprocess["std"]),
+    value_range="- Of images with more than 8 bits {:g} to {:g} become 0 to 255.\n".format(*value_range)
+    if (value_range := preprocess.get("value_range"))
+    else "",
     licence=escape(config["licence"] or "not known"),
     lineage="".join(f"- {escape(key)}: {escape(text)}.\n" for key, text in config["lineage"].items()),
     layout=escape(config["layout"]),

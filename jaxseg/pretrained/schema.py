@@ -182,7 +182,7 @@ def preprocess_of(fields: Mapping[str, Any] | Preprocess, where: str = "") -> Pr
   """A `Preprocess` from its fields as JSON holds them.
 
   Args:
-    fields: mean, std, channel_order, size, resize; or a `Preprocess` as it is.
+    fields: mean, std, channel_order, size, resize, value_range; or a `Preprocess` as it is.
     where: what to say before the message: the file.
 
   Raises:
@@ -210,6 +210,15 @@ def preprocess_of(fields: Mapping[str, Any] | Preprocess, where: str = "") -> Pr
     if not (isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_side, size))):
       raise UserError(f"{where}preprocess.size is {_brief(size)}, expected height and width")
     values["size"] = tuple(size)
+  value_range = values.get("value_range") or ()
+  if value_range and not (
+    _is_numbers(value_range) and len(value_range) == 2 and value_range[0] < value_range[1]
+  ):
+    raise UserError(
+      f"{where}preprocess.value_range is {_brief(value_range)}, expected (low, high), the values that become"
+      " 0 and 255 in images of more than 8 bits"
+    )
+  values["value_range"] = tuple(map(float, value_range))
   record = Preprocess(**values)
   if len(record.mean) != len(record.std) or (record.channel_order == "bgr" and record.channels != 3):
     raise UserError(
@@ -217,6 +226,13 @@ def preprocess_of(fields: Mapping[str, Any] | Preprocess, where: str = "") -> Pr
       f" {record.channel_order}; expected as many of both, and bgr for three"
     )
   return record
+
+
+def value_range_of_run(config: Mapping[str, Any]) -> Any:
+  """`data.value_range` in a config.json of train.py, as it stands there; () where it says none."""
+  run = config.get("config")
+  data = run.get("data") if isinstance(run, Mapping) else None
+  return (data.get("value_range") if isinstance(data, Mapping) else None) or ()
 
 
 def check_counts(fields: Mapping[str, Any], where: str) -> None:

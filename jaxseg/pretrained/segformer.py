@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jaxseg import classes
 from jaxseg.pretrained import records
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Part, Shapes
-from jaxseg.pretrained.records import Record
+from jaxseg.pretrained.records import default_record
 from jaxseg.pretrained.shapes import count, first, vote
 from jaxseg.types import Preprocess
 
@@ -131,14 +130,7 @@ MMSEG_LICENCE = (
 def _publisher(
   prefix: str, names: Mapping[str, str], head: Mapping[str, str], *, qkv: Callable[[str], Part | None]
 ) -> Callable[[str], str | Part | None]:
-  """The layout's `publish`.
-
-  Args:
-    prefix: of the encoder's names.
-    names: where the encoder's modules stand.
-    head: where the decoder's and the classifier's stand.
-    qkv: "attention/key/weight" → its place inside the attention when it is part of a joint tensor.
-  """
+  """The layout's `publish`; `qkv`: "attention/key/weight" → its place in a joint tensor of the attention."""
 
   def publish(path: str) -> str | Part | None:
     module, _, leaf = path.rpartition("/")
@@ -165,10 +157,6 @@ def _publisher(
     return name and f"{name}.{kind}"
 
   return publish
-
-
-def _apart(_: str) -> None:
-  """Query, key and value are tensors of their own."""
 
 
 def _fused_kv(name: str) -> Part | None:
@@ -240,18 +228,10 @@ def _detector(
   return detect
 
 
-def _nvidia_record(num_classes: int | None) -> Record:
-  return Record(Preprocess(), classes.by_count(num_classes), NVIDIA_LICENCE, NVIDIA_SOURCE)
-
-
-def _mmseg_record(num_classes: int | None) -> Record:
-  return Record(Preprocess(), classes.by_count(num_classes), MMSEG_LICENCE, records.MMSEG_SOURCE)
-
-
-def _hf_record(num_classes: int | None) -> Record:
-  # The processor's default: a fixed square, the aspect ratio not kept.
-  preprocess = Preprocess(size=(512, 512))
-  return Record(preprocess, classes.by_count(num_classes), NVIDIA_LICENCE, "https://huggingface.co/nvidia")
+_NVIDIA = default_record(Preprocess(), NVIDIA_LICENCE, NVIDIA_SOURCE)
+_OF_MMSEG = default_record(Preprocess(), MMSEG_LICENCE, records.MMSEG_SOURCE)
+# The processor's default: a fixed square, the aspect ratio not kept.
+_OF_HF = default_record(Preprocess(size=(512, 512)), NVIDIA_LICENCE, "https://huggingface.co/nvidia")
 
 
 def _add_conv_seg(tensors: dict[str, np.ndarray]) -> None:
@@ -283,21 +263,21 @@ def _layout(
 
 def _nvlabs(name: str, prefix: str) -> Layout:
   return _layout(
-    name, prefix, _NVLABS, _NVLABS_HEAD, _fused_kv, r"attn\.kv", _nvidia_record,
+    name, prefix, _NVLABS, _NVLABS_HEAD, _fused_kv, r"attn\.kv", _NVIDIA,
     encoder={}, decoder={}, unused=rf"{_COUNTER}|decode_head\.conv_seg\..*", complete=_add_conv_seg,
   )  # fmt: skip
 
 
 def _mmseg(name: str, prefix: str) -> Layout:
   return _layout(
-    name, prefix, _MMSEG, _MMSEG_HEAD, _packed_qkv, r"attn\.attn\.in_proj", _mmseg_record,
+    name, prefix, _MMSEG, _MMSEG_HEAD, _packed_qkv, r"attn\.attn\.in_proj", _OF_MMSEG,
     encoder={"epsilons": "mmseg"}, decoder={"projection": "conv", "concat_order": "fine_to_coarse"},
   )  # fmt: skip
 
 
 def _hf(name: str, prefix: str, names: Mapping[str, str], head: Mapping[str, str]) -> Layout:
   return _layout(
-    name, prefix, names, head, _apart, "", _hf_record,
+    name, prefix, names, head, lambda _: None, "", _OF_HF,
     encoder={"epsilons": "hf"}, decoder={"dropout": "elements"},
   )  # fmt: skip
 

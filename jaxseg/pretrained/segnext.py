@@ -9,9 +9,8 @@ encoder is `backbone.`, and as an encoder alone with or without an ImageNet clas
 import re
 from collections.abc import Callable
 
-from jaxseg import classes
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
-from jaxseg.pretrained.records import MMSEG_LICENCE, MMSEG_SOURCE, Record
+from jaxseg.pretrained.records import MMSEG_LICENCE, MMSEG_SOURCE, Record, default_record
 from jaxseg.pretrained.shapes import count, first, vote
 from jaxseg.types import Preprocess
 
@@ -120,14 +119,6 @@ def _detector(prefix: str) -> Callable[[Shapes], Detected]:
   return detect
 
 
-def _official_record(num_classes: int | None) -> Record:
-  return Record(Preprocess(), classes.by_count(num_classes), LICENCE, SOURCE)
-
-
-def _mmseg_record(num_classes: int | None) -> Record:
-  return Record(Preprocess(), classes.by_count(num_classes), MMSEG_LICENCE, MMSEG_SOURCE)
-
-
 def _pattern(prefix: str, depthwise: str) -> str:
   """Names below `prefix`; those of the two depthwise spellings tell the layouts apart."""
   attention = r"attn\.(proj_[12]|spatial_gating_unit\.conv\w+)"
@@ -151,8 +142,10 @@ def _layout(name: str, prefix: str, depthwise: str, record: Callable[[int | None
   )
 
 
-OFFICIAL = _layout("official", "backbone.", "dwconv.dwconv", _official_record)
-MMSEG = _layout("mmseg", "backbone.", "dwconv", _mmseg_record)
+_AUTHORS = default_record(Preprocess(), LICENCE, SOURCE)
+_OF_MMSEG = default_record(Preprocess(), MMSEG_LICENCE, MMSEG_SOURCE)
+OFFICIAL = _layout("official", "backbone.", "dwconv.dwconv", _AUTHORS)
+MMSEG = _layout("mmseg", "backbone.", "dwconv", _OF_MMSEG)
 # The encoder's own files, whose names have no prefix: MSCAN's ImageNet weights.
-OFFICIAL_BACKBONE = _layout("official_backbone", "", "dwconv.dwconv", _official_record)
-MMSEG_BACKBONE = _layout("mmseg_backbone", "", "dwconv", _mmseg_record)
+OFFICIAL_BACKBONE = _layout("official_backbone", "", "dwconv.dwconv", _AUTHORS)
+MMSEG_BACKBONE = _layout("mmseg_backbone", "", "dwconv", _OF_MMSEG)

@@ -12,7 +12,15 @@ import numpy as np
 
 from jaxseg.errors import UserError
 from jaxseg.pretrained.readers import SUFFIXES, read_file
-from jaxseg.pretrained.schema import Meta, meta_of_ours, meta_of_transformers, parse_json, read_json
+from jaxseg.pretrained.schema import (
+  Meta,
+  meta_of_ours,
+  meta_of_transformers,
+  parse_json,
+  preprocess_of,
+  read_json,
+  value_range_of_run,
+)
 from jaxseg.pretrained.untrusted import reading, shown
 from jaxseg.pretrained.weights import Weights
 
@@ -97,6 +105,9 @@ def _meta_of_run(config: dict[str, Any], path: Any) -> Meta:
     raise UserError(
       f"{path} does not say model.num_classes, as train.py wrote it; bring back a copy of the file"
     )
+  if meta.preprocess is not None:
+    fields = {**dataclasses.asdict(meta.preprocess), "value_range": value_range_of_run(config)}
+    meta.preprocess = preprocess_of(fields, f"{path}: ")
   return meta
 
 

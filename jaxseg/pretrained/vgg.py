@@ -8,8 +8,7 @@ import re
 
 from jaxseg.errors import UserError
 from jaxseg.pretrained.keymap import LEAVES, Detected, Layout, Shapes
-from jaxseg.pretrained.records import Record
-from jaxseg.pretrained.resnet import TORCHVISION, TORCHVISION_LICENCE, TORCHVISION_SOURCE
+from jaxseg.pretrained.resnet import TORCHVISION_RECORD
 
 _CONV = re.compile(r"encoder/stage([1-5])_conv(\d)")
 # Places of the convolutions in the original's one list of layers, by block.
@@ -31,11 +30,6 @@ def _detect(shapes: Shapes) -> Detected:
   return Detected("vgg16", encoder=fields)
 
 
-def _record(num_classes: int | None) -> Record:
-  del num_classes
-  return Record(TORCHVISION, None, TORCHVISION_LICENCE, TORCHVISION_SOURCE)
-
-
 TORCHVISION_VGG = Layout(
   family="vgg",
   name="torchvision_backbone",
@@ -43,6 +37,6 @@ TORCHVISION_VGG = Layout(
   publish=_publish,
   pattern=r"(features\.\d+|classifier\.[036]|pre_logits\.fc[12]|head\.fc)\.(weight|bias)",
   detect=_detect,
-  record=_record,
+  record=TORCHVISION_RECORD,
   unused=r"(classifier|pre_logits|head)\..*",
 )

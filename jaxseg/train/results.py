@@ -33,6 +33,7 @@ from jaxseg.evaluation.page import (
 from jaxseg.evaluation.report import Report
 from jaxseg.macs import count_macs
 from jaxseg.models import create_model
+from jaxseg.pretrained.schema import value_range_of_run
 from jaxseg.train.evaluating import Evaluator
 from jaxseg.train.metrics import METRICS, read_metrics
 from jaxseg.train.trackers import Tracker
@@ -140,7 +141,12 @@ def _save(folder: pathlib.Path, record: Mapping[str, Any], variables: Any, score
   net = Net(
     model=create_model(arch, **fields),
     variables=variables,
-    preprocess=Preprocess(tuple(preprocess["mean"]), tuple(preprocess["std"]), preprocess["channel_order"]),
+    preprocess=Preprocess(
+      mean=tuple(preprocess["mean"]),
+      std=tuple(preprocess["std"]),
+      channel_order=preprocess["channel_order"],
+      value_range=tuple(map(float, value_range_of_run(record))),
+    ),
     classes=tuple(record["classes"]),
     palette=np.asarray(record["palette"], np.uint8),
     arch=arch,

@@ -11,7 +11,7 @@ from PIL import Image
 from jaxseg import cli, data
 from jaxseg.commands import label_files
 from jaxseg.config import record
-from jaxseg.data import ade20k, cityscapes, voc
+from jaxseg.data import ade20k, cityscapes, reading, voc
 from jaxseg.data.source import make_info
 from jaxseg.errors import UserError
 
@@ -20,6 +20,20 @@ INFOS = {
   "ade20k": make_info("ade20k", ade20k.CLASSES, ade20k.PALETTE),
   "voc": make_info("voc", voc.CLASSES, voc.PALETTE),
 }
+
+
+def test_folders_of_other_images(tmp_path):
+  """Read as the data are: by the range of values and the number of channels; rows as they are stored."""
+  deep = np.random.default_rng(0).integers(0, 1000, (40, 48, 5)).astype(np.uint16)
+  np.save(tmp_path / "a.npy", deep)
+  (path,) = label_files.find_pictures(str(tmp_path))
+  rule = reading.Rule((0.0, 1000.0), channels=5)
+  ((name, image),) = label_files.folder_pictures([path], str(tmp_path), rule)
+  assert name == "a.npy" and str(label_files.file_name(name, "folder")) == "a.png"
+  np.testing.assert_array_equal(image, np.floor(deep * 0.255 + 0.5))
+  Image.fromarray(deep[..., 0]).save(tmp_path / "b.png")
+  with pytest.raises(UserError, match=r"b.png holds uint16 values from"):
+    list(label_files.folder_pictures([str(tmp_path / "b.png")], str(tmp_path)))
 
 
 def written(tmp_path, dataset, names):

@@ -12,6 +12,7 @@ from jaxseg import cli, data
 from jaxseg import config as config_lib
 from jaxseg.commands import throughput
 from jaxseg.commands.networks import drawn_variables, open_network
+from jaxseg.evaluation.corruptions import corruptions_for
 from jaxseg.hub import Net
 from jaxseg.macs import count_by_part, count_macs
 from jaxseg.types import Preprocess
@@ -19,12 +20,14 @@ from jaxseg.types import Preprocess
 CONFIG = "--config=colour_only_synthetic:smoke"
 
 
-def save_net(folder, classes):
-  model = jaxseg.create_model("colour_only", num_classes=len(classes))
+def save_net(folder, classes, channels=3):
+  encoder = dict(in_channels=channels)
+  model = jaxseg.create_model("colour_only", num_classes=len(classes), encoder=encoder)
   variables = jax.tree.map(np.asarray, drawn_variables(model))
   palette = np.arange(3 * len(classes), dtype=np.uint8).reshape(-1, 3)
-  fields = dict(num_classes=len(classes))
-  net = Net(model, variables, Preprocess(), classes, palette, "colour_only", fields)
+  fields = dict(num_classes=len(classes), encoder=encoder)
+  preprocess = Preprocess((99.0,) * channels, (50.0,) * channels)
+  net = Net(model, variables, preprocess, classes, palette, "colour_only", fields)
   net.save_pretrained(folder)
   return folder
 
@@ -194,6 +197,48 @@ def test_photos_of_explain(tmp_path, capsys):
   cli.main([*words, "--size=32x32"])
   assert json.loads((tmp_path / "out" / "receptive_fields.json").read_text())["count"] == 1
   assert "has 64x64 pixels; give a smaller --size" in failed([*words, "--size=64x64"], capsys)
+
+
+def test_explain_and_robustness_of_other_channels(source, tmp_path, capsys):
+  rng, size = np.random.default_rng(0), (40, 48)
+  five = save_net(tmp_path / "five", ("a", "b"), channels=5)
+  for kind in ("images", "masks"):
+    (tmp_path / "data" / kind).mkdir(parents=True)
+  for i in range(3):
+    np.save(tmp_path / "data" / "images" / f"{i}.npy", rng.integers(0, 256, (*size, 5), np.uint8))
+    Image.fromarray(rng.integers(0, 2, size, np.uint8)).save(tmp_path / "data" / "masks" / f"{i}.png")
+  (tmp_path / "data" / "val.txt").write_text("0\n1\n2\n")
+  out = f"--output={tmp_path / 'out'}"
+  words = ["explain", str(five), "--size=32x32", out]
+  cli.main(words)
+  photos = f"--images={tmp_path / 'data' / 'images'}"
+  cli.main([*words, photos])
+  assert json.loads((tmp_path / "out" / "receptive_fields.json").read_text())["count"] == 3
+  said = failed(["explain", str(source), str(five), "--size=32x32", out, photos], capsys)
+  assert "takes images of 3 channels and five of 5; look at one after the other" in said
+  words = [
+    "robustness",
+    str(five),
+    "--config=cgnet_m3n21_folder",
+    f"--config.data.manual_dir={tmp_path / 'data'}",
+    f"--config.data.data_dir={tmp_path / 'prepared'}",
+    "--config.data.classes=a,b",
+    "--config.data.color=none",
+    "--config.data.workers=0",
+    "--config.eval.details=False",
+    "--severities=2",
+    out,
+  ]
+  of_five = ["--config.data.channels=5"]
+  cli.main([*words, *of_five])
+  assert "images of 5 channels: snow, spatter, frost, saturate are of colours" in capsys.readouterr().out
+  (result,) = json.loads((tmp_path / "out" / "robustness.json").read_text())["results"]
+  assert list(result["corruptions"]) == list(corruptions_for(5)) and result["clean"] > 0
+  assert "--corruptions holds snow, which is of" in failed(
+    [*words, *of_five, "--corruptions=fog,snow"], capsys
+  )
+  words[1] = str(source)
+  assert "takes images of 3 channels, but config.data.channels is 5" in failed([*words, *of_five], capsys)
 
 
 def test_drawn_variables_have_the_models_shapes():

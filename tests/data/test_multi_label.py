@@ -71,6 +71,82 @@ def test_bits_and_what_is_refused(config):
     open_split(config, "train")
 
 
+def write_channels(config, name, chosen, suffix, high):
+  """A mask of a channel for each class, h w k of bool."""
+  write(config, name)
+  mask = chosen if high == "bool" else (chosen * int(high)).astype(np.uint8)
+  path = pathlib.Path(config.manual_dir) / "masks" / f"{name}.{suffix}"
+  if suffix == "npy":
+    np.save(path, mask)
+  elif suffix == "tif":
+    tifffile = pytest.importorskip("tifffile", reason="tifffile writes TIFF of many bands")
+    tifffile.imwrite(path, mask.transpose(2, 0, 1), photometric="minisblack", planarconfig="separate")
+  else:
+    Image.fromarray(mask).save(path)
+
+
+@pytest.mark.parametrize(
+  "suffix, count, high",
+  [
+    ("png", 2, 255),
+    ("png", 3, 1),
+    ("png", 4, 255),
+    ("bmp", 3, 255),
+    ("tif", 3, 255),
+    ("tif", 9, 1),
+    ("npy", 2, 255),
+    ("npy", 9, 1),
+    ("npy", 3, "bool"),
+  ],
+)
+def test_a_channel_for_each_class(config, suffix, count, high):
+  config.classes = tuple(f"c{i}" for i in range(count))
+  chosen = np.random.default_rng(count).random((40, 48, count)) < 0.4
+  write_channels(config, "mask", chosen, suffix, high)
+  write_channels(config, "none", chosen & False, suffix, 1)
+  (pathlib.Path(config.manual_dir) / "train.txt").write_text("mask\nnone\n")
+  source = open_split(config, "train")
+  np.testing.assert_array_equal(members(source[0]["label"], count), chosen)
+  assert not source[1]["label"].any()
+  found = data.check_dataset(config, "train")
+  assert not found.problems and found.pixels.tolist() == chosen.sum((0, 1)).tolist()
+  assert found.labelled == 2 * 40 * 48
+
+
+def test_channels_that_are_refused(config):
+  config.classes = ("a", "b", "c")
+  folder = pathlib.Path(config.manual_dir)
+  (folder / "train.txt").write_text("mask\n")
+  chosen = np.random.default_rng(0).random((40, 48, 3)) < 0.4
+
+  def said(mask, suffix="npy"):
+    for old in (folder / "masks").iterdir():
+      old.unlink()
+    write_channels(config, "mask", mask, suffix, 1)
+    (problem,) = data.check_dataset(config, "train").problems
+    with pytest.raises(DataError) as error:
+      open_split(config, "train")
+    assert str(error.value) == problem
+    return problem
+
+  sentence = "has 4 channels, but data.classes 3 names; expected a channel for each"
+  four = np.concatenate([chosen, chosen], -1)[..., :4]
+  assert sentence in said(four) and sentence in said(four, "tif")
+  assert "holds 0, 7 in its 3 channels; expected 0 and 1, or 0 and 255" in said(chosen * 7)
+  assert "holds 0, 1, 255 in its 3 channels" in said(chosen * np.array([1, 1, 255]), "png")
+  # Grey that was saved as RGB holds the classes' bits, where its values say so.
+  equal = np.repeat(chosen[..., :1], 3, -1)
+  for high in (1, 255):
+    assert "(RGB) may be one number a pixel or a channel for each of 3 classes" in said(equal * high, "png")
+  for old in (folder / "masks").iterdir():
+    old.unlink()
+  write_channels(config, "mask", equal * 6, "png", 1)
+  np.testing.assert_array_equal(open_split(config, "train")[0]["label"], equal[..., 0] * 6)
+  config.classes = ("a", "b")
+  grey_and_full = np.stack([chosen[..., 0] * 255, np.full((40, 48), 255)], -1)
+  assert "(LA) may be one number a pixel" in said(grey_and_full, "png")
+
+
 def test_sixteen_bits_hold_fifteen_classes(config):
   config.classes = tuple(f"c{i}" for i in range(15))
   write(config, "many", _c0=draw(0), _c14=draw(1))

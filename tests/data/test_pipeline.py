@@ -134,7 +134,7 @@ def test_errors_of_reading_arrive(monkeypatch):
     raise DataError("the disk is gone")
 
   batches = train_batches(miniature.settings("synthetic"), batch_size=2, seed=0, start_step=0)
-  monkeypatch.setattr(synthetic, "draw_scene", fails)
+  monkeypatch.setattr(synthetic.SyntheticSource, "__getitem__", fails)
   with pytest.raises(DataError, match="the disk is gone"):
     next(batches)
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxseg.errors import UserError
 from jaxseg.evaluation.altered import Chosen, Corrupted, Relabelled
-from jaxseg.evaluation.corruptions import CORRUPTIONS, KINDS, SEVERITIES, corrupt
+from jaxseg.evaluation.corruptions import CORRUPTIONS, KINDS, SEVERITIES, corrupt, corruptions_for
 
 GREY = np.full((200, 240, 3), 128, np.uint8)
 
@@ -71,6 +71,33 @@ def test_colour_and_contrast(scene):
   np.testing.assert_allclose(duller, 0.3 * value(scene)[..., 1], atol=0.03)
   jpeg = cv2.imencode(".jpg", scene[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 10])[1]
   np.testing.assert_array_equal(made(scene, "jpeg_compression", 4), cv2.imdecode(jpeg, 1)[..., ::-1])
+
+
+@pytest.mark.parametrize("name", corruptions_for(1))
+def test_a_grey_image_is_an_image_of_three_equal_channels(scene, name):
+  grey = scene[..., :1]
+  found = made(grey, name, 3)
+  assert found.shape == grey.shape and found.dtype == np.uint8
+  if name in KINDS["noise"]:  # each channel has its own
+    assert np.abs(found.astype(int) - grey).mean() > 5
+    return
+  rgb = cv2.cvtColor(made(np.repeat(grey, 3, -1), name, 3), cv2.COLOR_RGB2GRAY)
+  assert np.abs(found[..., 0].astype(int) - rgb).max() <= (12 if name == "jpeg_compression" else 1)
+
+
+@pytest.mark.parametrize("name", corruptions_for(6))
+def test_many_channels_are_corrupted_as_three(scene, name):
+  found = made(np.concatenate([scene, scene], -1), name, 2)
+  assert found.shape == (*scene.shape[:2], 6) and np.any(found[..., 3:] != scene)
+  if name not in (*KINDS["noise"], "jpeg_compression"):
+    np.testing.assert_allclose(found[..., 3:].astype(int), made(scene, name, 2), atol=1)
+
+
+def test_what_is_of_colours():
+  assert set(CORRUPTIONS) - set(corruptions_for(1)) == {"saturate"}
+  assert set(CORRUPTIONS) - set(corruptions_for(2)) == {"saturate", "snow", "spatter", "frost"}
+  with pytest.raises(UserError, match="snow is of colours, which images of 5 channels do not have"):
+    made(np.zeros((40, 40, 5), np.uint8), "snow", 1)
 
 
 def test_frost_takes_photographs(scene):

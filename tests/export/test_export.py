@@ -11,7 +11,7 @@ from jaxseg.errors import UserError
 from jaxseg.export import check, folding, program, stablehlo
 from jaxseg.hub import Net
 from jaxseg.types import Preprocess
-from tests.hub.small import init
+from tests.hub.small import TINY, init
 
 SMALL_RESNET = dict(width=8, stage_sizes=(1, 1, 1, 1))
 
@@ -57,6 +57,21 @@ def test_a_file_gives_what_the_model_gives(net, tmp_path, format, library, size)
   pytest.importorskip(library)
   found = net.export(tmp_path / "file", format=format, size=size, output="probabilities")
   assert found.agrees and found.images == 3 and found.bytes == (tmp_path / "file").stat().st_size
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize(
+  ("format", "library", "size"),
+  [("stablehlo", "jax", None), ("onnx", "jax2onnx", None), ("litert", "litert_converter", (32, 48))],
+)
+def test_of_other_channels(tmp_path, channels, format, library, size):
+  pytest.importorskip(library)
+  preprocess = Preprocess(tuple(80.0 + c for c in range(channels)), (40.0,) * channels)
+  net = net_of(preprocess=preprocess, encoder={**TINY, "in_channels": channels})
+  found = net.export(tmp_path / "file", format=format, size=size, output="probabilities")
+  assert found.agrees and found.images == 3
+  with pytest.raises(UserError, match=f"a page reads RGB images, and small takes {channels} channels"):
+    net.export(tmp_path / "page", format="web")
 
 
 def test_another_models_file_is_noticed(net, tmp_path):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxseg
+from jaxseg.models import channels_of
 from jaxseg.pretrained import tree
 
 TINY = dict(widths=(8, 16, 32), num_blocks=(2, 2), reductions=(4, 8))
@@ -16,7 +17,8 @@ def init(num_classes=5, decoder=None, seed=0, name="cgnet_m3n21", encoder=TINY):
   """A small model and random variables of its shapes; nothing is compiled."""
   model = jaxseg.create_model(name, num_classes=num_classes, encoder=encoder, decoder=decoder)
   init = functools.partial(model.init, train=False)
-  shapes = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+  image = jax.ShapeDtypeStruct((1, 64, 64, channels_of(model)), jnp.float32)
+  shapes = jax.eval_shape(init, jax.random.key(0), image)
   rng = np.random.default_rng(seed)
 
   def draw(x):

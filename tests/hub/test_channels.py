@@ -7,6 +7,7 @@ import pytest
 import jaxseg
 from jaxseg.config import load
 from jaxseg.config.validate import validate
+from jaxseg.crf import Settings
 from jaxseg.encoders import ENCODERS
 from jaxseg.errors import UserError
 from jaxseg.hub import Net
@@ -58,6 +59,8 @@ def test_saved_read_and_used(tmp_path, channels):
   np.testing.assert_array_equal(net.predict(str(tmp_path / "image.npy")), label)
   np.testing.assert_array_equal(net.predict(image, flip=True, scales=(1.0, 1.5)).shape, label.shape)
   assert net.overlay(image, label).shape == (40, 48, 3)
+  with pytest.raises(UserError, match=f"compares the colours of RGB images, and .* {channels} channels"):
+    net.predict(image, crf=Settings())
   with pytest.raises(UserError, match=f"but this model takes {channels} channels"):
     net.predict(np.zeros((40, 48, 3), np.uint8))
 

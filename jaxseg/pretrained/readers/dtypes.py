@@ -5,23 +5,23 @@ import numpy as np
 
 # torch.<name>, as pickled beside tensors that have no storage class of their own.
 TORCH = {
-  "bool": np.bool_,
-  "uint8": np.uint8,
-  "int8": np.int8,
-  "uint16": np.uint16,
-  "int16": np.int16,
-  "uint32": np.uint32,
-  "int32": np.int32,
-  "uint64": np.uint64,
-  "int64": np.int64,
-  "float16": np.float16,
-  "bfloat16": ml_dtypes.bfloat16,
-  "float32": np.float32,
-  "float64": np.float64,
-  "complex64": np.complex64,
-  "complex128": np.complex128,
-  "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-  "float8_e5m2": ml_dtypes.float8_e5m2,
+  name: np.dtype(name)
+  for name in (
+    *(
+      "bool",
+      "uint8",
+      "int8",
+      "uint16",
+      "int16",
+      "uint32",
+      "int32",
+      "uint64",
+      "int64",
+      "float16",
+      "bfloat16",
+    ),
+    *("float32", "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"),
+  )
 }
 
 # torch.<name>Storage.
