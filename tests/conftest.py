@@ -1,5 +1,6 @@
 """Shared fixtures: the folder of reference material, and a compilation cache for the run."""
 
+import gc
 import os
 import pathlib
 
@@ -16,6 +17,7 @@ os.environ.setdefault(
   " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
@@ -27,6 +29,15 @@ def shared() -> pathlib.Path:
   if not SHARED.is_dir():
     pytest.skip(f"reference folder {SHARED.name}/ is not beside the checkout")
   return SHARED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+  """Drops programs and traces of a module behind it: the collector would go through them again and again."""
+  yield
+  jax.clear_caches()
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.fixture

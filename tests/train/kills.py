@@ -106,7 +106,8 @@ def kill_once(
 
   Args:
     at: 0 does not wait for the run to have started.
-    how: "term" (SIGTERM to the first process), "terms" (to all), "kill" (-9 to all), "kill one" (the last).
+    how: "term" (SIGTERM to the first process), "terms" (to all), "kill" (-9 to all), "kill one" (the last),
+      "interrupt" (Ctrl-C to all).
     every: steps between two checkpoints.
   """
   before = saved(workdir)
@@ -116,7 +117,9 @@ def kill_once(
       at = max(at, before + 1)
       wait_until(running, workdir, at)
     time.sleep(delay)
-    number = signal.SIGTERM if how.startswith("term") else signal.SIGKILL
+    number = {"term": signal.SIGTERM, "terms": signal.SIGTERM, "interrupt": signal.SIGINT}.get(
+      how, signal.SIGKILL
+    )
     told = {"term": running[:1], "kill one": running[-1:]}.get(how, running)
     for process in told:
       os.kill(process.pid, number)
@@ -134,6 +137,8 @@ def kill_once(
     assert last == steps, "all that was done is saved"
     assert text.count(f"preempted at step {last}; saved; the same command goes on") == topology.processes
   else:
+    if number == signal.SIGINT:
+      assert codes == [130] * topology.processes, f"{codes}\n{text}"
     survivors = [code for process, code in zip(running, codes, strict=True) if process not in told]
     assert all(code not in (0, 2) for code in survivors), f"{codes}\n{text}"
     # The save of a step starts once its line is in the log and the save before it has ended.
@@ -162,7 +167,7 @@ def kill_many(
   for number, (topology, at) in enumerate(zip(topologies, moments, strict=False)):
     how = kinds[(number + seed) % len(kinds)]
     if topology.processes == 1:
-      how = {"kill one": "kill", "terms": "term"}.get(how, how)
+      how = {"kill one": "interrupt", "terms": "term"}.get(how, how)
     delay = rng.random() * 0.3
     if number % 5 == 4:  # at any moment of its start
       how, at, delay = "kill", 0, delay * 50
