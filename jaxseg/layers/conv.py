@@ -9,8 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -40,12 +38,7 @@ def explicit_padding(
 
 def fan_out_normal(*, groups: int = 1) -> Initializer:
   """Normal with variance 2 / fan_out, fan_out = kh·kw·out / groups: the reference's rule."""
-
-  def init(key, shape, dtype=jnp.float32):
-    kh, kw, _, out = shape
-    return jnp.sqrt(2.0 * groups / (kh * kw * out)) * jax.random.normal(key, shape, dtype)
-
-  return init
+  return nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
 
 
 class Conv(nn.Module):
