@@ -41,7 +41,6 @@ def small_heap():
   yield
   jax.clear_caches()
   gc.collect()
-  gc.freeze()
 
 
 @pytest.fixture
