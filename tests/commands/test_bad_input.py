@@ -11,7 +11,7 @@ SMOKE = "--config=colour_only_synthetic:smoke"
 PREDICT = ["a.png", "--source=no.npz"]
 # Words of each command → what the sentence has to say.
 BAD = {
-  "list": [(["x"], "there is no flag x"), (["--config.seed=1"], "jaxseg list: the command takes no --config.seed")],
+  "list": [(["x"], "there is no flag x"), (["--config.seed=1"], "jaxseg list: the command takes no")],
   "info": [
     ([], "the following arguments are required: model"),
     (["cgnet"], "did you mean 'cgnet_m3n21'"),
