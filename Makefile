@@ -16,7 +16,7 @@ quickstart: $(VENV)/train.stamp  ## train and evaluate CGNet on drawn scenes, 4 
 test: $(VENV)/dev.stamp  ## everything that CI checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=20
 
 test-full: $(VENV)/dev.stamp  ## an hour of checks whose like CI runs at a smaller size
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m full
