@@ -51,7 +51,7 @@ def info(config_data: Any) -> DatasetInfo:
 def open_split(config_data: Any, split: str) -> "SyntheticSource":
   """Reads `image_size`, `num_train`, `num_val` and `classes`; "test" is as long as "val"."""
   length, size = split_settings("synthetic", config_data, split)
-  return SyntheticSource(split, length, size, info(config_data).num_classes, draw_scene)
+  return SyntheticSource(split, length, size, info(config_data).num_classes)
 
 
 def split_settings(name: str, config_data: Any, split: str) -> tuple[int, tuple[int, int]]:
@@ -70,31 +70,6 @@ def split_settings(name: str, config_data: Any, split: str) -> tuple[int, tuple[
   if length < 1:
     raise DataError(f"{name}: split {split!r} has {length} examples; set data.{field} to at least 1")
   return length, size
-
-
-@dataclasses.dataclass(frozen=True)
-class SyntheticSource:
-  """One split of scenes, or of what else `draw` makes; see `jaxseg.data.source.Source`."""
-
-  split: str
-  length: int
-  shape: tuple[int, int]
-  num_classes: int
-  draw: Callable[..., tuple[UInt8[np.ndarray, "h w 3"], Any]]
-
-  def __len__(self) -> int:
-    return self.length
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    if not 0 <= index < self.length:
-      raise IndexError(f"index {index} is outside the {self.length} examples of split {self.split!r}")
-    stream = STREAMS[self.split]
-    image, label = self.draw(SEED, stream, index, size=self.shape, num_classes=self.num_classes)
-    return {"image": image, "label": label, "id": f"{self.split}-{index:06d}"}
-
-  def size(self, index: int) -> tuple[int, int]:
-    """(h, w), the same for every index."""
-    return self.shape
 
 
 def draw_scene(
@@ -216,3 +191,28 @@ def _pattern(
     course = y // period
     on = (y % period == 0) | ((x + course * period) % (2 * period) == 0)
   return on
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticSource:
+  """One split of scenes, or of what else `draw` makes; see `jaxseg.data.source.Source`."""
+
+  split: str
+  length: int
+  shape: tuple[int, int]
+  num_classes: int
+  draw: Callable[..., tuple[UInt8[np.ndarray, "h w 3"], Any]] = draw_scene
+
+  def __len__(self) -> int:
+    return self.length
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    if not 0 <= index < self.length:
+      raise IndexError(f"index {index} is outside the {self.length} examples of split {self.split!r}")
+    stream = STREAMS[self.split]
+    image, label = self.draw(SEED, stream, index, size=self.shape, num_classes=self.num_classes)
+    return {"image": image, "label": label, "id": f"{self.split}-{index:06d}"}
+
+  def size(self, index: int) -> tuple[int, int]:
+    """(h, w), the same for every index."""
+    return self.shape
