@@ -68,6 +68,8 @@ class Conv(nn.Module):
     bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     pointwise = size == (1, 1) and padding == ((0, 0), (0, 0)) and self.groups == 1
+    # What a stride leaves of an open size has the same form only of convolutions, so that maps can be added.
+    pointwise &= strides == (1, 1) or all(isinstance(n, int) for n in x.shape[1:3])
 
     def apply(x, kernel, rows):
       if pointwise:

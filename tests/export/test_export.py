@@ -59,6 +59,13 @@ def test_a_file_gives_what_the_model_gives(net, tmp_path, format, library, size)
   assert found.agrees and found.images == 3 and found.bytes == (tmp_path / "file").stat().st_size
 
 
+def test_open_sizes_of_a_residual_network(tmp_path):
+  """What a shortcut's stride leaves of an open size is what the block's leaves."""
+  net = net_of(name="deeplabv3plus_resnet50", encoder=SMALL_RESNET | {"multi_grid": ()})
+  found = net.export(tmp_path / "file", format="stablehlo", output="probabilities")
+  assert found.agrees and found.images == 3
+
+
 @pytest.mark.parametrize("channels", [1, 5])
 @pytest.mark.parametrize(
   ("format", "library", "size"),
