@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxseg.classes import as_label
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.export.program import Program
 from jaxseg.hub import Net
 from jaxseg.hub.comparison import Comparison
@@ -44,8 +44,7 @@ def compare(
   """Runs the file in a process of its own, which has no jaxseg, and `net` on the same images.
 
   Raises:
-    UserError: the runtime is not installed.
-    RuntimeError: the file does not run.
+    UserError: the runtime is not installed, or refuses the file.
   """
   found, seconds = run(runner, file, images, batch=program.shape[0])
   equal, differences, ours = [], [], []
@@ -79,8 +78,7 @@ def run(
     batch: how often the file wants each image; a name is once.
 
   Raises:
-    UserError: the runtime is not installed.
-    RuntimeError: the file does not run.
+    UserError: the runtime is not installed, or refuses the file.
   """
   repeats = batch if isinstance(batch, int) else 1
   with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +91,10 @@ def run(
       missing = done.stderr.strip().rsplit("\n", 1)[-1].rsplit(" ", 1)[-1].strip("'")
       raise UserError(f"the file is run by {missing}, which is not installed; pip install 'jaxseg[export]'")
     if done.returncode:
-      raise RuntimeError(f"the exported file does not run:\n{done.stderr[-2000:]}")
+      reason = printable((done.stderr.strip() or f"exit code {done.returncode}").rsplit("\n", 1)[-1])
+      raise UserError(
+        f"the exported file is refused by its runtime ({reason}), so nothing is kept; choose another format"
+      )
     with np.load(target) as results:
       return [results[f"image{i}"][0] for i in range(len(images))], results["seconds"]
 

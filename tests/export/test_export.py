@@ -122,3 +122,10 @@ def test_a_folder_is_not_overwritten(net, tmp_path):
     Net(encoder, {}, Preprocess(), (), np.zeros((0, 3), np.uint8), "cgnet_m3n21_encoder").export(
       tmp_path / "x"
     )
+
+
+def test_a_file_that_its_runtime_refuses_is_a_sentence(tmp_path):
+  (tmp_path / "file").write_bytes(b"no program")
+  sentence = r"^the exported file is refused by its runtime \(.+\), so nothing is kept"
+  with pytest.raises(UserError, match=sentence):
+    check.run(stablehlo.RUNNER, tmp_path / "file", check.pictures((32, 48)))
