@@ -29,7 +29,7 @@ MOST_AUTOMATIC = 32
 MOST = 512
 
 # Images of some megabytes are freed and allocated all the time: from the heap, which keeps its pages. glibc
-# by itself gives them back, and touching fresh ones is then a third of a worker's time.
+# by itself gives them back, and touching fresh ones is then up to a third of a worker's time.
 _GLIBC_TUNABLES = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728"  # 32, 128 MiB
 _SHARED_MEMORY = "/dev/shm"
 _NEVER = 2**62  # bytes: no array is as large
