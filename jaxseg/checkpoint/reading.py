@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -194,8 +195,8 @@ def tell_once() -> None:
   """Keeps back the tracebacks of saves that fail in the background, whose error `check` and `wait` raise.
 
   On a full disk every array fails by itself, some as late as the process ends: Orbax logs one error, asyncio
-  those that nobody waits for, and TensorStore reports to `sys.unraisablehook` that the loop which it would
-  tell is closed.
+  those that nobody waits for, Python warns of writes that never began, and TensorStore reports to
+  `sys.unraisablehook` that the loop which it would tell is closed.
   """
 
   def keep(record: logging.LogRecord) -> bool:
@@ -206,6 +207,7 @@ def tell_once() -> None:
       hook(problem)
 
   hook, sys.unraisablehook = sys.unraisablehook, report
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
   for name in ("absl", "asyncio"):
     logging.getLogger(name).addFilter(keep)
 
@@ -227,7 +229,8 @@ def quiet() -> Iterator[None]:
       traceback.clear_frames(cause.__traceback__)
       cause = cause.__cause__ or cause.__context__
     time.sleep(_LATE_SECONDS)
-    gc.collect()
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # writes that never began
+      gc.collect()
     raise
   finally:
     sys.unraisablehook = hook
