@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.layers import concat_conv, pyramid
-from jaxseg.ops import atrous, attention, msca
+from jaxseg.ops import atrous, attention, msca, patch_conv
 from jaxseg.ops import resize as resize_ops
 from jaxseg.ops.definition import traced_for
 from jaxseg.types import Dim
@@ -36,7 +36,8 @@ def exported(platform: str | None = None) -> Iterator[None]:
 
 def without_kernels() -> contextlib.AbstractContextManager[None]:
   """Inside, models are traced without kernels of one platform, which a program for several cannot hold."""
-  return traced_for(replacements={msca.msca_reference: msca.msca_reference})
+  plain = (msca.msca_reference, attention.attention_reference)
+  return traced_for(replacements={definition: definition for definition in plain})
 
 
 def by_strips() -> bool:
@@ -110,4 +111,5 @@ FORMS = {
   pyramid.join_conv_reference: join_pooled,
   attention.attention_reference: attend,
   atrous.atrous_conv_reference: atrous.atrous_conv_reference,
+  patch_conv.patch_conv_reference: patch_conv.patch_conv_reference,
 }

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxseg.layers import spatial
 from jaxseg.layers.conv import Conv, fan_out_normal
 from jaxseg.layers.norm import LayerNorm
-from jaxseg.layers.upsampled import batch_shards
+from jaxseg.layers.upsampled import batch_shards, for_own_images
 from jaxseg.ops import attention as ops
 from jaxseg.ops.definition import defined_by
 from jaxseg.types import AnyArray
@@ -24,7 +24,8 @@ def attention(
   value: Float[Array, "b m heads d"],
 ) -> Float[Array, "b n heads d"]:
   """softmax(query · keyᵀ / √d) · value, the softmax in float32, the result in the inputs' dtype."""
-  return ops.attention(query, key, value, images=-(-len(query) // batch_shards()))
+  images = -(-len(query) // batch_shards())
+  return ops.attention(query, key, value, images=images, on_devices=for_own_images)
 
 
 class SpatialReductionAttention(nn.Module):

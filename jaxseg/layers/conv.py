@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from jaxseg.layers import spatial
 from jaxseg.ops.bias import add_bias
 from jaxseg.ops.depthwise import depthwise_conv
+from jaxseg.ops.patch_conv import patch_conv
 from jaxseg.types import AnyArray
 
 Size = int | tuple[int, int]
@@ -46,7 +47,7 @@ class Conv(nn.Module):
 
   `padding=None` means `(kernel_size - 1) // 2 * dilation` zeros on every side. A
   1×1 convolution at stride 1 runs as a matrix product, which XLA:CPU does in half
-  the time.
+  the time; see `ops.patch_conv` for windows that touch.
   """
 
   features: int
@@ -69,11 +70,15 @@ class Conv(nn.Module):
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     pointwise = size == (1, 1) and padding == ((0, 0), (0, 0)) and self.groups == 1
     # What a stride leaves of an open size has the same form only of convolutions, so that maps can be added.
-    pointwise &= strides == (1, 1) or all(isinstance(n, int) for n in x.shape[1:3])
+    known = all(isinstance(n, int) for n in x.shape[1:3])
+    pointwise &= strides == (1, 1) or known
+    patches = size == strides and padding == ((0, 0), (0, 0)) and dilation == (1, 1) and self.groups == 1
 
     def apply(x, kernel, rows):
       if pointwise:
         return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+      if patches and known:
+        return patch_conv(x, kernel)
       return lax.conv_general_dilated(
         x,
         kernel,

@@ -3,16 +3,21 @@
 - Definition: `attention_reference`.
 - `attention_by_parts`, where the scores are many: queries a part at a time, in a loop. The derivative keeps
   one number a query (the logarithm of the softmax's normaliser) and makes the scores again.
+- TPU, 16 bits: a kernel (`ops.attention_kernel`), whose scores never leave the vector memory.
 - CUDA, 16 bits, even lengths: cuDNN's own, through `jax.nn.dot_product_attention`. It has not been run yet.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from jaxseg.ops import attention_kernel
+from jaxseg.ops.definition import PLATFORMS, by_platform, takes_kernels
 
 # Scores made at once, 16 MiB of float32: with their gradients they fit in a TPU's vector memory.
 PART_SCORES = 1 << 22
@@ -35,6 +40,7 @@ def attention(
   value: Float[Array, "b m heads d"],
   *,
   images: int | None = None,
+  on_devices: Callable[[Callable], Callable | None] | None = None,
 ) -> Float[Array, "b n heads d"]:
   """Equal to `attention_reference`, in the form that suits the device and the number of scores.
 
@@ -43,20 +49,33 @@ def attention(
     key: one row for each position that is looked at.
     value: like `key`.
     images: that one device holds; None is all of them.
+    on_devices: makes of the kernel one that runs on each device of a mesh for its images, or None where
+      there must be none; without it the kernel runs as it is.
   """
   b, n, heads, _ = query.shape
   scores = (images or b) * heads * n * key.shape[1]
   parts = min(math.ceil(scores / PART_SCORES), n) if has_many_scores(scores) else 1
-
-  def plain(query, key, value):
-    if parts == 1:
-      return attention_reference(query, key, value)
-    return attention_by_parts(query, key, value, parts=parts)
-
+  forms = {
+    "plain": attention_reference if parts == 1 else functools.partial(attention_by_parts, parts=parts),
+    "cudnn": _cudnn,
+  }
+  if attention_kernel.fits(query.shape, key.shape[1], query.dtype):
+    kernel = attention_kernel.attention if on_devices is None else on_devices(attention_kernel.attention)
+    forms |= {} if kernel is None else {"kernel": kernel}
   # JAX looks for cuDNN as soon as its form is traced: never on another machine.
-  if not _cudnn_takes(query, key) or jax.default_backend() != "gpu":
-    return plain(query, key, value)
-  return lax.platform_dependent(query, key, value, cuda=_cudnn, default=plain)
+  cudnn = _cudnn_takes(query, key) and jax.default_backend() == "gpu"
+  choice = {platform: choose_form(platform, kernel="kernel" in forms, cudnn=cudnn) for platform in PLATFORMS}
+  return by_platform(choice, forms)(query, key, value)
+
+
+def choose_form(platform: str, *, kernel: bool, cudnn: bool) -> str:
+  """The table: "kernel", "cudnn" or "plain" for a platform, and shapes that these take or not.
+
+  TPU: by the v5e compiler (benchmarks/results/tpu_v5e_aot.md); the kernel was not run on a chip.
+  """
+  if kernel and takes_kernels(platform):
+    return "kernel"
+  return "cudnn" if cudnn and platform == "cuda" else "plain"
 
 
 def _cudnn_takes(query, key) -> bool:

@@ -1,4 +1,6 @@
-"""Attention by parts of the queries against its definition."""
+"""Attention by parts of the queries, and by the TPU kernel, interpreted, against its definition."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxseg.ops import attention as ops
+from jaxseg.ops import attention_kernel
 
 # queries, keys, heads, width, parts: even parts, a prime number of queries, one query each
 CASES = [(12, 5, 2, 4, 3), (13, 6, 1, 8, 4), (7, 3, 2, 4, 7)]
@@ -34,6 +37,43 @@ def test_parts_equal_the_definition(case, dtype):
   for a, b in zip(ours, theirs, strict=True):
     assert a.dtype == dtype
     np.testing.assert_allclose(np.float32(a), b, atol=tolerance * float(np.abs(b).max()))
+
+
+# queries, keys, heads, width: blocks that are filled up on both sides, several heads, one block of each
+@pytest.mark.parametrize("case", [(1300, 130, 1, 16), (600, 200, 3, 32), (512, 128, 2, 64)], ids=str)
+def test_the_kernel_equals_the_definition(monkeypatch, case):
+  n, m, heads, d = case
+  assert attention_kernel.fits((2, n, heads, d), m, jnp.bfloat16)
+  monkeypatch.setattr(attention_kernel, "_BLOCK_BYTES", 4 * 256 * 512)  # several blocks of the queries
+  arrays = example(n, m, heads, d, jnp.bfloat16)
+  kernel = functools.partial(attention_kernel.attention, interpret=True)
+  ours = jax.jit(lambda *a: run(kernel, *a))(*arrays)
+  theirs = jax.jit(lambda *a: run(ops.attention_reference, *a))(*(x.astype(jnp.float32) for x in arrays))
+  for mine, wanted in zip(ours, theirs, strict=True):
+    assert mine.dtype == jnp.bfloat16
+    # Weights and their gradients are rounded before the products, and a result once.
+    limit = 2**-8 * float(np.abs(wanted).max())
+    np.testing.assert_allclose(np.float32(mine), wanted, rtol=2**-8, atol=limit)
+
+
+def test_which_attention_the_kernel_takes():
+  takes = attention_kernel.fits
+  for n, m, heads, d in ((16384, 256, 1, 32), (4096, 256, 2, 32), (1024, 256, 5, 64), (65536, 1024, 1, 64)):
+    assert takes((16, n, heads, d), m, jnp.bfloat16)
+  assert not takes((16, 1024, 1, 32), 256, jnp.float32)
+  assert not takes((16, 1024, 1, 24), 256, jnp.bfloat16), "sublanes that are not filled"
+  assert not takes((16, 256, 8, 32), 256, jnp.bfloat16), "few queries"
+  assert not takes((16, 1024, 1, 32), 64, jnp.bfloat16), "few keys"
+  assert not takes((16, 16384, 1, 32), 4096, jnp.bfloat16), "scores that are larger than a block"
+
+
+def test_the_table(monkeypatch):
+  choose = ops.choose_form
+  assert choose("tpu", kernel=True, cudnn=False) == "kernel"
+  assert choose("cuda", kernel=True, cudnn=True) == "cudnn"
+  assert {choose("cpu", kernel=True, cudnn=True), choose("tpu", kernel=False, cudnn=True)} == {"plain"}
+  monkeypatch.setenv("JAXSEG_TPU_KERNELS", "off")
+  assert choose("tpu", kernel=True, cudnn=False) == "plain"
 
 
 def test_gradients_of_keys_accumulate_in_float32():

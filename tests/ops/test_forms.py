@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.ops import atrous, batch_norm, depthwise, gelu, layer_norm, msca
+from jaxseg.ops import atrous, batch_norm, depthwise, gelu, layer_norm, msca, patch_conv
 from jaxseg.ops.definition import PLATFORMS, plain_definitions
 
 
@@ -115,6 +115,14 @@ def pointwise_cases():
   yield "layer_norm", Case(definition, {"own derivative": own}, arrays)
 
 
+def patch_conv_cases():
+  # Whole windows, windows of unequal sides, and a map whose last rows and columns are no whole window.
+  for name, h, w, size in [("whole", 8, 12, (4, 4)), ("2x3", 8, 12, (2, 3)), ("uneven", 11, 10, (4, 4))]:
+    arrays = normal(0, 2, h, w, 6), normal(1, *size, 6, 5) / 9
+    forms = {"product": patch_conv.patch_conv}
+    yield f"patch_conv {name}", Case(patch_conv.patch_conv_reference, forms, arrays)
+
+
 def msca_cases():
   for name, lengths, around in [("two", (3, 5), True), ("one", (3,), False)]:
     sizes = [(5, 5), *(size for k in lengths for size in ((1, k), (k, 1)))]
@@ -139,7 +147,14 @@ def plain_msca(inside, x, *weights):
     return msca_as(inside, x, *weights)
 
 
-CASES = dict([*depthwise_cases(), *atrous_cases(), *batch_norm_cases(), *pointwise_cases(), *msca_cases()])
+CASES = dict([
+  *depthwise_cases(),
+  *atrous_cases(),
+  *batch_norm_cases(),
+  *pointwise_cases(),
+  *patch_conv_cases(),
+  *msca_cases(),
+])
 FLOAT32 = jnp.dtype("float32")
 # Numbers are the point here, and not how fast they come.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
