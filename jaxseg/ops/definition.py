@@ -127,12 +127,15 @@ def formed(forms: Mapping[str, tuple[Callable, Callable]], choose: Callable[...,
     forms: name → (value, gradients): (x, kernel, window=) → y, and (x, kernel, dy, window=) → (dx, dkernel).
     choose: (platform, x, kernel, window) → name of the form.
   """
+  # Jitted, so that equal layers of a network are traced once, each of them in every platform's form.
+  traced = {name: tuple(jax.jit(f, static_argnames="window") for f in pair) for name, pair in forms.items()}
 
   def run(which: int, x, kernel, window: Any, form: str | None) -> Callable:
+    pairs = forms if _platform.get() is not None else traced
     if form is not None:
-      return functools.partial(forms[form][which], window=window)
+      return functools.partial(pairs[form][which], window=window)
     chosen = {platform: choose(platform, x, kernel, window) for platform in PLATFORMS}
-    functions = {f: functools.partial(forms[f][which], window=window) for f in chosen.values()}
+    functions = {f: functools.partial(pairs[f][which], window=window) for f in chosen.values()}
     return by_platform(chosen, functions)
 
   @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
