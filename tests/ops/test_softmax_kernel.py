@@ -10,19 +10,31 @@ from jaxseg.ops.upsampled import choose_form
 from jaxseg.ops.upsampled_cross_entropy import softmax_kernel_for, upsampled_cross_entropy_reference
 
 
-def example(dtype, factors, classes=11, rows=4):
+def example(dtype, factors, classes=11, rows=4, columns=128):
   rng = np.random.default_rng(0)
-  logits = jnp.asarray(3 * rng.standard_normal((2, rows, 128, classes)), dtype)
-  labels = rng.integers(0, classes, (2, rows * factors[0], 128 * factors[1])).astype(np.int32)
+  logits = jnp.asarray(3 * rng.standard_normal((2, rows, columns, classes)), dtype)
+  labels = rng.integers(0, classes, (2, rows * factors[0], columns * factors[1])).astype(np.int32)
   labels[rng.random(labels.shape) < 0.2] = 255
   return logits, jnp.asarray(labels), jnp.asarray(rng.standard_normal(labels.shape), jnp.float32)
 
 
-# Blocks of two and four rows with rows of other blocks around them.
-@pytest.mark.parametrize(("dtype", "factors"), [(jnp.float32, (4, 2)), (jnp.bfloat16, (2, 4))])
-def test_terms_equal_the_definition(dtype, factors, monkeypatch):
-  monkeypatch.setattr(softmax_kernel, "_BLOCK_BYTES", 4 * 8 // factors[0] * 16 * 128)
-  logits, labels, weights = example(dtype, factors, rows=24 // factors[0])
+# Blocks of one, two and four rows with rows of other blocks around them, and lanes that are not filled: of
+# 64 columns, and of columns that end within the lanes of both maps.
+@pytest.mark.parametrize(
+  ("dtype", "factors", "columns"),
+  [
+    (jnp.float32, (4, 2), 128),
+    (jnp.bfloat16, (2, 4), 128),
+    (jnp.float32, (8, 8), 64),
+    (jnp.float32, (4, 8), 85),
+    (jnp.float32, (1, 4), 150),
+  ],
+)
+def test_terms_equal_the_definition(dtype, factors, columns, monkeypatch):
+  lanes = -(-columns // 128) * 128
+  a_row = 4 * lanes * max(16, factors[0] * factors[1])
+  monkeypatch.setattr(softmax_kernel, "_BLOCK_BYTES", 8 // factors[0] * a_row)
+  logits, labels, weights = example(dtype, factors, rows=24 // factors[0], columns=columns)
 
   def ours(x):
     log_normaliser, true_logit = softmax_kernel.terms(x, labels, interpret=True)
@@ -45,9 +57,12 @@ def test_which_shapes_it_takes():
     return softmax_kernel_for(logits, (2, *size), align_corners=False, **settings) is not None
 
   assert takes((2, 128, 128, 150), (512, 512)) and takes((2, 64, 256, 19), (256, 1024))
-  assert not takes((2, 120, 120, 150), (480, 480)), "lanes that are not filled"
+  assert takes((2, 120, 120, 150), (480, 480)) and takes((2, 64, 64, 150), (512, 512))
+  assert takes((2, 85, 85, 19), (680, 680))
+  assert not takes((2, 32, 32, 150), (128, 128)), "lanes that are mostly empty"
   assert not takes((2, 128, 128, 150), (513, 512)), "no whole factor"
-  assert not takes((2, 64, 128, 150), (512, 1024)), "too many phases to unroll"
+  assert not takes((2, 64, 128, 150), (1024, 2048)), "too many phases to unroll"
+  assert not takes((2, 64, 128, 150), (64 * 3, 128 * 3)), "sublanes that are not filled"
   assert softmax_kernel_for((2, 128, 128, 150), (2, 512, 512), align_corners=True) is None
   assert choose_form("tpu", kernel=True) == "kernel"
   assert {choose_form(p, kernel=k) for p, k in (("cpu", True), ("cuda", True), ("tpu", False))} == {"strips"}
