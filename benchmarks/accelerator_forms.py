@@ -179,6 +179,7 @@ def _attention(batch: int, n: int, m: int, heads: int, d: int, *, platform: str)
   import jax
 
   from jaxseg.ops import attention as ops
+  from jaxseg.ops import attention_kernel
 
   scores = batch * heads * n * m
   parts = max(math.ceil(scores / ops.PART_SCORES), 2)
@@ -186,11 +187,16 @@ def _attention(batch: int, n: int, m: int, heads: int, d: int, *, platform: str)
     "reference": ops.attention_reference,
     "parts": lambda q, k, v: ops.attention_by_parts(q, k, v, parts=parts),
   }
+  query, key = _normal(batch, n, heads, d), _normal(batch, m, heads, d)
+  kernel = attention_kernel.fits(query.shape, m, query.dtype)
   if platform == "cuda":
     forms["cudnn"] = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-  chosen = "parts" if ops.has_many_scores(scores) else "reference"
-  query, key = _normal(batch, n, heads, d), _normal(batch, m, heads, d)
-  return (query, key, key), forms, "cudnn" if platform == "cuda" else chosen
+  if platform == "tpu" and kernel:
+    forms["kernel"] = attention_kernel.attention
+  chosen = ops.choose_form(platform, kernel=kernel, cudnn=True)
+  if chosen == "plain":
+    chosen = "parts" if ops.has_many_scores(scores) else "reference"
+  return (query, key, key), forms, chosen
 
 
 def _resize(batch: int, before: int, after: int, c: int, *, platform: str):
