@@ -3,7 +3,8 @@
 - Definition: `attention_reference`.
 - `attention_by_parts`, where the scores are many: queries a part at a time, in a loop. The derivative keeps
   one number a query (the logarithm of the softmax's normaliser) and makes the scores again.
-- TPU, 16 bits: a kernel (`ops.attention_kernel`), whose scores never leave the vector memory.
+- TPU, where the scores are many and in 16 bits: a kernel (`ops.attention_kernel`), whose scores never leave
+  the vector memory. Of few, the compiler keeps them there by itself.
 - CUDA, 16 bits, even lengths: cuDNN's own, through `jax.nn.dot_product_attention`. It has not been run yet.
 """
 
@@ -59,7 +60,7 @@ def attention(
     "plain": attention_reference if parts == 1 else functools.partial(attention_by_parts, parts=parts),
     "cudnn": _cudnn,
   }
-  if attention_kernel.fits(query.shape, key.shape[1], query.dtype):
+  if parts > 1 and attention_kernel.fits(query.shape, key.shape[1], query.dtype):
     kernel = attention_kernel.attention if on_devices is None else on_devices(attention_kernel.attention)
     forms |= {} if kernel is None else {"kernel": kernel}
   # JAX looks for cuDNN as soon as its form is traced: never on another machine.

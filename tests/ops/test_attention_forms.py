@@ -67,6 +67,13 @@ def test_which_attention_the_kernel_takes():
   assert not takes((16, 16384, 1, 32), 4096, jnp.bfloat16), "scores that are larger than a block"
 
 
+@pytest.mark.parametrize("images", [16, 1])
+def test_few_scores_are_no_matter_for_the_kernel(images):
+  query, key = (jax.ShapeDtypeStruct((images, n, 1, 32), jnp.bfloat16) for n in (16384, 256))
+  text = str(jax.make_jaxpr(ops.attention)(query, key, key))
+  assert ("pallas_call" in text) == (images == 16)
+
+
 def test_the_table(monkeypatch):
   choose = ops.choose_form
   assert choose("tpu", kernel=True, cudnn=False) == "kernel"
