@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.layers import concat_conv, pyramid
-from jaxseg.ops import atrous, attention, msca, patch_conv
+from jaxseg.ops import atrous, attention, msca, patch_conv, stem_conv
 from jaxseg.ops import resize as resize_ops
 from jaxseg.ops.definition import traced_for
 from jaxseg.types import Dim
@@ -112,4 +112,5 @@ FORMS = {
   attention.attention_reference: attend,
   atrous.atrous_conv_reference: atrous.atrous_conv_reference,
   patch_conv.patch_conv_reference: patch_conv.patch_conv_reference,
+  stem_conv.stem_conv_reference: stem_conv.stem_conv_reference,
 }

@@ -16,6 +16,7 @@ from jaxseg.layers import spatial
 from jaxseg.ops.bias import add_bias
 from jaxseg.ops.depthwise import depthwise_conv
 from jaxseg.ops.patch_conv import patch_conv
+from jaxseg.ops.stem_conv import MOST_CHANNELS, stem_conv
 from jaxseg.types import AnyArray
 
 Size = int | tuple[int, int]
@@ -47,7 +48,7 @@ class Conv(nn.Module):
 
   `padding=None` means `(kernel_size - 1) // 2 * dilation` zeros on every side. A
   1×1 convolution at stride 1 runs as a matrix product, which XLA:CPU does in half
-  the time; see `ops.patch_conv` for windows that touch.
+  the time; see `ops.patch_conv` for windows that touch, `ops.stem_conv` for few channels.
   """
 
   features: int
@@ -72,13 +73,17 @@ class Conv(nn.Module):
     # What a stride leaves of an open size has the same form only of convolutions, so that maps can be added.
     known = all(isinstance(n, int) for n in x.shape[1:3])
     pointwise &= strides == (1, 1) or known
-    patches = size == strides and padding == ((0, 0), (0, 0)) and dilation == (1, 1) and self.groups == 1
+    plain = known and dilation == (1, 1) and self.groups == 1
+    patches = plain and size == strides and padding == ((0, 0), (0, 0))
+    thin = plain and not pointwise and x.shape[-1] <= MOST_CHANNELS
 
     def apply(x, kernel, rows):
       if pointwise:
         return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
-      if patches and known:
+      if patches:
         return patch_conv(x, kernel)
+      if thin:
+        return stem_conv(x, kernel, strides=strides, padding=(rows, padding[1]))
       return lax.conv_general_dilated(
         x,
         kernel,

@@ -27,7 +27,7 @@ _PLAIN, _BOTH_LAST = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
 
 
 def fits(query_shape: Sequence[int], keys: int, dtype: Any) -> bool:
-  """Whether the kernels take queries b n heads d and so many keys: 16 bits, whole sublanes, enough of both."""
+  """Whether the kernels take queries b n heads d and so many keys: 16 bits, whole sublanes, many enough."""
   _, n, _, d = query_shape
   if not all(isinstance(size, int) for size in (*query_shape, keys)):
     return False  # of a symbolic size nothing can be asked

@@ -23,9 +23,7 @@ def patch_conv_reference(
 
 
 @defined_by(patch_conv_reference)
-def patch_conv(
-  x: Float[Array, "b h w c"], kernel: Float[Array, "rh rw c k"]
-) -> Float[Array, "b ho wo k"]:
+def patch_conv(x: Float[Array, "b h w c"], kernel: Float[Array, "rh rw c k"]) -> Float[Array, "b ho wo k"]:
   """Equal to `patch_conv_reference`, of sizes that are known."""
   (b, h, w, c), (rh, rw) = x.shape, kernel.shape[:2]
   ho, wo = h // rh, w // rw

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.ops import atrous, batch_norm, depthwise, gelu, layer_norm, msca, patch_conv
+from jaxseg.ops import atrous, batch_norm, depthwise, gelu, layer_norm, msca, patch_conv, stem_conv
 from jaxseg.ops.definition import PLATFORMS, plain_definitions
 
 
@@ -123,6 +123,21 @@ def patch_conv_cases():
     yield f"patch_conv {name}", Case(patch_conv.patch_conv_reference, forms, arrays)
 
 
+def stem_conv_cases():
+  # Of an image, of rows that come from a neighbour (and are cropped), and at stride 1 of an even kernel.
+  for name, size, strides, padding in [
+    ("7x7 stride 4", (7, 7), (4, 4), ((3, 3), (3, 3))),
+    ("3x3 halo", (3, 3), (2, 2), ((0, -1), (1, 1))),
+    ("2x3", (2, 3), (1, 2), ((1, 0), (0, 2))),
+  ]:
+    fields = dict(strides=strides, padding=padding)
+    forms = {form.__name__: functools.partial(form, **fields) for form in (stem_conv.by_rows,)}
+    definition = functools.partial(stem_conv.stem_conv_reference, **fields)
+    arrays = normal(0, 2, 13, 17, 3), normal(1, *size, 3, 5) / 9
+    # The input's gradient is a sum of two, where windows overlap in the rows.
+    yield f"stem_conv {name}", Case(definition, forms, arrays, roundings=2)
+
+
 def msca_cases():
   for name, lengths, around in [("two", (3, 5), True), ("one", (3,), False)]:
     sizes = [(5, 5), *(size for k in lengths for size in ((1, k), (k, 1)))]
@@ -147,14 +162,17 @@ def plain_msca(inside, x, *weights):
     return msca_as(inside, x, *weights)
 
 
-CASES = dict([
-  *depthwise_cases(),
-  *atrous_cases(),
-  *batch_norm_cases(),
-  *pointwise_cases(),
-  *patch_conv_cases(),
-  *msca_cases(),
-])
+CASES = dict(
+  [
+    *depthwise_cases(),
+    *atrous_cases(),
+    *batch_norm_cases(),
+    *pointwise_cases(),
+    *patch_conv_cases(),
+    *stem_conv_cases(),
+    *msca_cases(),
+  ]
+)
 FLOAT32 = jnp.dtype("float32")
 # Numbers are the point here, and not how fast they come.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
