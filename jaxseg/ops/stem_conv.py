@@ -69,5 +69,5 @@ def by_rows(
   y = stem_conv_reference(
     read.reshape(b * ho, rows, w, c), kernel, strides=(1, strides[1]), padding=((0, 0), padding[1])
   )
-  # What follows wants the channels in the lanes: brought there in x's dtype, not in a normalisation's float32.
+  # What follows wants the channels in the lanes: brought there in x's dtype, not a normalisation's float32.
   return lax.optimization_barrier(y.reshape(b, ho, *y.shape[2:]))
