@@ -229,8 +229,7 @@ def quiet() -> Iterator[None]:
       traceback.clear_frames(cause.__traceback__)
       cause = cause.__cause__ or cause.__context__
     time.sleep(_LATE_SECONDS)
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # writes that never began
-      gc.collect()
+    gc.collect()
     raise
   finally:
     sys.unraisablehook = hook
