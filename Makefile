@@ -50,4 +50,5 @@ $(VENV)/bin/pip:
 
 $(VENV)/%.stamp: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable ".[$*]"
+	$(if $(filter dev,$*),$(BIN)/pip install --quiet --no-deps $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) jax2onnx litert-converter)
 	touch $@

@@ -20,7 +20,7 @@ from jaxseg.hub import from_pretrained
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """SOURCE, --to, --output, --size, --batch, --probabilities."""
+  """SOURCE, --to, --output, --size, --batch, --weights, --probabilities."""
   parser.add_argument("source", help="what jaxseg.from_pretrained reads: a file, a workdir, org/name")
   parser.add_argument(
     "--to", choices=("stablehlo", "onnx", "litert", "web"), required=True, help="the format"
@@ -28,6 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--output", metavar="PATH", required=True, help="the file, or for web a new folder")
   parser.add_argument("--size", metavar="HxW", help="of the images; open unless given")
   parser.add_argument("--batch", type=int, help="images at once; open unless --size is given, then 1")
+  parser.add_argument("--weights", choices=("float32", "int8"), default="float32", help="of the kernels")
   parser.add_argument("--probabilities", action="store_true", help="of every class, in place of labels")
 
 
@@ -42,6 +43,7 @@ def run(flags: argparse.Namespace, changes: Sequence[tuple[str, str]]) -> list[s
     size=size,
     batch=flags.batch,
     output="probabilities" if flags.probabilities else "labels",
+    weights=flags.weights,
     progress=print_line,
   )
   faster = found.seconds_of_net / found.seconds

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 
 from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
-from jaxseg.layers import spatial
 from jaxseg.layers.atrous import ConvNorm, check_output_stride
+from jaxseg.layers.pool import max_pool
 from jaxseg.layers.stage import Scan, run_blocks
 from jaxseg.types import AnyArray, Features, Image
 
@@ -130,7 +130,7 @@ class ResNet(CheckedModule):
     train = train and not self.frozen_norm
     rule = STEMS[self.stem]
     fields = dict(dtype=self.dtype, norm_epsilon=self.norm_epsilon, norm_momentum=self.norm_momentum)
-    x = max_pool(self._stem(jnp.asarray(image, self.dtype), rule, train), ceil=rule.ceil_pool)
+    x = stem_pool(self._stem(jnp.asarray(image, self.dtype), rule, train), ceil=rule.ceil_pool)
     features = {}
     for i, units in enumerate(self.units()):
       blocks = [
@@ -192,14 +192,10 @@ def unit_strides(stage_sizes: Sequence[int], *, last_unit: bool) -> tuple[tuple[
   return tuple((2 if i else 1,) + (1,) * (n - 1) for i, n in enumerate(stage_sizes))
 
 
-def max_pool(x: Float[AnyArray, "b h w c"], *, ceil: bool = False) -> Float[Array, "b ho wo c"]:
+def stem_pool(x: Float[AnyArray, "b h w c"], *, ceil: bool = False) -> Float[Array, "b ho wo c"]:
   """3×3 at stride 2 with one pixel around; `ceil` adds a row and column for what an even size leaves over."""
   rows, columns = ((1, 1 + (ceil and n % 2 == 0)) for n in x.shape[1:3])
-
-  def apply(x, rows):
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=(rows, columns))
-
-  return spatial.windowed(apply, jnp.asarray(x), (), size=3, stride=2, padding=rows, outside=-jnp.inf)
+  return max_pool(x, size=3, stride=2, padding=(rows, columns))
 
 
 resnet50 = partial(ResNet)

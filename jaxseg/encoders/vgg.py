@@ -16,6 +16,7 @@ from jaxseg.errors import UserError
 from jaxseg.layers import spatial
 from jaxseg.layers.atrous import AtrousConv, check_output_stride
 from jaxseg.layers.conv import Conv, fan_out_normal
+from jaxseg.layers.pool import max_pool
 from jaxseg.types import Features, Image
 
 
@@ -84,12 +85,7 @@ class VGG(CheckedModule):
     else:
       # At stride 1 a 2×2 window needs one pixel more to keep the size.
       sides = tuple((0, int(stride == 1 or (self.ceil_pool and n % 2 == 1))) for n in x.shape[1:3])
-
-    def apply(x, rows):
-      return nn.max_pool(x, (self.pool_size,) * 2, strides=(stride, stride), padding=(rows, sides[1]))
-
-    window = dict(size=self.pool_size, stride=stride, padding=sides[0], outside=-jnp.inf)
-    return spatial.windowed(apply, x, (), **window)
+    return max_pool(x, size=self.pool_size, stride=stride, padding=sides)
 
 
 def _average(x: Array, rows: tuple[int, int]) -> Array:

@@ -6,23 +6,25 @@ before them) and the resize to the image's size are inside. Every file is run by
 without jaxseg, and compared with `Net.probabilities` or `Net.predict` before `export` returns.
 """
 
+import dataclasses
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
 from jaxseg import catalog, lazy
 from jaxseg.errors import UserError
 from jaxseg.export import check, program
-from jaxseg.export.program import Output
+from jaxseg.export.eight_bits import with_int8_weights
+from jaxseg.export.program import Output, Weights
 from jaxseg.hub import Net
 from jaxseg.hub.comparison import Comparison
 
-__all__ = ["FORMATS", "Comparison", "Format", "Output", "export"]
+__all__ = ["FORMATS", "Comparison", "Format", "Output", "Weights", "export", "with_int8_weights"]
 
 
 class Format(NamedTuple):
@@ -57,6 +59,7 @@ def export(
   size: tuple[int, int] | None = None,
   batch: int | None = None,
   output: str = "labels",
+  weights: str = "float32",
   images: Sequence[np.ndarray] = (),
   progress: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
@@ -69,6 +72,7 @@ def export(
     size: rows and columns of the images; None leaves batch, rows and columns open (LiteRT needs a size).
     batch: images at once; None is any number where `size` is None, and one where it is given.
     output: "labels" int32 b h w, or "probabilities" float32 b h w k.
+    weights: "float32", or "int8" for kernels of a quarter of the size; see `with_int8_weights`.
     images: uint8 h w c to compare with, of `size` where it is given; three drawn ones by default.
     progress: is told what is being done, a line each.
 
@@ -81,21 +85,26 @@ def export(
     raise UserError(f"format is {format!r}; {catalog.suggestion(format, FORMATS)}")
   about = FORMATS[format]
   _check(net, about, format, size, batch, output)
+  if weights not in get_args(Weights):
+    raise UserError(f"weights is {weights!r}; {catalog.suggestion(weights, get_args(Weights))}")
   if size is not None and batch is None:
     batch = 1
   target = pathlib.Path(path)
   _try_place(target, is_folder=not about.suffix)
   writer = lazy.load(about.module)
   pictures = check.pictures(size, channels=net.preprocess.channels) if not images else list(images)
-  exported = program.make(net, size=size, batch=batch, output=output)
+  wanted = with_int8_weights(net) if weights == "int8" else net
+  exported = program.make(wanted, size=size, batch=batch, output=output, weights=weights)
   with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export") as folder:
     made = pathlib.Path(folder) / target.name
     progress("converting")
     model_file = writer.write(exported, made)
     progress(f"running {len(pictures)} images in {about.runtime}")
-    found = check.compare(net, exported, writer.RUNNER, model_file, pictures)
+    found = check.compare(wanted, exported, writer.RUNNER, model_file, pictures)
     if not found.agrees:
       raise RuntimeError(f"the {format} file does not give what the model gives: {found.text()}")
+    if weights == "int8":
+      found = dataclasses.replace(found, labels_kept=check.labels_kept(net, wanted, pictures))
     if target.is_dir():
       target.rmdir()  # an empty one, as was checked
     shutil.move(made, target)

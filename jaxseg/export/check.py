@@ -66,6 +66,11 @@ def compare(
   )
 
 
+def labels_kept(net: Net, rounded: Net, images: Sequence[UInt8[np.ndarray, "_ _ c"]]) -> float:
+  """The share of pixels, the least of all images, whose class is the same of both."""
+  return min(float((net.predict(image) == rounded.predict(image)).mean()) for image in images)
+
+
 def run(
   runner: str, file: pathlib.Path, images: Sequence[np.ndarray], *, batch: int | str = 1
 ) -> tuple[list[np.ndarray], Float[np.ndarray, " n"]]:

@@ -4,13 +4,13 @@ import contextlib
 import contextvars
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxseg.layers import concat_conv, pyramid
+from jaxseg.layers import concat_conv, conv, pool, pyramid
 from jaxseg.ops import atrous, attention, msca, patch_conv, stem_conv
 from jaxseg.ops import resize as resize_ops
 from jaxseg.ops.definition import traced_for
@@ -20,15 +20,16 @@ _strips: contextvars.ContextVar[bool] = contextvars.ContextVar("by_strips", defa
 
 
 @contextlib.contextmanager
-def exported(platform: str | None = None) -> Iterator[None]:
+def exported(platform: str | None = None, more: Mapping[Callable, Callable] | None = None) -> Iterator[None]:
   """Inside, models are traced in these forms.
 
   Args:
     platform: whose forms are taken where operations have several; None leaves the choice in the program.
+    more: forms beside `FORMS`, of one format.
   """
   token = _strips.set(False)
   try:
-    with traced_for(platform=platform, replacements=FORMS):
+    with traced_for(platform=platform, replacements={**FORMS, **(more or {})}):
       yield
   finally:
     _strips.reset(token)
@@ -93,14 +94,25 @@ def join_pooled(pooled, branches, pooled_kernel, kernel):
   """`layers.pyramid.join_conv`, the image-level vector repeated where the kernel is larger than 1×1."""
   if kernel.shape[0] > 1:
     return pyramid.join_conv_reference(pooled, branches, pooled_kernel, kernel)
-  y = jnp.concatenate(branches, -1) @ kernel[0, 0]
-  return y if pooled is None else y + pooled @ pooled_kernel[0, 0]
+  y = conv.pointwise_conv(jnp.concatenate(branches, -1), kernel, (1, 1))
+  return y if pooled is None else y + conv.pointwise_conv(pooled, pooled_kernel, (1, 1))
 
 
 def attend(query, key, value):
   """`ops.attention.attention_reference` by products and one softmax."""
   scores = jnp.einsum("bnhd,bmhd->bhnm", query, key) * query.shape[-1] ** -0.5
   return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, axis=-1), value)
+
+
+def window_max(x, *, size: int, stride: int, padding):
+  """`layers.pool.window_max_reference` by gathers, since jax2onnx makes an unusual MaxPool of its window."""
+  for axis, (before, after) in zip((1, 2), padding, strict=True):
+    n = x.shape[axis]
+    first = jnp.arange((n + before + after - size) // stride + 1) * stride - before
+    # A window that reaches over the edge sees the edge twice.
+    parts = (jnp.take(x, jnp.clip(first + i, 0, n - 1), axis=axis) for i in range(size))
+    x = functools.reduce(jnp.maximum, parts)
+  return x
 
 
 # The definition that `defined_by` names → the form.
@@ -114,3 +126,6 @@ FORMS = {
   patch_conv.patch_conv_reference: patch_conv.patch_conv_reference,
   stem_conv.stem_conv_reference: stem_conv.stem_conv_reference,
 }
+ONNX = {pool.window_max_reference: window_max}
+# LiteRT's converter gives a product of four axes another rank than its own checks expect.
+LITERT = {conv.pointwise_conv_reference: conv.pointwise_conv_reference}

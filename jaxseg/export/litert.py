@@ -21,7 +21,7 @@ def write(program: Program, path: pathlib.Path) -> pathlib.Path:
   """
   converter = lazy.load("litert_converter.converter_api_ext")
   ir, passes = lazy.load("litert_converter.mlir.ir"), lazy.load("litert_converter.mlir.passmanager")
-  with forms.exported("cuda"):  # library convolutions, as the runtime has them
+  with forms.exported("cuda", forms.LITERT):  # library convolutions, as the runtime has them
     text = export.export(jax.jit(program.call), platforms=("cpu",))(program.spec()).mlir_module()
   context = ir.Context()
   converter.prepare_mlir_context(context)

@@ -20,7 +20,7 @@ def write(program: Program, path: pathlib.Path) -> pathlib.Path:
   spec = program.spec()
   # jax2onnx replaces functions of JAX and Flax while it traces, with fewer arguments and no open sizes in
   # places; of a traced program it sees primitives alone.
-  with forms.exported("cuda"):  # library convolutions, as runtimes have them
+  with forms.exported("cuda", forms.ONNX):  # library convolutions, as runtimes have them
     traced = jax.make_jaxpr(program.call)(spec)
   jax2onnx.to_onnx(
     lambda image: jaxpr_as_fun(traced)(image)[0],

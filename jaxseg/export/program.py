@@ -12,7 +12,7 @@ from jaxtyping import Array, UInt8
 
 from jaxseg.evaluation import decision
 from jaxseg.evaluation.inference import label_map
-from jaxseg.export import folding, forms
+from jaxseg.export import eight_bits, folding, forms
 from jaxseg.hub import Net
 from jaxseg.hub.segmenter import published_size
 from jaxseg.layers.resize import resize_logits
@@ -21,6 +21,7 @@ from jaxseg.models import align_corners_of
 from jaxseg.types import AnyArray
 
 Output = Literal["labels", "probabilities"]
+Weights = Literal["float32", "int8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,14 @@ class Program:
     return jax.ShapeDtypeStruct(export.symbolic_shape(text, constraints=constraints), np.uint8)
 
 
-def make(net: Net, *, size: tuple[int, int] | None, batch: int | None, output: Output) -> Program:
+def make(
+  net: Net,
+  *,
+  size: tuple[int, int] | None,
+  batch: int | None,
+  output: Output,
+  weights: Weights = "float32",
+) -> Program:
   """The program of a model, its BatchNorms folded.
 
   Args:
@@ -62,12 +70,14 @@ def make(net: Net, *, size: tuple[int, int] | None, batch: int | None, output: O
     size: rows and columns; None leaves them open.
     batch: None leaves it open.
     output: what it gives.
+    weights: how the program holds kernels; of "int8", `net` is `eight_bits.with_int8_weights`.
   """
   variables, shifts = folding.fold(net.model, net.variables)
+  held = eight_bits.rounded(variables) if weights == "int8" else variables
 
   def call(image):
     with never_scan(), folding.folded(shifts):
-      return _run(net, variables, jnp.asarray(image), output)
+      return _run(net, eight_bits.restored(held), jnp.asarray(image), output)
 
   # Weights as arguments: as constants, XLA would fold them for minutes.
   compiled = jax.jit(lambda variables, image: _run(net, variables, image, output))

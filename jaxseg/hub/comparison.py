@@ -18,6 +18,7 @@ class Comparison:
     seconds: of the file's runtime for the first image, the quickest of three runs after the first.
     seconds_of_net: of `net` for the same.
     bytes: of the model file.
+    labels_kept: of `weights="int8"`, the share of pixels that have the class of the weights before rounding.
   """
 
   labels_equal: float
@@ -26,6 +27,7 @@ class Comparison:
   seconds: float
   seconds_of_net: float
   bytes: int
+  labels_kept: float | None = None
 
   @property
   def agrees(self) -> bool:
@@ -39,4 +41,6 @@ class Comparison:
     parts = [f"labels equal in {100 * self.labels_equal:.3f} % of pixels of {self.images} images"]
     if difference is not None:
       parts.append(f"largest difference of a probability {difference:.1e}")
+    if self.labels_kept is not None:
+      parts.append(f"{100 * self.labels_kept:.1f} % have the class of the float32 weights")
     return ", ".join(parts)

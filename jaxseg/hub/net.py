@@ -236,6 +236,7 @@ class Net:
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     output: str = "labels",
+    weights: str = "float32",
   ) -> Comparison:
     """Writes a file that runs without jaxseg, after its own runtime ran it on three images.
 
@@ -247,6 +248,7 @@ class Net:
       size: rows and columns; None leaves batch, rows and columns open where the format can.
       batch: images at once; None is any number where `size` is None, and one where it is given.
       output: "labels" or "probabilities".
+      weights: "float32", or "int8" for kernels of a quarter of the size.
 
     Returns:
       how near the file's results are to this model's, and how fast it is.
@@ -256,7 +258,7 @@ class Net:
         place that cannot be written.
     """
     export = lazy.load("jaxseg.export").export
-    return export(self, path, format=format, size=size, batch=batch, output=output)
+    return export(self, path, format=format, size=size, batch=batch, output=output, weights=weights)
 
   def push_to_hub(self, name: str, *, private: bool = False, revision: str | None = None) -> str:
     """Uploads what `save_pretrained` writes to "org/name" on the Hugging Face hub, which is made if need be.

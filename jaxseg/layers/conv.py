@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.layers import spatial
 from jaxseg.ops.bias import add_bias
+from jaxseg.ops.definition import defined_by
 from jaxseg.ops.depthwise import depthwise_conv
 from jaxseg.ops.patch_conv import patch_conv
 from jaxseg.ops.stem_conv import MOST_CHANNELS, stem_conv
@@ -79,7 +80,7 @@ class Conv(nn.Module):
 
     def apply(x, kernel, rows):
       if pointwise:
-        return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+        return pointwise_conv(x, kernel, strides)
       if patches:
         return patch_conv(x, kernel)
       if thin:
@@ -97,6 +98,21 @@ class Conv(nn.Module):
     window = dict(size=size[0], stride=strides[0], dilation=dilation[0], padding=padding[0])
     y = spatial.windowed(apply, x, (kernel,), **window)
     return add_bias(y, bias)
+
+
+def pointwise_conv_reference(
+  x: Float[Array, "b h w c"], kernel: Float[Array, "1 1 c k"], strides: tuple[int, int]
+) -> Float[Array, "b ho wo k"]:
+  """The definition."""
+  return lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@defined_by(pointwise_conv_reference)
+def pointwise_conv(
+  x: Float[Array, "b h w c"], kernel: Float[Array, "1 1 c k"], strides: tuple[int, int]
+) -> Float[Array, "b ho wo k"]:
+  """A 1×1 convolution as a matrix product."""
+  return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
 
 
 class DepthwiseWeights(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import jaxseg
-from jaxseg.encoders.resnet import STEMS, ResNet, Unit, max_pool
+from jaxseg.encoders.resnet import STEMS, ResNet, Unit, stem_pool
 from tests.encoders.checks import image, perturbed
 
 TINY = dict(stage_sizes=(1, 1, 2, 2), width=8)
@@ -75,12 +75,12 @@ def test_rates_by_convention():
 
 @pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize("size", [(8, 9), (33, 32)])
-def test_max_pool_is_torchs(size, ceil):
+def test_stem_pool_is_torchs(size, ceil):
   x = np.random.default_rng(0).standard_normal((1, *size, 2)).astype(np.float32) - 3
   theirs = torch.nn.functional.max_pool2d(
     torch.from_numpy(x).permute(0, 3, 1, 2), 3, 2, padding=1, ceil_mode=ceil
   )
-  np.testing.assert_array_equal(max_pool(x, ceil=ceil), theirs.permute(0, 2, 3, 1).numpy())
+  np.testing.assert_array_equal(stem_pool(x, ceil=ceil), theirs.permute(0, 2, 3, 1).numpy())
 
 
 def test_frozen_norm_trains_with_stored_statistics():

@@ -8,7 +8,7 @@ import pytest
 
 import jaxseg
 from jaxseg.errors import UserError
-from jaxseg.export import check, folding, program, stablehlo
+from jaxseg.export import check, eight_bits, folding, program, stablehlo
 from jaxseg.hub import Net
 from jaxseg.types import Preprocess
 from tests.hub.small import TINY, init
@@ -43,36 +43,54 @@ def test_folded_norms_change_nothing(fields):
   assert np.abs(folded - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
+# A residual network has what the small CGNet has not: a max pool, and a branch of one pixel. Its shortcut's
+# stride leaves of an open size what the block's leaves.
+RESIDUAL = dict(name="deeplabv3plus_resnet50", encoder=SMALL_RESNET | {"multi_grid": ()})
+
+
 @pytest.mark.parametrize(
-  ("format", "library", "size"),
-  [
-    ("stablehlo", "jax", (32, 48)),
-    ("stablehlo", "jax", None),
-    ("onnx", "jax2onnx", (32, 48)),
-    ("onnx", "jax2onnx", None),
-    ("litert", "litert_converter", (32, 48)),
-  ],
+  ("fields", "weights"), [({}, "float32"), (RESIDUAL, "int8")], ids=["cgnet", "deeplabv3plus"]
 )
-def test_a_file_gives_what_the_model_gives(net, tmp_path, format, library, size):
-  pytest.importorskip(library)
-  found = net.export(tmp_path / "file", format=format, size=size, output="probabilities")
-  assert found.agrees and found.images == 3 and found.bytes == (tmp_path / "file").stat().st_size
-
-
-def test_open_sizes_of_a_residual_network(tmp_path):
-  """What a shortcut's stride leaves of an open size is what the block's leaves."""
-  net = net_of(name="deeplabv3plus_resnet50", encoder=SMALL_RESNET | {"multi_grid": ()})
-  found = net.export(tmp_path / "file", format="stablehlo", output="probabilities")
-  assert found.agrees and found.images == 3
-
-
-@pytest.mark.parametrize("channels", [1, 5])
 @pytest.mark.parametrize(
   ("format", "library", "size"),
   [("stablehlo", "jax", None), ("onnx", "jax2onnx", None), ("litert", "litert_converter", (32, 48))],
 )
-def test_of_other_channels(tmp_path, channels, format, library, size):
+def test_a_file_gives_what_the_model_gives(tmp_path, fields, weights, format, library, size):
   pytest.importorskip(library)
+  net = net_of(**fields)
+  file = tmp_path / "file"
+  found = net.export(file, format=format, size=size, output="probabilities", weights=weights)
+  assert found.agrees and found.images == 3 and found.bytes == file.stat().st_size
+  if weights == "int8":
+    assert 0.5 < found.labels_kept <= 1
+    kernels = sum(x.size for x in jax.tree.leaves(net.variables["params"]) if x.ndim > 1)
+    assert found.bytes < 4 * kernels / 2  # kernels are most of a model
+
+
+def test_a_fixed_size(net, tmp_path):
+  found = net.export(tmp_path / "file", format="stablehlo", size=(32, 48), output="probabilities")
+  assert found.agrees and found.images == 3
+
+
+def test_rounded_kernels_are_near_and_hold_eight_bits():
+  kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 6)).astype(np.float32) * np.float32(
+    [1e-3, 1, 9, 0, 2, 5]
+  )
+  rounded = eight_bits.round_kernel(kernel)
+  assert rounded.values.dtype == np.int8 and rounded.scale.shape == (6,)
+  error = np.abs(rounded.kernel() - kernel)
+  assert (error <= 0.5001 * np.abs(kernel).max((0, 1, 2)) / 127).all() and (error[..., 3] == 0).all()
+  again = eight_bits.round_kernel(rounded.kernel())
+  np.testing.assert_array_equal(again.values, rounded.values)
+
+
+@pytest.mark.parametrize(
+  ("format", "library", "size"),
+  [("stablehlo", "jax", None), ("onnx", "jax2onnx", None), ("litert", "litert_converter", (32, 48))],
+)
+def test_of_other_channels(tmp_path, format, library, size):
+  pytest.importorskip(library)
+  channels = 5
   preprocess = Preprocess(tuple(80.0 + c for c in range(channels)), (40.0,) * channels)
   net = net_of(preprocess=preprocess, encoder={**TINY, "in_channels": channels})
   found = net.export(tmp_path / "file", format=format, size=size, output="probabilities")
@@ -99,6 +117,7 @@ def test_another_models_file_is_noticed(net, tmp_path):
     (dict(batch=0), "batch is 0"),
     (dict(output="logits"), "'probabilities'"),
     (dict(format="web", output="probabilities"), "label maps"),
+    (dict(weights="int4"), "int8"),
   ],
 )
 def test_what_cannot_be_exported_is_said_first(net, tmp_path, arguments, words):

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxseg import sharding
 from jaxseg.encoders.mit import MiT
 from jaxseg.encoders.mscan import MSCAN, MultiScaleConvAttention
-from jaxseg.encoders.resnet import max_pool
+from jaxseg.encoders.resnet import stem_pool
 from jaxseg.layers.atrous import AtrousConv
 from jaxseg.layers import spatial
 from jaxseg.layers.attention import SpatialReductionAttention
@@ -40,7 +40,7 @@ KINDS = "collective-permute|all-gather|all-reduce|all-to-all|reduce-scatter"
 
 class Pool(nn.Module):
   def __call__(self, x):
-    return max_pool(x)
+    return stem_pool(x)
 
 
 class PoolInPlace(nn.Module):
