@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.layers.conv import Initializer, fan_out_normal
 from jaxseg.layers.resize import resize, resize_sum
+from jaxseg.ops.bias import add_bias
 from jaxseg.ops.definition import defined_by
 from jaxseg.types import Dim
 
@@ -78,8 +79,8 @@ def _project(x, projection: Projection, part):
   w, b = projection
   pixels = x.size // x.shape[-1]
   if pixels > x.shape[-1]:
-    return x @ (w @ part) + b @ part
-  return (x @ w + b) @ part
+    return add_bias(x @ (w @ part), b @ part)
+  return add_bias(x @ w, b) @ part
 
 
 class ConcatConv(nn.Module):

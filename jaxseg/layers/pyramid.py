@@ -17,6 +17,7 @@ from jaxseg.layers.atrous import ConvNorm, SeparableConv
 from jaxseg.layers.conv import Initializer, fan_out_normal
 from jaxseg.layers.norm import BatchNorm
 from jaxseg.layers.resize import resize
+from jaxseg.ops.bias import add_bias
 from jaxseg.ops.definition import defined_by
 
 Order = Literal["pool_first", "pool_last"]
@@ -110,7 +111,7 @@ class JoinConv(nn.Module):
     first = 0 if self.concat_order == "pool_last" else extra
     last = width if self.concat_order == "pool_last" else 0
     y = join_conv(pooled, branches, kernel[:, :, last : last + extra], kernel[:, :, first : first + width])
-    return y if bias is None else y + bias
+    return add_bias(y, bias)
 
 
 def join_conv_reference(

@@ -47,7 +47,7 @@ X = np.random.default_rng(0).standard_normal((2, 12, 14, 4)).astype(np.float32)
 
 
 def run(kind, *, remat: bool, scan: str):
-  """((gradient of parameters and map, (map, statistics)), the program's text) in training."""
+  """(gradient of parameters and map, (map, statistics)) in training, of X and a rounding away; the program."""
   stage = BLOCKS[kind](num_blocks=3, remat=remat, scan=scan)
   variables = filled.variables(stage, X)
   rest = {k: v for k, v in variables.items() if k != "params"}
@@ -58,7 +58,8 @@ def run(kind, *, remat: bool, scan: str):
 
   function = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
   traced = function.trace(variables["params"], X)
-  return traced.lower().compile()(variables["params"], X), str(traced.jaxpr)
+  compiled = traced.lower().compile()
+  return *(compiled(variables["params"], x) for x in (X, np.nextafter(X, np.float32(9)))), str(traced.jaxpr)
 
 
 @functools.cache
@@ -73,14 +74,15 @@ def test_every_encoder_with_a_loop_is_here():
 @pytest.mark.parametrize("scan", ["off", "on"])
 @pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.__name__)
 def test_rematerialised_blocks_are_the_same(kind, scan):
-  wanted, _ = expected(kind)
-  ours, program = run(kind, remat=True, scan=scan)
+  wanted, moved, _ = expected(kind)
+  ours, _, program = run(kind, remat=True, scan=scan)
   assert jax.tree.structure(ours) == jax.tree.structure(wanted)
-  for (path, mine), theirs in zip(
-    jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(wanted), strict=True
+  for (path, mine), theirs, other in zip(
+    jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(wanted), jax.tree.leaves(moved), strict=True
   ):
     # Relative to the largest of the array; a cancelled bias, before a BatchNorm, is held to the gradient's.
-    size = max(np.abs(theirs).max(), 1.0)
-    np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-6 * size, err_msg=jax.tree_util.keystr(path))
+    # What the input's rounding alone moves by more (CGNet on JAX 0.12: 4e-6) is not known better.
+    near = max(2e-6 * max(np.abs(theirs).max(), 1.0), np.abs(other - theirs).max())
+    np.testing.assert_allclose(mine, theirs, rtol=0, atol=near, err_msg=jax.tree_util.keystr(path))
   assert ("length=3" in program) == (scan == "on")
   assert "prevent_cse" in program

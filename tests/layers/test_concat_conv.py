@@ -51,3 +51,18 @@ def test_module_has_one_kernel_over_all_widths(levels):
   half = apply(ConcatConv(10, dtype=jnp.bfloat16))
   assert half.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.float32(half), apply(module), atol=0.2)
+
+
+def test_a_projections_bias_has_a_float32_gradient():
+  """In bfloat16 a sum of ones stops at 256; each pixel counts one."""
+  x, bias = jnp.ones((1, 64, 64, 2), jnp.bfloat16), jnp.zeros(2, jnp.bfloat16)
+  kernel = jnp.eye(2, dtype=jnp.bfloat16)
+
+  def total(bias):
+    return (
+      concat_conv([x], kernel[None, None], (64, 64), projections=[(kernel, bias)]).astype(jnp.float32).sum()
+    )
+
+  with jax.disable_jit():
+    gradient = jax.grad(total)(bias)
+  np.testing.assert_array_equal(np.float32(gradient), 64 * 64)
