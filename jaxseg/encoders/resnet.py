@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
+from jaxseg.layers import spatial
 from jaxseg.layers.atrous import ConvNorm, check_output_stride
 from jaxseg.layers.pool import max_pool
 from jaxseg.layers.stage import Scan, run_blocks
