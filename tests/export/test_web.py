@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from tests.export.test_export import net_of
+from tests.export.test_export import export, net_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -17,11 +17,10 @@ DRIVER = shutil.which("chromedriver")
 @pytest.mark.slow
 @pytest.mark.skipif(not (CHROMIUM and DRIVER and shutil.which("npm")), reason="needs chromium and npm")
 def test_the_page_segments_as_the_model_does(tmp_path):
-  pytest.importorskip("jax2onnx")
   webdriver = pytest.importorskip("selenium.webdriver")
   image = pytest.importorskip("PIL.Image")
   net = net_of()
-  net.export(tmp_path / "page", format="web")
+  export(net, "jax2onnx", tmp_path / "page", format="web")
   pixels = np.random.default_rng(0).integers(0, 256, (65, 97, 3)).astype(np.uint8)
   image.fromarray(pixels).save(tmp_path / "image.png")
   asked = []
