@@ -33,6 +33,7 @@ def main() -> None:
   parser.add_argument("--models", nargs="+", default=MODELS)
   parser.add_argument("--formats", nargs="+", default=["stablehlo", "onnx", "litert"], choices=list(FORMATS))
   parser.add_argument("--sizes", nargs="+", default=["fixed", "open"], choices=["fixed", "open"])
+  parser.add_argument("--kernels", default="float32", choices=["float32", "int8"])
   parser.add_argument("--weights", nargs="*", default=[], metavar="MODEL=FILE")
   flags = parser.parse_args()
   files = dict(word.split("=", 1) for word in flags.weights)
@@ -42,7 +43,7 @@ def main() -> None:
     net = jaxseg.from_pretrained(files[name]) if name in files else random_net(name)
     for format in flags.formats:
       for sizes in flags.sizes:
-        print(f"| {name} | {format} | {sizes} | {row(net, format, sizes)} |", flush=True)
+        print(f"| {name} | {format} | {sizes} | {row(net, format, sizes, flags.kernels)} |", flush=True)
 
 
 def random_net(name: str) -> jaxseg.Net:
@@ -67,7 +68,7 @@ def _value(path, leaf) -> np.ndarray:
   return value.astype(leaf.dtype)
 
 
-def row(net: jaxseg.Net, format: str, sizes: str) -> str:
+def row(net: jaxseg.Net, format: str, sizes: str, kernels: str) -> str:
   """The cells of one export; of one that fails, the last line that was said."""
   with tempfile.TemporaryDirectory() as folder:
     try:
@@ -76,6 +77,7 @@ def row(net: jaxseg.Net, format: str, sizes: str) -> str:
         format=format,
         size=SIZE if sizes == "fixed" else None,
         output="probabilities",
+        weights=kernels,
       )
     except UserError as error:
       return f"{error} | | |"

@@ -72,7 +72,7 @@ def export(
     size: rows and columns of the images; None leaves batch, rows and columns open (LiteRT needs a size).
     batch: images at once; None is any number where `size` is None, and one where it is given.
     output: "labels" int32 b h w, or "probabilities" float32 b h w k.
-    weights: "float32", or "int8" for kernels of a quarter of the size; see `with_int8_weights`.
+    weights: "float32", or "int8" for a smaller file; see `with_int8_weights`.
     images: uint8 h w c to compare with, of `size` where it is given; three drawn ones by default.
     progress: is told what is being done, a line each.
 

@@ -1,8 +1,8 @@
 """Kernels in eight bits: whole numbers from -127 to 127 and a scale for each output channel.
 
 The rule is symmetric and per channel (https://arxiv.org/abs/1806.08342): the largest weight of a channel is
-127 steps. Kernels alone are rounded. Biases, norms and the arithmetic stay float32, so that a file is a
-quarter as large, and not faster.
+127 steps. Kernels alone are rounded. Biases, norms and the arithmetic stay float32, so that a file is
+smaller, and not faster.
 """
 
 import dataclasses

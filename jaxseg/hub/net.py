@@ -248,7 +248,7 @@ class Net:
       size: rows and columns; None leaves batch, rows and columns open where the format can.
       batch: images at once; None is any number where `size` is None, and one where it is given.
       output: "labels" or "probabilities".
-      weights: "float32", or "int8" for kernels of a quarter of the size.
+      weights: "float32", or "int8" for a smaller file.
 
     Returns:
       how near the file's results are to this model's, and how fast it is.
