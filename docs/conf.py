@@ -16,6 +16,7 @@ version = release = jaxseg.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["build"]
+html_show_copyright = False
 html_theme = "furo"
 html_title = f"jaxseg {release}"
 html_copy_source = False
