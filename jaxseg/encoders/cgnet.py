@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.catalog import CheckedModule
-from jaxseg.layers import spatial, stage
+from jaxseg.layers import stage
 from jaxseg.layers.activation import PReLUSlope
 from jaxseg.layers.conv import Conv, DepthwiseConv
 from jaxseg.layers.norm import BatchNorm
+from jaxseg.layers.pool import average_pool
 from jaxseg.layers.stage import Scan
 from jaxseg.types import Features, Image
 
@@ -233,11 +234,7 @@ class CGNet(CheckedModule):
 
 def _halve(image: Array) -> Array:
   """3×3 average at stride 2; the zeros of the padding count, as in the reference."""
-
-  def apply(image, rows):
-    return nn.avg_pool(image, (3, 3), strides=(2, 2), padding=(rows, (1, 1)), count_include_pad=True)
-
-  return spatial.windowed(apply, image, (), size=3, stride=2, padding=(1, 1))
+  return average_pool(image, size=3, stride=2, padding=((1, 1), (1, 1)))
 
 
 cgnet_m3n21 = partial(CGNet)

@@ -13,10 +13,9 @@ from jaxtyping import Array
 
 from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
-from jaxseg.layers import spatial
 from jaxseg.layers.atrous import AtrousConv, check_output_stride
 from jaxseg.layers.conv import Conv, fan_out_normal
-from jaxseg.layers.pool import max_pool
+from jaxseg.layers.pool import average_pool, max_pool
 from jaxseg.types import Features, Image
 
 
@@ -70,7 +69,7 @@ class VGG(CheckedModule):
       # The fourth pool's lost stride widens the fifth block; the last pool's is left to the decoder.
       rate = 2 * rate if step == 1 else rate
       if i == 4 and self.average_pool:
-        x = spatial.windowed(_average, x, (), size=3, padding=(1, 1))
+        x = average_pool(x, size=3, stride=1, padding=((1, 1), (1, 1)))
       features[f"stage{i + 1}"] = x
     return features
 
@@ -86,10 +85,6 @@ class VGG(CheckedModule):
       # At stride 1 a 2×2 window needs one pixel more to keep the size.
       sides = tuple((0, int(stride == 1 or (self.ceil_pool and n % 2 == 1))) for n in x.shape[1:3])
     return max_pool(x, size=self.pool_size, stride=stride, padding=sides)
-
-
-def _average(x: Array, rows: tuple[int, int]) -> Array:
-  return nn.avg_pool(x, (3, 3), padding=(rows, (1, 1)), count_include_pad=True)
 
 
 vgg16 = partial(VGG)

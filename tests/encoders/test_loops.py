@@ -47,7 +47,7 @@ X = np.random.default_rng(0).standard_normal((2, 12, 14, 4)).astype(np.float32)
 
 
 def run(kind, *, remat: bool, scan: str):
-  """(gradient of parameters and map, (map, statistics)) in training, of X and a rounding away; the program."""
+  """(gradient of parameters and map, (map, statistics)) in training, of X and of X rounded; the program."""
   stage = BLOCKS[kind](num_blocks=3, remat=remat, scan=scan)
   variables = filled.variables(stage, X)
   rest = {k: v for k, v in variables.items() if k != "params"}
