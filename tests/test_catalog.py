@@ -44,6 +44,7 @@ def one_of_each(table) -> list[str]:
   """One variant of each module class: the others differ in sizes only."""
   first = {}
   for name, entry in table.items():
+    assert isinstance(entry, functools.partial), f"enter functools.partial(Class) for {name}, not the class"
     first.setdefault(entry.func, name)
   return sorted(first.values())
 

@@ -37,7 +37,7 @@ def test_extend():
   """Each kind of addition works from a page's code alone."""
   before = dict(losses.LOSSES)
   code = blocks("docs/extend.md")
-  assert code.count("assert") == 6
+  assert code.count("assert") == 8
   try:
     exec(compile(code, "docs/extend.md", "exec"), {"__name__": "page"})
   finally:

@@ -59,6 +59,8 @@ def _publish_official(path: str) -> str | None:
     return name and f"{place}.{name}.{LEAVES.get(leaf, leaf)}"
   if module == "decoder/classifier":
     return "classifier.0.conv.weight" if leaf == "kernel" else None
+  if not module.startswith("encoder/"):
+    return None
   module = re.sub(r"encoder/stem(\d)/", r"level1_\1/", module)
   module = re.sub(r"encoder/join([23])/", r"bn_prelu_\1/", module).replace("encoder/join1/", "b1/")
   return _joined(module.replace("norm_act/", "").replace("/norm", "/bn"), leaf)
@@ -71,6 +73,8 @@ def _publish_mmseg(path: str) -> str | None:
     return name and f"backbone.level{int(block[1]) - 1}.{block[2]}.{name}.{LEAVES.get(leaf, leaf)}"
   if module == "decoder/classifier":
     return f"decode_head.conv_seg.{LEAVES.get(leaf, leaf)}"
+  if not module.startswith("encoder/"):
+    return None
   if join := re.fullmatch(r"encoder/join([123])/(norm|act)", module):
     return f"backbone.norm_prelu_{int(join[1]) - 1}.{0 if join[2] == 'norm' else 1}.{LEAVES.get(leaf, leaf)}"
   module = re.sub(r"encoder/stem(\d)/", r"backbone/stem/\1/", module)

@@ -265,7 +265,10 @@ def write_leaves(
     rank = len(stored[part.name].shape) if part.name in stored else part.ndim
     parts.setdefault(part.name, []).append((part, layout.to_published(path, np.asarray(value), rank)))
   if homeless:
-    raise UserError(f"the layout {layout.family}/{layout.name} has no name for {some(homeless)}")
+    raise UserError(
+      f"the layout {layout.family}/{layout.name} has no name for {some(homeless)}, or none that its pattern"
+      " matches"
+    )
   tensors = {}
   for name, pieces in parts.items():
     pieces.sort(key=lambda piece: piece[0].index)

@@ -86,6 +86,7 @@ def test_the_header_is_a_lab_note(name):
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"finetune", "folder"}))
 def test_it_loads_at_full_size_and_as_smoke(name):
   config = load(name)
+  assert name in DATA, f"give configs/{name}.py a line of DATA: its classes and its crop"
   assert (checked(config), tuple(config.data.crop_size)) == DATA[name]
   small = load(f"{name}:smoke")
   assert checked(small) >= DATA[name][0]

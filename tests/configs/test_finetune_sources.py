@@ -29,12 +29,12 @@ SMALL_RESNET = dict(width=8, stage_sizes=(1, 1, 1, 1))
 # Systems as our own files: one of each encoder with each decoder; the large ones shrunk by their fields.
 OWN = {
   "cgnet_m3n21": ("cgnet_m3n21", TINY, {}),
-  "segnext_tiny": ("segnext_tiny", SMALL_MSCAN, dict(channels=16, ham_channels=16, rank=4)),
+  "segnext_tiny": ("segnext_tiny", SMALL_MSCAN, dict(channels=32, ham_channels=32, rank=4)),
   "segformer_b0": ("segformer_b0", SMALL_MIT, dict(width=16)),
   "deeplabv3_resnet50": ("deeplabv3_resnet50", SMALL_RESNET | {"multi_grid": ()}, dict(channels=8)),
   "deeplabv3plus_resnet50": ("deeplabv3plus_resnet50", SMALL_RESNET | {"multi_grid": ()}, dict(channels=8)),
   "deeplabv2_resnet101": ("deeplabv2_resnet101", SMALL_RESNET, {}),
-  "deeplabv1_vgg16": ("deeplabv1_vgg16", dict(widths=(8, 8, 8, 8, 8)), dict(channels=8)),
+  "deeplabv1_vgg16": ("deeplabv1_vgg16", dict(widths=(8, 8, 8, 8, 8)), dict(width=8)),
   # An encoder alone, and with an ImageNet classifier.
   "mit_b0 alone": ("segformer_b0", SMALL_MIT, {}),
   "mscan_tiny alone": ("segnext_tiny", SMALL_MSCAN, {}),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from jaxseg.data import DataError, dataset_info, dataset_module, files, open_split, preparing
+from jaxseg.data import DATASETS, DataError, dataset_info, dataset_module, files, open_split, preparing
 from tests.data import miniature, official
 
 
@@ -125,6 +125,12 @@ def assert_equal(source, truth: list) -> None:
     np.testing.assert_array_equal(source[i]["image"], shown)
     np.testing.assert_array_equal(source[i]["label"], label)
     assert source.size(i) == label.shape
+
+
+def test_every_dataset_has_a_miniature():
+  """Of those that are not here, each has tests of its own."""
+  elsewhere = {"camvid", "folder", "imagenet", "pascal_context_60", "synthetic", "synthetic_classes"}
+  assert set(DATASETS) - elsewhere == set(MINIATURES), "give a new data set its entry in MINIATURES"
 
 
 def test_reads_back_equal_and_prepares_once(case, capsys):

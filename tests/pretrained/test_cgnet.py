@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import jaxseg
+from jaxseg import pretrained
 from jaxseg.pretrained import cgnet
 from tests import parity_cases
 from tests.pretrained.parity import check_close, check_round_trip, run
@@ -116,6 +117,12 @@ def _published_shapes(model, layout):
   arrays = {tree.below(path): np.zeros(leaf.shape, np.float32) for path, leaf in leaves.items()}
   chosen = {"official": cgnet.OFFICIAL, "mmseg": cgnet.MMSEG}[layout]
   return {name: value.shape for name, value in keymap.write_leaves(chosen, arrays, {}).items()}
+
+
+@pytest.mark.parametrize("layout", ["official", "mmseg"])
+def test_a_path_that_is_not_of_the_system_has_no_name(layout):
+  publish = pretrained.layout_of("cgnet_m3n21", layout).publish
+  assert publish("head/kernel") is None and publish("encoder/join1/norm/scale") is not None
 
 
 def test_eleven_classes_of_the_official_layout_are_camvid():
