@@ -8,7 +8,7 @@ NEWEST_PYTHON ?= python3.12
 # Large pages for large arrays: on Linux CPUs, touching fresh 4 KiB pages is otherwise half of a training step.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: quickstart test test-full test-fast test-newest docs crf-page lint format clean
+.PHONY: quickstart test test-full test-fast test-newest test-oldest docs crf-page lint format clean
 
 quickstart: $(VENV)/train.stamp  ## train and evaluate CGNet on drawn scenes, 4 minutes on two cores
 	$(BIN)/python benchmarks/quickstart.py --workdir=runs/quickstart
@@ -27,6 +27,15 @@ test-fast: $(VENV)/dev.stamp  ## without the full-size checks
 test-newest:  ## everything that CI checks, on Python 3.12 with the newest JAX
 	$(MAKE) test VENV=.venv-newest PYTHON=$(NEWEST_PYTHON) CONSTRAINTS=
 
+# The lower bounds of pyproject.toml's dependencies, as exact versions.
+OLDEST = $(shell $(PYTHON) -c "import tomllib; print(*(d.replace('>=', '==') for d in \
+  tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))")
+
+test-oldest:  ## the core alone, with the oldest versions that it allows
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --editable . $(OLDEST) pytest
+	.venv-oldest/bin/python -m pytest -o addopts= tests/test_catalog.py tests/ops tests/test_oldest.py
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,7 +51,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest runs .jax_cache docs/build
+	rm -rf .venv .venv-newest .venv-oldest runs .jax_cache docs/build
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
