@@ -2,8 +2,9 @@
 
 A dataset is one module with `info(config_data)` and `original(config_data)`, which says where its files lie
 (`preparing.Original`), or, where nothing is prepared, `open_split(config_data, split)`; its line in
-`DATASETS` is all it takes to be known everywhere. Modules are imported on
-first use: `import jaxseg.data` loads neither TFDS, Grain nor OpenCV.
+`DATASETS` is all it takes to be known everywhere in the library. Tests and docs want a few lines more
+(CONTRIBUTING.md). Modules are imported on first use: `import jaxseg.data` loads neither TFDS, Grain nor
+OpenCV.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,8 @@
-"""Encoders: image → Features. A new one is one file and one line of `ENCODERS`."""
+"""Encoders: image → Features.
+
+A new one is one file and one line of `ENCODERS`, a `functools.partial` of its class. Tests and docs want a
+few lines more (CONTRIBUTING.md).
+"""
 
 from functools import partial
 

@@ -1,6 +1,7 @@
 """Weight files of others: readers, key maps per family and layout, records of what was published.
 
-A new layout is one file with a `keymap.Layout` and one line of `LAYOUTS`.
+A new layout is one `keymap.Layout`, in its family's file or in a new one, and one line of `LAYOUTS`. Tests
+and docs want a few lines more (CONTRIBUTING.md).
 """
 
 from collections.abc import Mapping

@@ -28,6 +28,8 @@ _OFFICIAL_FIRST = {
   "global/excite": "F_glo.fc.2",
 }
 _OFFICIAL_REST = _OFFICIAL_FIRST | {"joint/norm": "bn_prelu.bn", "joint/act": "bn_prelu.act"}
+_OFFICIAL_STEM = {"conv": "conv", "norm_act/norm": "bn", "norm_act/act": "act"}
+_MMSEG_STEM = {"conv": "conv", "norm_act/norm": "bn", "norm_act/act": "activate"}
 _MMSEG_BLOCK = {
   "reduce_in/conv": "conv1x1.conv",
   "reduce_in/norm_act/norm": "conv1x1.bn",
@@ -41,6 +43,8 @@ _MMSEG_BLOCK = {
   "global/excite": "f_glo.fc.2",
 }
 _BLOCK = re.compile(r"encoder/stage([23])/block(\d+)/(.+)")
+_STEM = re.compile(r"encoder/stem([012])/(.+)")
+_JOIN = re.compile(r"encoder/join([123])/(norm|act)")
 
 # The authors' statistics, subtracted from RGB in this order; their standard deviations are not used.
 _CITYSCAPES = Preprocess((72.78043, 83.212006, 73.45284), (1.0, 1.0, 1.0))
@@ -51,44 +55,49 @@ _SOURCE = "https://github.com/wutianyiRosun/CGNet"
 
 
 def _publish_official(path: str) -> str | None:
-  module, leaf = path.rsplit("/", 1)
-  if block := _BLOCK.fullmatch(module):
-    stage, number, inner = block[1], int(block[2]), block[3]
-    name = (_OFFICIAL_REST if number else _OFFICIAL_FIRST).get(inner)
-    place = f"level{stage}.{number - 1}" if number else f"level{stage}_0"
-    return name and f"{place}.{name}.{LEAVES.get(leaf, leaf)}"
+  module, _, leaf = path.rpartition("/")
   if module == "decoder/classifier":
     return "classifier.0.conv.weight" if leaf == "kernel" else None
-  if not module.startswith("encoder/"):
-    return None
-  module = re.sub(r"encoder/stem(\d)/", r"level1_\1/", module)
-  module = re.sub(r"encoder/join([23])/", r"bn_prelu_\1/", module).replace("encoder/join1/", "b1/")
-  return _joined(module.replace("norm_act/", "").replace("/norm", "/bn"), leaf)
+  return _joined(_official_module(module), leaf)
+
+
+def _official_module(module: str) -> str | None:
+  if block := _BLOCK.fullmatch(module):
+    stage, number = block[1], int(block[2])
+    name = (_OFFICIAL_REST if number else _OFFICIAL_FIRST).get(block[3])
+    place = f"level{stage}.{number - 1}" if number else f"level{stage}_0"
+    return name and f"{place}.{name}"
+  if stem := _STEM.fullmatch(module):
+    name = _OFFICIAL_STEM.get(stem[2])
+    return name and f"level1_{stem[1]}.{name}"
+  if join := _JOIN.fullmatch(module):
+    place = "b1" if join[1] == "1" else f"bn_prelu_{join[1]}"
+    return f"{place}.{'bn' if join[2] == 'norm' else 'act'}"
+  return None
 
 
 def _publish_mmseg(path: str) -> str | None:
-  module, leaf = path.rsplit("/", 1)
+  module, _, leaf = path.rpartition("/")
+  return _joined(_mmseg_module(module), leaf)
+
+
+def _mmseg_module(module: str) -> str | None:
+  if module == "decoder/classifier":
+    return "decode_head.conv_seg"
   if block := _BLOCK.fullmatch(module):
     name = _MMSEG_BLOCK.get(block[3])
-    return name and f"backbone.level{int(block[1]) - 1}.{block[2]}.{name}.{LEAVES.get(leaf, leaf)}"
-  if module == "decoder/classifier":
-    return f"decode_head.conv_seg.{LEAVES.get(leaf, leaf)}"
-  if not module.startswith("encoder/"):
-    return None
-  if join := re.fullmatch(r"encoder/join([123])/(norm|act)", module):
-    return f"backbone.norm_prelu_{int(join[1]) - 1}.{0 if join[2] == 'norm' else 1}.{LEAVES.get(leaf, leaf)}"
-  module = re.sub(r"encoder/stem(\d)/", r"backbone/stem/\1/", module)
-  module = module.replace("norm_act/", "").replace("/norm", "/bn").replace("/act", "/activate")
-  return _joined(module, leaf)
+    return name and f"backbone.level{int(block[1]) - 1}.{block[2]}.{name}"
+  if stem := _STEM.fullmatch(module):
+    name = _MMSEG_STEM.get(stem[2])
+    return name and f"backbone.stem.{stem[1]}.{name}"
+  if join := _JOIN.fullmatch(module):
+    return f"backbone.norm_prelu_{int(join[1]) - 1}.{0 if join[2] == 'norm' else 1}"
+  return None
 
 
-def _joined(module: str, leaf: str) -> str | None:
-  """The dotted name, unless the path had no rule and still is one of ours."""
-  return (
-    None
-    if module.startswith(("encoder", "decoder"))
-    else f"{module.replace('/', '.')}.{LEAVES.get(leaf, leaf)}"
-  )
+def _joined(module: str | None, leaf: str) -> str | None:
+  """The dotted name, or None where the module or its leaf has none."""
+  return f"{module}.{LEAVES[leaf]}" if module and leaf in LEAVES else None
 
 
 def _detect_official(shapes: Shapes) -> Detected:

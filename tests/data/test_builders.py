@@ -130,7 +130,9 @@ def assert_equal(source, truth: list) -> None:
 def test_every_dataset_has_a_miniature():
   """Of those that are not here, each has tests of its own."""
   elsewhere = {"camvid", "folder", "imagenet", "pascal_context_60", "synthetic", "synthetic_classes"}
-  assert set(DATASETS) - elsewhere == set(MINIATURES), "give a new data set its entry in MINIATURES"
+  assert set(DATASETS) - elsewhere == set(MINIATURES), (
+    "give a new data set a miniature in tests/data/official.py and its entry in MINIATURES"
+  )
 
 
 def test_reads_back_equal_and_prepares_once(case, capsys):

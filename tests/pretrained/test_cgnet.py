@@ -122,7 +122,20 @@ def _published_shapes(model, layout):
 @pytest.mark.parametrize("layout", ["official", "mmseg"])
 def test_a_path_that_is_not_of_the_system_has_no_name(layout):
   publish = pretrained.layout_of("cgnet_m3n21", layout).publish
-  assert publish("head/kernel") is None and publish("encoder/join1/norm/scale") is not None
+  assert publish("encoder/join1/norm/scale") and publish("encoder/stem2/conv/kernel")
+  for path in (
+    "kernel",
+    "head/kernel",
+    "encoder/kernel",
+    "encoder/stem3/conv/kernel",
+    "encoder/stem0/gate/kernel",
+    "encoder/join4/norm/scale",
+    "encoder/join1/norm/count",
+    "encoder/stage2/block0/local/gate",
+    "encoder/stage2/block0/gate/kernel",
+    "decoder/conv0/kernel",
+  ):
+    assert publish(path) is None, path
 
 
 def test_eleven_classes_of_the_official_layout_are_camvid():
