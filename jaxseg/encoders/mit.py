@@ -17,11 +17,13 @@ from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers import stage
 from jaxseg.layers.attention import SpatialReductionAttention
-from jaxseg.layers.conv import Conv, DepthwiseConv, fan_out_normal
+from jaxseg.layers.conv import Conv, ConvWeights, fan_out_normal
 from jaxseg.layers.drop_path import DropPath, Rate, drop_path_rates
+from jaxseg.layers.mix_ffn import mix_ffn
 from jaxseg.layers.norm import LayerNorm
 from jaxseg.layers.resize import resize
 from jaxseg.layers.stage import Scan
+from jaxseg.ops.bias import add_bias
 from jaxseg.ops.gelu import gelu
 from jaxseg.types import Features, Image
 
@@ -62,14 +64,19 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
-    c = x.shape[-1]
-    dense = partial(nn.Dense, kernel_init=_trunc_normal, dtype=self.dtype)
-    drop = nn.Dropout(self.dropout_rate, deterministic=not train)
-    x = dense(c * self.ratio, name="fc1")(x)
-    if self.conv:
-      init = fan_out_normal(groups=x.shape[-1])
-      x = DepthwiseConv(3, kernel_init=init, dtype=self.dtype, name="dwconv")(x)
-    return drop(dense(c, name="fc2")(drop(gelu(x))))
+    c, hidden = x.shape[-1], x.shape[-1] * self.ratio
+    (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
+
+    def weights(name: str, *shape: int, init: Any = _trunc_normal):
+      return ConvWeights(shape, init, x.dtype, name=name)()
+
+    fc1, fc2 = weights("fc1", c, hidden), weights("fc2", hidden, c)
+    dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+    if not self.conv:
+      y = dropout(gelu(add_bias(x @ fc1[0], fc1[1])))
+      return dropout(add_bias(y @ fc2[0], fc2[1]))
+    dwconv = weights("dwconv", 3, 3, 1, hidden, init=fan_out_normal(groups=hidden))
+    return mix_ffn(x, fc1, dwconv, fc2, drop=dropout if train and self.dropout_rate else None)
 
 
 class Block(nn.Module):

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers import stage
-from jaxseg.layers.conv import Conv, DepthwiseConv, DepthwiseWeights, Size, fan_out_normal
+from jaxseg.layers.conv import Conv, ConvWeights, DepthwiseConv, Size, fan_out_normal
 from jaxseg.layers.drop_path import DropPath, Rate, drop_path_rates
+from jaxseg.layers.mix_ffn import mix_ffn
 from jaxseg.layers.norm import BatchNorm, LayerNorm
 from jaxseg.layers.stage import Scan
 from jaxseg.layers.strips import multi_scale_strips
@@ -57,8 +58,7 @@ class MultiScaleConvAttention(CheckedModule):
     (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
 
     def weights(name: str, size: tuple[int, int]):
-      kernel, bias = DepthwiseWeights(size, kernel_init=fan_out_normal(groups=c), name=name)(c)
-      return kernel.astype(x.dtype), bias
+      return ConvWeights((*size, 1, c), fan_out_normal(groups=c), x.dtype, name=name)()
 
     square = weights("local", (5, 5))
     strips = [(weights(f"row{k}", (1, k)), weights(f"column{k}", (k, 1))) for k in self.branches]
@@ -102,7 +102,6 @@ class Block(CheckedModule):
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
     c = x.shape[-1]
     conv = partial(_conv, dtype=self.dtype)
-    drop = nn.Dropout(self.dropout_rate, deterministic=not train)
     drop_path = DropPath(self.drop_path_rate, deterministic=not train)
 
     y = shortcut = BatchNorm(dtype=self.dtype, name="norm1")(x, train=train)
@@ -115,10 +114,21 @@ class Block(CheckedModule):
     x = x + drop_path(self._scaled("layer_scale1", y))
 
     y = BatchNorm(dtype=self.dtype, name="norm2")(x, train=train)
-    y = conv(c * self.ffn_ratio, name="fc1")(y)
-    y = drop(gelu(_depthwise(y.shape[-1], 3, dtype=self.dtype, name="dwconv")(y)))
-    y = drop(conv(c, name="fc2")(y))
+    y = self._feed_forward(y, train)
     return x + drop_path(self._scaled("layer_scale2", y))
+
+  def _feed_forward(self, x: Array, train: bool) -> Array:
+    c, hidden = x.shape[-1], x.shape[-1] * self.ffn_ratio
+
+    def weights(name: str, *shape: int, groups: int = 1):
+      kernel, bias = ConvWeights(shape, fan_out_normal(groups=groups), x.dtype, name=name)()
+      return kernel, bias
+
+    (fc1, bias1), (fc2, bias2) = weights("fc1", 1, 1, c, hidden), weights("fc2", 1, 1, hidden, c)
+    dwconv = weights("dwconv", 3, 3, 1, hidden, groups=hidden)
+    dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+    drop = dropout if train and self.dropout_rate else None
+    return mix_ffn(x, (fc1[0, 0], bias1), dwconv, (fc2[0, 0], bias2), drop=drop)
 
   def _scaled(self, name: str, y: Array) -> Array:
     scale = self.param(name, nn.initializers.constant(self.layer_scale), (y.shape[-1],))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -115,18 +116,24 @@ def pointwise_conv(
   return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
 
 
-class DepthwiseWeights(nn.Module):
-  """The parameters of a `DepthwiseConv`, for a caller that applies them; None for a bias there is not."""
+class ConvWeights(nn.Module):
+  """The parameters of a convolution or a dense layer, for a caller that applies them.
 
-  kernel_size: Size = 3
-  use_bias: bool = True
+  Attributes:
+    shape: of the kernel; its last axis is the bias's.
+    kernel_init: of the kernel; the bias starts at zero.
+    dtype: of the kernel that is returned; the bias stays as it is.
+  """
+
+  shape: tuple[int, ...]
   kernel_init: Initializer = nn.initializers.lecun_normal()
-  bias_init: Initializer = nn.initializers.zeros_init()
+  dtype: Any = None
 
   @nn.compact
-  def __call__(self, channels: int) -> tuple[Float[Array, "kh kw 1 c"], Float[Array, " c"] | None]:
-    kernel = self.param("kernel", self.kernel_init, (*pair(self.kernel_size), 1, channels))
-    return kernel, self.param("bias", self.bias_init, (channels,)) if self.use_bias else None
+  def __call__(self) -> tuple[Float[Array, "*k c"], Float[Array, " c"]]:
+    kernel = self.param("kernel", self.kernel_init, self.shape)
+    bias = self.param("bias", nn.initializers.zeros_init(), self.shape[-1:])
+    return jnp.asarray(kernel, self.dtype), bias
 
 
 class DepthwiseConv(nn.Module):

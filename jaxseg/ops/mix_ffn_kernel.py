@@ -1,0 +1,334 @@
+"""Mix-FFN as a kernel for TPUs (Pallas), value and derivative.
+
+A block is some rows of one image, and its hidden map lives in vector memory only, 128 channels at a time:
+main memory sees the narrow maps before and after, where it would see the hidden map, four to eight times as
+wide, some fifteen times a training step. The derivative makes the hidden map again. Sums are float32 and
+rounded once; the products take 16 bits.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+_SUBLANES, _LANES = 16, 128  # of 16-bit numbers
+_MARGIN = 8  # columns of zeros beside the hidden map: whole sublanes of float32
+_HALO = 2  # rows that a block brings along of each neighbour
+_MOST_PIXELS = 4096  # of a block
+# Of a v5e's vector memory, of which the compiler needs some for itself.
+_VECTOR_MEMORY = 128 << 20
+
+_product = functools.partial(lax.dot_general, preferred_element_type=jnp.float32)
+_PLAIN, _BOTH_LAST = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
+_PLACES = tuple(itertools.product(range(3), repeat=2))
+# Rows of the table of a slice's weights: the taps of the convolution, its bias, that of the first product.
+_BIAS, _BIAS1 = len(_PLACES), len(_PLACES) + 1
+
+
+def fits(shape: Sequence[int], hidden: int, dtype: Any) -> bool:
+  """Whether the kernels take a map b h w c: 16 bits, full sublanes and lanes, weights that fit on the chip."""
+  if not all(isinstance(n, int) for n in shape):
+    return False  # of a symbolic size nothing can be asked
+  _, h, w, c = shape
+  if jnp.dtype(dtype).itemsize != 2 or w % _SUBLANES or hidden % _LANES or h < _HALO or not _rows(h, w):
+    return False
+  memory = pltpu.get_tpu_info().vmem_capacity_bytes if jax.default_backend() == "tpu" else _VECTOR_MEMORY
+  return _bytes(_rows(h, w), w, c, hidden) < 0.6 * memory
+
+
+def _rows(h: int, w: int) -> int:
+  """Rows of a block: an even divisor, so that its neighbours' rows are blocks too; 0 if there is none."""
+  if h * w <= _MOST_PIXELS:
+    return h
+  return max((n for n in range(2, h, 2) if h % n == h % 2 == 0 and n * w <= _MOST_PIXELS), default=0)
+
+
+def _bytes(rows: int, w: int, c: int, hidden: int) -> int:
+  """Of the derivative's block: weights and their gradients, maps in and out twice, what is made of them."""
+  pixels, wide = (rows + 2 * _HALO) * (w + 2 * _MARGIN), -(-c // _LANES) * _LANES
+  return 2 * 2 * hidden * (2 + 4) * c + pixels * (wide * (3 * 2 * 2 + 4 + 2 * 2) + _LANES * (3 * 4 + 2 * 2))
+
+
+def mix_ffn(
+  x: Float[Array, "b h w c"],
+  fc1: tuple[Float[Array, "c n"], Float[Array, " n"]],
+  dwconv: tuple[Float[Array, "3 3 1 n"], Float[Array, " n"]],
+  fc2: tuple[Float[Array, "n c"], Float[Array, " c"]],
+  *,
+  interpret: bool = False,
+) -> Float[Array, "b h w c"]:
+  """`ops.mix_ffn.mix_ffn_reference` of shapes that `fits` takes; `interpret` runs anywhere, slowly."""
+  c, n = fc1[0].shape
+
+  def slices(y):
+    """(n / 128, rows, 128) of what has the hidden channels last."""
+    return y.reshape(-1, n // _LANES, _LANES).transpose(1, 0, 2)
+
+  rows = [dwconv[0].reshape(-1, n), dwconv[1][None], fc1[1][None]]
+  table = slices(jnp.concatenate([row.astype(jnp.float32) for row in rows]))
+  table = jnp.pad(table, [(0, 0), (0, _SUBLANES - table.shape[1]), (0, 0)])
+  weights = (slices(fc1[0].astype(x.dtype)), slices(fc2[0].T.astype(x.dtype)), table)
+  return _mix_ffn(x, weights, fc2[1].astype(jnp.float32).reshape(1, c), interpret)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _mix_ffn(x, weights, bias2, interpret):
+  """Of slices of 128 hidden channels: the first product s c 128, the second's transpose, the table s 16 128."""
+  return _run_forward(x, weights, bias2, interpret)
+
+
+def _backward(interpret, kept, dy):
+  x, weights = kept
+  dx, *of_weights, of_bias2 = _run_backward(x, weights, dy, interpret)
+  return dx, tuple(d.astype(w.dtype) for d, w in zip(of_weights, weights, strict=True)), of_bias2
+
+
+_mix_ffn.defvjp(
+  lambda x, weights, bias2, interpret: (_mix_ffn(x, weights, bias2, interpret), (x, weights)), _backward
+)
+
+
+def _specs(x):
+  """Blocks of a map, with the rows above and below it, and of what is the same for all of them."""
+  _, h, w, c = x.shape
+  rows = _rows(h, w)
+  tall, last = rows // _HALO, -(-h // _HALO) - 1
+  block = pl.BlockSpec((1, rows, w, c), lambda image, part: (image, part, 0, 0))
+  above = pl.BlockSpec(
+    (1, _HALO, w, c), lambda image, part: (image, jnp.maximum(part * tall - 1, 0), 0, 0)
+  )
+  below = pl.BlockSpec(
+    (1, _HALO, w, c), lambda image, part: (image, jnp.minimum((part + 1) * tall, last), 0, 0)
+  )
+
+  def whole(y):
+    return pl.BlockSpec(y.shape, lambda image, part: (0,) * y.ndim)
+
+  return (x.shape[0], h // rows), [above, block, below], block, whole
+
+
+# Jitted, so that equal blocks of a network are traced once.
+@functools.partial(jax.jit, static_argnums=3)
+def _run_forward(x, weights, bias2, interpret):
+  grid, around, block, whole = _specs(x)
+  (_, rows, w, c), sides = block.block_shape, _HALO // 2
+  return pl.pallas_call(
+    _forward_kernel,
+    grid=grid,
+    in_specs=[*map(whole, weights), whole(bias2), *around],
+    out_specs=block,
+    out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+    scratch_shapes=[
+      pltpu.VMEM((rows + 2 * sides, w + 2 * _MARGIN, _LANES), jnp.float32),
+      pltpu.VMEM((rows, w, _LANES), x.dtype),
+      pltpu.VMEM((rows * w, c), jnp.float32),
+    ],
+    compiler_params=_parameters(x, weights, "parallel"),
+    cost_estimate=_cost(x, weights, products=2, maps=2),
+    interpret=interpret,
+  )(*weights, bias2, x, x, x)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _run_backward(x, weights, dy, interpret):
+  grid, around, block, whole = _specs(x)
+  _, rows, w, c = block.block_shape
+  wide = w + 2 * _MARGIN
+  sums = [jax.ShapeDtypeStruct(y.shape, jnp.float32) for y in weights]
+  sums.append(jax.ShapeDtypeStruct((1, c), jnp.float32))
+  return pl.pallas_call(
+    _backward_kernel,
+    grid=grid,
+    in_specs=[*map(whole, weights), *around, *around],
+    out_specs=[block, *map(whole, sums)],
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), *sums],
+    scratch_shapes=[
+      pltpu.VMEM((rows + 2 * _HALO, wide, _LANES), jnp.float32),
+      pltpu.VMEM((rows + 2, w, _LANES), jnp.float32),
+      pltpu.VMEM((rows + 2, w, _LANES), x.dtype),
+      pltpu.VMEM((rows + 2, wide, _LANES), jnp.float32),
+      pltpu.VMEM((rows, w, _LANES), x.dtype),
+      pltpu.VMEM((_SUBLANES, _MARGIN, _LANES), jnp.float32),
+      pltpu.VMEM((c, rows * w), x.dtype),
+      pltpu.VMEM((c, rows * w), x.dtype),
+      pltpu.VMEM((rows * w, c), jnp.float32),
+    ],
+    # The weights' gradients are added up over all blocks.
+    compiler_params=_parameters(x, weights, "arbitrary"),
+    cost_estimate=_cost(x, weights, products=6, maps=3),
+    interpret=interpret,
+  )(*weights, x, x, x, dy, dy, dy)
+
+
+def _parameters(x, weights, blocks):
+  _, h, w, c = x.shape
+  # What a kernel reserves the compiler cannot use for maps of its neighbours.
+  room = _bytes(_rows(h, w), w, c, len(weights[0]) * _LANES) + (8 << 20)
+  return pltpu.CompilerParams(dimension_semantics=(blocks, blocks), vmem_limit_bytes=room)
+
+
+def _cost(x, weights, *, products, maps):
+  pixels, lanes = math.prod(x.shape[:3]), -(-x.shape[3] // _LANES) * _LANES  # as the tiles lie in memory
+  hidden = pixels * len(weights[0]) * _LANES
+  moved = maps * pixels * lanes * x.dtype.itemsize
+  return pl.CostEstimate(
+    flops=2 * products * hidden * x.shape[3], transcendentals=products * hidden // 2, bytes_accessed=moved
+  )
+
+
+def _forward_kernel(fc1, fc2, table, bias2, above, x, below, y, hidden, active, total):
+  (rows, w), in_image = x.shape[1:3], _in_image()
+  _clear_margins(hidden)
+  total[...] = jnp.broadcast_to(bias2[...], total.shape)
+
+  def part(k, _):
+    _first_product(fc1, table, k, (above[0, 1:], x[0], below[0, :1]), in_image, hidden)
+
+    def row(i, _):
+      active[i] = _gelu(_convolved(table, k, hidden, i, w))[0].astype(active.dtype)
+      return 0
+
+    lax.fori_loop(0, rows, row, 0)
+    total[...] += _product(_flat(active[...]), fc2[k], _BOTH_LAST)
+    return 0
+
+  lax.fori_loop(0, fc1.shape[0], part, 0)
+  y[0] = total[...].reshape(y.shape[1:]).astype(y.dtype)
+
+
+def _backward_kernel(
+  fc1,
+  fc2,
+  table,
+  above,
+  x,
+  below,
+  dy_above,
+  dy,
+  dy_below,
+  dx,
+  of_fc1,
+  of_fc2,
+  of_table,
+  of_bias2,
+  hidden,
+  of_active,
+  active,
+  gradient,
+  of_hidden,
+  sums,
+  x_turned,
+  dy_turned,
+  total,
+):
+  (rows, w), in_image = x.shape[1:3], _in_image()
+
+  @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
+  def _():
+    for y in (of_fc1, of_fc2, of_table, of_bias2):
+      y[...] = jnp.zeros_like(y)
+
+  _clear_margins(hidden)
+  _clear_margins(gradient)
+  x_turned[...], dy_turned[...] = _flat(x[0]).T, _flat(dy[0]).T
+  of_bias2[...] += _flat(dy[0]).astype(jnp.float32).sum(0, keepdims=True)
+  total[...] = jnp.zeros_like(total)
+
+  def add(index, product):
+    sums[index] += product.reshape(w // _MARGIN, _MARGIN, _LANES).sum(0)
+
+  def part(k, _):
+    sums[...] = jnp.zeros_like(sums)
+    _first_product(fc1, table, k, (above[0], x[0], below[0]), in_image, hidden)
+    for at, y, is_there in _pieces((dy_above[0, 1:], dy[0], dy_below[0, :1]), in_image):
+      found = _product(_flat(y), fc2[k], _PLAIN).reshape(*y.shape[:2], _LANES)
+      of_active[at] = jnp.where(is_there, found, 0.0)
+
+    def row(i, _):  # of the convolution's result, and one on each side
+      value, slope = _gelu(_convolved(table, k, hidden, i, w))
+      active[i] = value.astype(active.dtype)
+      found = of_active[i] * slope
+      gradient[i, pl.ds(_MARGIN, w), :] = found
+      own = jnp.where((i > 0) & (i <= rows), found, 0.0)
+      add(_BIAS, own)
+      for place, (r, s) in enumerate(_PLACES):
+        add(place, hidden[i + r, pl.ds(_MARGIN - 1 + s, w), :] * own)
+      return 0
+
+    lax.fori_loop(0, rows + 2, row, 0)
+
+    def row_before(i, _):  # of the hidden map
+      terms = (
+        gradient[i + 2 - r, pl.ds(_MARGIN + 1 - s, w), :] * table[k, pl.ds(place, 1), :]
+        for place, (r, s) in enumerate(_PLACES)
+      )
+      found = sum(terms)
+      add(_BIAS1, found)
+      of_hidden[i] = found.astype(of_hidden.dtype)
+      return 0
+
+    lax.fori_loop(0, rows, row_before, 0)
+    of_table[k] += sums[...].sum(1)
+    before = _flat(of_hidden[...])
+    of_fc1[k] += _product(x_turned[...], before, _PLAIN)
+    of_fc2[k] += _product(dy_turned[...], _flat(active[1 : rows + 1]), _PLAIN)
+    total[...] += _product(before, fc1[k], _BOTH_LAST)
+    return 0
+
+  lax.fori_loop(0, fc1.shape[0], part, 0)
+  dx[0] = total[...].reshape(dx.shape[1:]).astype(dx.dtype)
+
+
+def _in_image():
+  """Whether the rows above the block, its own and those below lie in the image."""
+  return pl.program_id(1) > 0, True, pl.program_id(1) < pl.num_programs(1) - 1
+
+
+def _pieces(maps, in_image):
+  """(where its rows lie, the map, whether it lies in the image) of the rows above, the block, those below."""
+  start = 0
+  for y, is_there in zip(maps, in_image, strict=True):
+    yield pl.ds(start, y.shape[0]), y, is_there
+    start += y.shape[0]
+
+
+def _first_product(fc1, table, k, maps, in_image, hidden) -> None:
+  """`hidden` becomes slice k of the hidden map; beyond the image it is zero."""
+  for at, x, is_there in _pieces(maps, in_image):
+    found = _product(_flat(x), fc1[k], _PLAIN) + table[k, pl.ds(_BIAS1, 1), :]
+    found = found.reshape(*x.shape[:2], _LANES)
+    hidden[at, pl.ds(_MARGIN, x.shape[1]), :] = jnp.where(is_there, found, 0.0)
+
+
+def _convolved(table, k, hidden, i, w):
+  """Row i of slice k's convolution, (w, 128)."""
+  terms = (
+    hidden[i + r, pl.ds(_MARGIN - 1 + s, w), :] * table[k, pl.ds(place, 1), :]
+    for place, (r, s) in enumerate(_PLACES)
+  )
+  return sum(terms, table[k, pl.ds(_BIAS, 1), :])
+
+
+def _gelu(x):
+  """(x · Φ(x), its derivative)."""
+  distribution = 0.5 + 0.5 * lax.erf(x * math.sqrt(0.5))
+  density = jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+  return x * distribution, distribution + x * density
+
+
+def _flat(x):
+  return x.reshape(-1, x.shape[-1])
+
+
+def _clear_margins(scratch) -> None:
+  width = scratch.shape[1]
+  for side in (pl.ds(0, _MARGIN), pl.ds(width - _MARGIN, _MARGIN)):
+    scratch[:, side, :] = jnp.zeros((scratch.shape[0], _MARGIN, _LANES), scratch.dtype)
