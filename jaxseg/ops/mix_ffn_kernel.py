@@ -3,7 +3,8 @@
 A block is some rows of one image, and its hidden map lives in vector memory only, 128 channels at a time:
 main memory sees the narrow maps before and after, where it would see the hidden map, four to eight times as
 wide, some fifteen times a training step. The derivative makes the hidden map again. Sums are float32 and
-rounded once; the products take 16 bits.
+rounded once; the products take 16 bits. A narrow map comes and goes with its columns in the lanes, which its
+channels would not fill.
 """
 
 import functools
@@ -19,7 +20,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-_SUBLANES, _LANES = 16, 128  # of 16-bit numbers
+from jaxseg.ops.lanes import LANES, columns_last, turned
+
+_SUBLANES = 16  # of 16-bit numbers
 _MARGIN = 8  # columns of zeros beside the hidden map: whole sublanes of float32
 _HALO = 2  # rows that a block brings along of each neighbour
 _MOST_PIXELS = 4096  # of a block
@@ -38,7 +41,7 @@ def fits(shape: Sequence[int], hidden: int, dtype: Any) -> bool:
   if not all(isinstance(n, int) for n in shape):
     return False  # of a symbolic size nothing can be asked
   _, h, w, c = shape
-  if jnp.dtype(dtype).itemsize != 2 or w % _SUBLANES or hidden % _LANES or h < _HALO or not _rows(h, w):
+  if jnp.dtype(dtype).itemsize != 2 or w % _SUBLANES or hidden % LANES or h < _HALO or not _rows(h, w):
     return False
   memory = pltpu.get_tpu_info().vmem_capacity_bytes if jax.default_backend() == "tpu" else _VECTOR_MEMORY
   return _bytes(_rows(h, w), w, c, hidden) < 0.6 * memory
@@ -53,8 +56,8 @@ def _rows(h: int, w: int) -> int:
 
 def _bytes(rows: int, w: int, c: int, hidden: int) -> int:
   """Of the derivative's block: weights and their gradients, maps in and out twice, what is made of them."""
-  pixels, wide = (rows + 2 * _HALO) * (w + 2 * _MARGIN), -(-c // _LANES) * _LANES
-  return 2 * 2 * hidden * (2 + 4) * c + pixels * (wide * (3 * 2 * 2 + 4 + 2 * 2) + _LANES * (3 * 4 + 2 * 2))
+  pixels, wide = (rows + 2 * _HALO) * (w + 2 * _MARGIN), -(-c // LANES) * LANES
+  return 2 * 2 * hidden * (2 + 4) * c + pixels * (wide * (3 * 2 * 2 + 4 + 2 * 2) + LANES * (3 * 4 + 2 * 2))
 
 
 def mix_ffn(
@@ -70,7 +73,7 @@ def mix_ffn(
 
   def slices(y):
     """(n / 128, rows, 128) of what has the hidden channels last."""
-    return y.reshape(-1, n // _LANES, _LANES).transpose(1, 0, 2)
+    return y.reshape(-1, n // LANES, LANES).transpose(1, 0, 2)
 
   rows = [dwconv[0].reshape(-1, n), dwconv[1][None], fc1[1][None]]
   table = slices(jnp.concatenate([row.astype(jnp.float32) for row in rows]))
@@ -97,114 +100,127 @@ _mix_ffn.defvjp(
 
 
 def _specs(x):
-  """Blocks of a map, with the rows above and below it, and of what is the same for all of them."""
-  _, h, w, c = x.shape
+  """The grid, blocks of a map and of the rows above and below it, and of what is the same for all of them."""
+  b, h, w, c = x.shape
   rows = _rows(h, w)
   tall, last = rows // _HALO, -(-h // _HALO) - 1
-  block = pl.BlockSpec((1, rows, w, c), lambda image, part: (image, part, 0, 0))
+  row = (c, w) if columns_last(w, c) else (w, c)
+  block = pl.BlockSpec((1, rows, *row), lambda image, part: (image, part, 0, 0))
   above = pl.BlockSpec(
-    (1, _HALO, w, c), lambda image, part: (image, jnp.maximum(part * tall - 1, 0), 0, 0)
+    (1, _HALO, *row), lambda image, part: (image, jnp.maximum(part * tall - 1, 0), 0, 0)
   )
   below = pl.BlockSpec(
-    (1, _HALO, w, c), lambda image, part: (image, jnp.minimum((part + 1) * tall, last), 0, 0)
+    (1, _HALO, *row), lambda image, part: (image, jnp.minimum((part + 1) * tall, last), 0, 0)
   )
 
   def whole(y):
     return pl.BlockSpec(y.shape, lambda image, part: (0,) * y.ndim)
 
-  return (x.shape[0], h // rows), [above, block, below], block, whole
+  return (b, h // rows), [above, block, below], whole
 
 
 # Jitted, so that equal blocks of a network are traced once.
 @functools.partial(jax.jit, static_argnums=3)
 def _run_forward(x, weights, bias2, interpret):
-  grid, around, block, whole = _specs(x)
-  (_, rows, w, c), sides = block.block_shape, _HALO // 2
-  return pl.pallas_call(
-    _forward_kernel,
+  grid, around, whole = _specs(x)
+  _, h, w, c = x.shape
+  rows, turn = _rows(h, w), columns_last(w, c)
+  y = turned(x, turn)
+  found = pl.pallas_call(
+    functools.partial(_forward_kernel, w),
     grid=grid,
     in_specs=[*map(whole, weights), whole(bias2), *around],
-    out_specs=block,
-    out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+    out_specs=around[1],
+    out_shape=jax.ShapeDtypeStruct(y.shape, y.dtype),
     scratch_shapes=[
-      pltpu.VMEM((rows + 2 * sides, w + 2 * _MARGIN, _LANES), jnp.float32),
-      pltpu.VMEM((rows, w, _LANES), x.dtype),
+      pltpu.VMEM(((rows + 2) * w, c), x.dtype),
+      pltpu.VMEM((rows + 2, w + 2 * _MARGIN, LANES), jnp.float32),
+      pltpu.VMEM((rows, w, LANES), x.dtype),
       pltpu.VMEM((rows * w, c), jnp.float32),
     ],
     compiler_params=_parameters(x, weights, "parallel"),
     cost_estimate=_cost(x, weights, products=2, maps=2),
     interpret=interpret,
-  )(*weights, bias2, x, x, x)
+  )(*weights, bias2, y, y, y)
+  return turned(found, turn)
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _run_backward(x, weights, dy, interpret):
-  grid, around, block, whole = _specs(x)
-  _, rows, w, c = block.block_shape
-  wide = w + 2 * _MARGIN
+  grid, around, whole = _specs(x)
+  _, h, w, c = x.shape
+  rows, wide, turn = _rows(h, w), w + 2 * _MARGIN, columns_last(w, c)
+  x_in, dy_in = turned(x, turn), turned(dy, turn)
   sums = [jax.ShapeDtypeStruct(y.shape, jnp.float32) for y in weights]
   sums.append(jax.ShapeDtypeStruct((1, c), jnp.float32))
-  return pl.pallas_call(
-    _backward_kernel,
+  dx, *of_weights = pl.pallas_call(
+    functools.partial(_backward_kernel, w),
     grid=grid,
     in_specs=[*map(whole, weights), *around, *around],
-    out_specs=[block, *map(whole, sums)],
-    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), *sums],
+    out_specs=[around[1], *map(whole, sums)],
+    out_shape=[jax.ShapeDtypeStruct(x_in.shape, x.dtype), *sums],
     scratch_shapes=[
-      pltpu.VMEM((rows + 2 * _HALO, wide, _LANES), jnp.float32),
-      pltpu.VMEM((rows + 2, w, _LANES), jnp.float32),
-      pltpu.VMEM((rows + 2, w, _LANES), x.dtype),
-      pltpu.VMEM((rows + 2, wide, _LANES), jnp.float32),
-      pltpu.VMEM((rows, w, _LANES), x.dtype),
-      pltpu.VMEM((_SUBLANES, _MARGIN, _LANES), jnp.float32),
+      pltpu.VMEM(((rows + 2 * _HALO) * w, c), x.dtype),
+      pltpu.VMEM(((rows + 2) * w, c), x.dtype),
       pltpu.VMEM((c, rows * w), x.dtype),
       pltpu.VMEM((c, rows * w), x.dtype),
+      pltpu.VMEM((rows + 2 * _HALO, wide, LANES), jnp.float32),
+      pltpu.VMEM((rows + 2, w, LANES), jnp.float32),
+      pltpu.VMEM((rows + 2, w, LANES), x.dtype),
+      pltpu.VMEM((rows + 2, wide, LANES), jnp.float32),
+      pltpu.VMEM((rows, w, LANES), x.dtype),
+      pltpu.VMEM((_SUBLANES, _MARGIN, LANES), jnp.float32),
       pltpu.VMEM((rows * w, c), jnp.float32),
     ],
     # The weights' gradients are added up over all blocks.
     compiler_params=_parameters(x, weights, "arbitrary"),
     cost_estimate=_cost(x, weights, products=6, maps=3),
     interpret=interpret,
-  )(*weights, x, x, x, dy, dy, dy)
+  )(*weights, x_in, x_in, x_in, dy_in, dy_in, dy_in)
+  return turned(dx, turn), *of_weights
 
 
 def _parameters(x, weights, blocks):
   _, h, w, c = x.shape
   # What a kernel reserves the compiler cannot use for maps of its neighbours.
-  room = _bytes(_rows(h, w), w, c, len(weights[0]) * _LANES) + (8 << 20)
+  room = _bytes(_rows(h, w), w, c, len(weights[0]) * LANES) + (8 << 20)
   return pltpu.CompilerParams(dimension_semantics=(blocks, blocks), vmem_limit_bytes=room)
 
 
 def _cost(x, weights, *, products, maps):
-  pixels, lanes = math.prod(x.shape[:3]), -(-x.shape[3] // _LANES) * _LANES  # as the tiles lie in memory
-  hidden = pixels * len(weights[0]) * _LANES
+  _, _, w, c = x.shape
+  # As the tiles lie in memory.
+  pixels, lanes = math.prod(x.shape[:3]), c if columns_last(w, c) else -(-c // LANES) * LANES
+  hidden = pixels * len(weights[0]) * LANES
   moved = maps * pixels * lanes * x.dtype.itemsize
   return pl.CostEstimate(
     flops=2 * products * hidden * x.shape[3], transcendentals=products * hidden // 2, bytes_accessed=moved
   )
 
 
-def _forward_kernel(fc1, fc2, table, bias2, above, x, below, y, hidden, active, total):
-  (rows, w), in_image = x.shape[1:3], _in_image()
+def _forward_kernel(w, fc1, fc2, table, bias2, above, x, below, y, flat, hidden, active, total):
+  rows, in_image = x.shape[1], _in_image()
+  _read((above, x, below), 1, in_image, flat)
   _clear_margins(hidden)
   total[...] = jnp.broadcast_to(bias2[...], total.shape)
 
   def part(k, _):
-    _first_product(fc1, table, k, (above[0, 1:], x[0], below[0, :1]), in_image, hidden)
+    _first_product(fc1, table, k, flat, 1, in_image, hidden)
 
     def row(i, _):
       active[i] = _gelu(_convolved(table, k, hidden, i, w))[0].astype(active.dtype)
       return 0
 
     lax.fori_loop(0, rows, row, 0)
-    total[...] += _product(_flat(active[...]), fc2[k], _BOTH_LAST)
+    total[...] += _product(active[...].reshape(-1, LANES), fc2[k], _BOTH_LAST)
     return 0
 
   lax.fori_loop(0, fc1.shape[0], part, 0)
-  y[0] = total[...].reshape(y.shape[1:]).astype(y.dtype)
+  _write(total, y)
 
 
 def _backward_kernel(
+  w,
   fc1,
   fc2,
   table,
@@ -219,48 +235,52 @@ def _backward_kernel(
   of_fc2,
   of_table,
   of_bias2,
+  flat,
+  dy_flat,
+  flat_turned,
+  dy_turned,
   hidden,
   of_active,
   active,
   gradient,
   of_hidden,
   sums,
-  x_turned,
-  dy_turned,
   total,
 ):
-  (rows, w), in_image = x.shape[1:3], _in_image()
+  rows, in_image = x.shape[1], _in_image()
+  own = pl.ds(w, rows * w)  # of `dy_flat`
 
   @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
   def _():
     for y in (of_fc1, of_fc2, of_table, of_bias2):
       y[...] = jnp.zeros_like(y)
 
+  _read((above, x, below), _HALO, in_image, flat)
+  _read((dy_above, dy, dy_below), 1, in_image, dy_flat)
+  flat_turned[...], dy_turned[...] = flat[pl.ds(_HALO * w, rows * w), :].T, dy_flat[own, :].T
+  of_bias2[...] += dy_flat[own, :].astype(jnp.float32).sum(0, keepdims=True)
   _clear_margins(hidden)
   _clear_margins(gradient)
-  x_turned[...], dy_turned[...] = _flat(x[0]).T, _flat(dy[0]).T
-  of_bias2[...] += _flat(dy[0]).astype(jnp.float32).sum(0, keepdims=True)
   total[...] = jnp.zeros_like(total)
 
   def add(index, product):
-    sums[index] += product.reshape(w // _MARGIN, _MARGIN, _LANES).sum(0)
+    sums[index] += product.reshape(w // _MARGIN, _MARGIN, LANES).sum(0)
 
   def part(k, _):
     sums[...] = jnp.zeros_like(sums)
-    _first_product(fc1, table, k, (above[0], x[0], below[0]), in_image, hidden)
-    for at, y, is_there in _pieces((dy_above[0, 1:], dy[0], dy_below[0, :1]), in_image):
-      found = _product(_flat(y), fc2[k], _PLAIN).reshape(*y.shape[:2], _LANES)
-      of_active[at] = jnp.where(is_there, found, 0.0)
+    _first_product(fc1, table, k, flat, _HALO, in_image, hidden)
+    # Beyond the image `dy_flat` is zero.
+    of_active[...] = _product(dy_flat[...], fc2[k], _PLAIN).reshape(of_active.shape)
 
     def row(i, _):  # of the convolution's result, and one on each side
       value, slope = _gelu(_convolved(table, k, hidden, i, w))
       active[i] = value.astype(active.dtype)
       found = of_active[i] * slope
       gradient[i, pl.ds(_MARGIN, w), :] = found
-      own = jnp.where((i > 0) & (i <= rows), found, 0.0)
-      add(_BIAS, own)
+      mine = jnp.where((i > 0) & (i <= rows), found, 0.0)
+      add(_BIAS, mine)
       for place, (r, s) in enumerate(_PLACES):
-        add(place, hidden[i + r, pl.ds(_MARGIN - 1 + s, w), :] * own)
+        add(place, hidden[i + r, pl.ds(_MARGIN - 1 + s, w), :] * mine)
       return 0
 
     lax.fori_loop(0, rows + 2, row, 0)
@@ -277,35 +297,62 @@ def _backward_kernel(
 
     lax.fori_loop(0, rows, row_before, 0)
     of_table[k] += sums[...].sum(1)
-    before = _flat(of_hidden[...])
-    of_fc1[k] += _product(x_turned[...], before, _PLAIN)
-    of_fc2[k] += _product(dy_turned[...], _flat(active[1 : rows + 1]), _PLAIN)
+    before = of_hidden[...].reshape(-1, LANES)
+    of_fc1[k] += _product(flat_turned[...], before, _PLAIN)
+    of_fc2[k] += _product(dy_turned[...], active[1 : rows + 1].reshape(-1, LANES), _PLAIN)
     total[...] += _product(before, fc1[k], _BOTH_LAST)
     return 0
 
   lax.fori_loop(0, fc1.shape[0], part, 0)
-  dx[0] = total[...].reshape(dx.shape[1:]).astype(dx.dtype)
+  _write(total, dx)
 
 
 def _in_image():
-  """Whether the rows above the block, its own and those below lie in the image."""
-  return pl.program_id(1) > 0, True, pl.program_id(1) < pl.num_programs(1) - 1
+  """Whether the rows above the block and those below lie in the image."""
+  return pl.program_id(1) > 0, pl.program_id(1) < pl.num_programs(1) - 1
 
 
-def _pieces(maps, in_image):
-  """(where its rows lie, the map, whether it lies in the image) of the rows above, the block, those below."""
-  start = 0
-  for y, is_there in zip(maps, in_image, strict=True):
-    yield pl.ds(start, y.shape[0]), y, is_there
-    start += y.shape[0]
+def _read(block, halo: int, in_image, flat) -> None:
+  """`flat` (pixels, c) becomes `halo` rows above the block, its own and those below; zeros beyond the image."""
+  above, x, below = block
+  c, rows = flat.shape[1], x.shape[1]
+  w = flat.shape[0] // (rows + 2 * halo)
+
+  def copy(y, first, start, count, is_there=None):
+    def row(i, _):
+      found = y[0, first + i]
+      found = found if found.shape[1] == c else found.T
+      flat[pl.ds((start + i) * w, w), :] = found if is_there is None else jnp.where(is_there, found, 0)
+      return 0
+
+    lax.fori_loop(0, count, row, 0)
+
+  copy(above, _HALO - halo, 0, halo, in_image[0])
+  copy(x, 0, halo, rows)
+  copy(below, 0, halo + rows, halo, in_image[1])
 
 
-def _first_product(fc1, table, k, maps, in_image, hidden) -> None:
-  """`hidden` becomes slice k of the hidden map; beyond the image it is zero."""
-  for at, x, is_there in _pieces(maps, in_image):
-    found = _product(_flat(x), fc1[k], _PLAIN) + table[k, pl.ds(_BIAS1, 1), :]
-    found = found.reshape(*x.shape[:2], _LANES)
-    hidden[at, pl.ds(_MARGIN, x.shape[1]), :] = jnp.where(is_there, found, 0.0)
+def _write(total, y) -> None:
+  """The block becomes what `total` (pixels, c) holds."""
+  c, rows = total.shape[1], y.shape[1]
+  w = total.shape[0] // rows
+
+  def row(i, _):
+    found = total[pl.ds(i * w, w), :]
+    y[0, i] = (found if y.shape[3] == c else found.T).astype(y.dtype)
+    return 0
+
+  lax.fori_loop(0, rows, row, 0)
+
+
+def _first_product(fc1, table, k, flat, halo: int, in_image, hidden) -> None:
+  """`hidden` becomes slice k of the hidden map; beyond the image it is zero, which the bias is not."""
+  rows, columns = hidden.shape[0], pl.ds(_MARGIN, hidden.shape[1] - 2 * _MARGIN)
+  found = _product(flat[...], fc1[k], _PLAIN) + table[k, pl.ds(_BIAS1, 1), :]
+  hidden[:, columns, :] = found.reshape(rows, -1, LANES)
+  for is_there, first in zip(in_image, (0, rows - halo), strict=True):
+    at = pl.ds(first, halo)
+    hidden[at, columns, :] = jnp.where(is_there, hidden[at, columns, :], 0.0)
 
 
 def _convolved(table, k, hidden, i, w):
@@ -324,11 +371,7 @@ def _gelu(x):
   return x * distribution, distribution + x * density
 
 
-def _flat(x):
-  return x.reshape(-1, x.shape[-1])
-
-
 def _clear_margins(scratch) -> None:
   width = scratch.shape[1]
   for side in (pl.ds(0, _MARGIN), pl.ds(width - _MARGIN, _MARGIN)):
-    scratch[:, side, :] = jnp.zeros((scratch.shape[0], _MARGIN, _LANES), scratch.dtype)
+    scratch[:, side, :] = jnp.zeros((scratch.shape[0], _MARGIN, LANES), scratch.dtype)

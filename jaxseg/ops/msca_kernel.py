@@ -3,7 +3,8 @@
 A block is one image of some channels, which lie in the lanes, the columns in the sublanes. The map stays in
 vector memory with zeros around it while the square and every strip pass over it, in float32, rounded once at
 the end: main memory sees `x` and the result, or `x`, the gradient and the input's gradient. The derivative
-makes the square's and the rows' results again.
+makes the square's and the rows' results again. In main memory a narrow map has its columns in the lanes, and is
+turned row by row.
 """
 
 import functools
@@ -18,7 +19,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-_SUBLANES, _LANES = 8, 128
+from jaxseg.ops.lanes import LANES, columns_last, turned
+
+_SUBLANES = 8
 # Fewer would leave most of every vector empty.
 _FEWEST_CHANNELS = 32
 # Of a v5e's vector memory, of which the compiler needs some for itself.
@@ -66,7 +69,7 @@ def fits(shape: Sequence[int], dtype: Any, sizes: Sizes) -> bool:
 
 def _bytes_of_block(h, w, c, itemsize, sizes, *, backward: bool = True) -> int:
   """Maps in float32, and those in and out, each twice: six and three for the derivative."""
-  lanes = -(-_channels(c) // _LANES) * _LANES
+  lanes = -(-_channels(c) // LANES) * LANES
   around, beside, above = (
     rows * columns for rows, columns in (_around(h, w, sizes), _beside(h, w, sizes), _above(h, w, sizes))
   )
@@ -76,7 +79,7 @@ def _bytes_of_block(h, w, c, itemsize, sizes, *, backward: bool = True) -> int:
 
 
 def _channels(c: int) -> int:
-  return _LANES if c % _LANES == 0 else c
+  return LANES if c % LANES == 0 else c
 
 
 def _around(h, w, sizes) -> tuple[int, int]:
@@ -120,37 +123,38 @@ msca.defvjp(
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _run_forward(x, weights, sizes, interpret):
   b, h, w, c = x.shape
-  lanes, n = _channels(c), len(weights)
-  block = pl.BlockSpec((1, h, w, lanes), lambda channels, image: (image, 0, 0, channels))
+  lanes, n, turn = _channels(c), len(weights), columns_last(w, c)
+  y, block = turned(x, turn), _block(h, w, lanes, turn)
   shapes = (_around(h, w, sizes), _beside(h, w, sizes), _above(h, w, sizes), (h, w))
-  return pl.pallas_call(
-    functools.partial(_forward_kernel, sizes),
+  found = pl.pallas_call(
+    functools.partial(_forward_kernel, sizes, w),
     grid=(c // lanes, b),
     in_specs=[pl.BlockSpec((n, lanes), lambda channels, image: (0, channels)), block],
     out_specs=block,
-    out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+    out_shape=jax.ShapeDtypeStruct(y.shape, x.dtype),
     scratch_shapes=[pltpu.VMEM((*shape, lanes), jnp.float32) for shape in shapes],
     compiler_params=_parameters(x, sizes, "parallel", backward=False),
     cost_estimate=_cost(x, n, passes=1, maps=2),
     interpret=interpret,
-  )(weights, x)
+  )(weights, y)
+  return turned(found, turn)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _run_backward(x, weights, dy, sizes, interpret):
   b, h, w, c = x.shape
-  lanes, n = _channels(c), len(weights)
-  block = pl.BlockSpec((1, h, w, lanes), lambda channels, image: (image, 0, 0, channels))
+  lanes, n, turn = _channels(c), len(weights), columns_last(w, c)
+  x_in, dy_in, block = turned(x, turn), turned(dy, turn), _block(h, w, lanes, turn)
   table = pl.BlockSpec((n, lanes), lambda channels, image: (0, channels))
   around, beside, above = (make(h, w, sizes) for make in (_around, _beside, _above))
   shapes = (around, beside, above, above, beside, around, (n, _SUBLANES))
-  return pl.pallas_call(
-    functools.partial(_backward_kernel, sizes),
+  dx, of_weights = pl.pallas_call(
+    functools.partial(_backward_kernel, sizes, w),
     grid=(c // lanes, b),
     in_specs=[table, block, block],
     out_specs=[block, table],
     out_shape=[
-      jax.ShapeDtypeStruct(x.shape, x.dtype),
+      jax.ShapeDtypeStruct(x_in.shape, x.dtype),
       jax.ShapeDtypeStruct(weights.shape, jnp.float32),
     ],
     scratch_shapes=[pltpu.VMEM((*shape, lanes), jnp.float32) for shape in shapes],
@@ -158,7 +162,14 @@ def _run_backward(x, weights, dy, sizes, interpret):
     compiler_params=_parameters(x, sizes, "arbitrary", backward=True),
     cost_estimate=_cost(x, n, passes=3, maps=3),
     interpret=interpret,
-  )(weights, x, dy)
+  )(weights, x_in, dy_in)
+  return turned(dx, turn), of_weights
+
+
+def _block(h, w, lanes, turn):
+  """One image of some channels, which are all of them where its columns come last."""
+  row = (lanes, w) if turn else (w, lanes)
+  return pl.BlockSpec((1, h, *row), lambda channels, image: (image, 0, 0, channels))
 
 
 def _parameters(x, sizes, images, *, backward: bool):
@@ -169,14 +180,14 @@ def _parameters(x, sizes, images, *, backward: bool):
 
 def _cost(x, n, *, passes, maps):
   b, h, w, c = x.shape
-  lanes = -(-c // _LANES) * _LANES  # as the tiles lie in memory
+  lanes = c if columns_last(w, c) else -(-c // LANES) * LANES  # as the tiles lie in memory
   moved = maps * b * h * w * lanes * x.dtype.itemsize
   return pl.CostEstimate(flops=2 * passes * n * x.size, transcendentals=0, bytes_accessed=moved)
 
 
-def _forward_kernel(sizes, weights, x, y, padded, square, rows, total):
-  h, w = x.shape[1:3]
-  _fill(padded, x, top=sizes.square // 2, left=sizes.margin)
+def _forward_kernel(sizes, w, weights, x, y, padded, square, rows, total):
+  h = x.shape[1]
+  _fill(padded, x, w, top=sizes.square // 2, left=sizes.margin)
   _clear(square)
   _clear(rows)
   _square(sizes, weights, padded, square, h, w)
@@ -198,22 +209,22 @@ def _forward_kernel(sizes, weights, x, y, padded, square, rows, total):
     lax.fori_loop(0, h, column, 0)
 
   def finish(i, _):
-    y[0, i] = total[i].astype(y.dtype)
+    _write(y, i, total[i])
     return 0
 
   lax.fori_loop(0, h, finish, 0)
 
 
 def _backward_kernel(
-  sizes, weights, x, dy, dx, dweights, padded, square, rows, of_y, of_rows, of_square, sums
+  sizes, w, weights, x, dy, dx, dweights, padded, square, rows, of_y, of_rows, of_square, sums
 ):
-  h, w = x.shape[1:3]
+  h = x.shape[1]
   half, margin, starts = sizes.square // 2, sizes.margin, sizes.starts
   columns = pl.ds(margin, w)
   biases = starts[-1]
-  _fill(padded, x, top=half, left=margin)
-  _fill(of_y, dy, top=sizes.reach, left=0)
-  _fill(of_square, dy, top=half, left=margin)
+  _fill(padded, x, w, top=half, left=margin)
+  _fill(of_y, dy, w, top=sizes.reach, left=0)
+  _fill(of_square, dy, w, top=half, left=margin)
   for scratch in (square, rows, of_rows, sums):
     _clear(scratch)
   _square(sizes, weights, padded, square, h, w)
@@ -259,7 +270,7 @@ def _backward_kernel(
     terms = (
       of_square[i + 2 * half - r, pl.ds(margin + half - s, w), :] * taps(k) for k, (r, s) in enumerate(places)
     )
-    dx[0, i] = sum(terms).astype(dx.dtype)
+    _write(dx, i, sum(terms))
     return 0
 
   lax.fori_loop(0, h, finish, 0)
@@ -306,15 +317,21 @@ def _taps(sizes, weights, convolution):
   return (lambda k: weights[first + k : first + k + 1, :]), weights[bias : bias + 1, :]
 
 
-def _fill(scratch, x, *, top: int, left: int) -> None:
-  """`x` (1 h w c) in float32, with zeros around it."""
+def _fill(scratch, x, w, *, top: int, left: int) -> None:
+  """`x`, a map of `w` columns, in float32, with zeros around it."""
   _clear(scratch)
 
   def row(i, _):
-    scratch[top + i, pl.ds(left, x.shape[2]), :] = x[0, i].astype(jnp.float32)
+    found = x[0, i].astype(jnp.float32)
+    scratch[top + i, pl.ds(left, w), :] = found if found.shape == (w, scratch.shape[2]) else found.T
     return 0
 
   lax.fori_loop(0, x.shape[1], row, 0)
+
+
+def _write(y, i, row) -> None:
+  """Row i of the block, from columns × channels."""
+  y[0, i] = (row if row.shape == y.shape[2:] else row.T).astype(y.dtype)
 
 
 def _clear(scratch) -> None:

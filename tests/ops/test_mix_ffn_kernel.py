@@ -32,12 +32,13 @@ def run(function, arguments, dy):
   return y, *pull(dy)
 
 
-# One block an image, an odd number of rows among them; blocks that have neighbours on one side, and on both.
-@pytest.mark.parametrize(("h", "most_pixels"), [(5, 4096), (8, 64), (6, 32)])
-def test_value_and_gradients_equal_the_definition(h, most_pixels, monkeypatch):
+# One block an image, of an odd number of rows; blocks that have neighbours on one side, and on both; columns
+# in the lanes.
+@pytest.mark.parametrize(("h", "w", "most_pixels"), [(5, 16, 4096), (8, 16, 64), (6, 16, 32), (6, 128, 256)])
+def test_value_and_gradients_equal_the_definition(h, w, most_pixels, monkeypatch):
   monkeypatch.setattr(mix_ffn_kernel, "_MOST_PIXELS", most_pixels)
   jax.clear_caches()  # blocks are no argument of what is jitted
-  arguments = example(h)
+  arguments = example(h, w)
   assert mix_ffn_kernel.fits(arguments[0].shape, 256, jnp.bfloat16)
   dy = jnp.asarray(np.random.default_rng(1).standard_normal(arguments[0].shape), jnp.bfloat16)
   wide = jax.tree.map(lambda a: a.astype(jnp.float32), (arguments, dy))

@@ -13,22 +13,23 @@ from jaxseg.ops import msca, msca_kernel, upsampled
 SIZES = msca_kernel.Sizes(3, (3, 5))
 
 
-def example(dtype, channels=3):
+def example(dtype, columns=8, channels=3):
   rng = np.random.default_rng(0)
 
   def draw(*shape):
     return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
-  def weights(rows, columns):
-    return draw(rows, columns, 1, channels).astype(dtype), draw(channels)
+  def weights(height, width):
+    return draw(height, width, 1, channels).astype(dtype), draw(channels)
 
   strips = [(weights(1, n), weights(n, 1)) for n in SIZES.strips]
-  return draw(2, 5, 8, channels).astype(dtype), weights(3, 3), strips
+  return draw(2, 5, columns, channels).astype(dtype), weights(3, 3), strips
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_value_and_gradients_equal_the_definition(dtype):
-  arguments = example(dtype)
+# 128 columns lie in the lanes.
+@pytest.mark.parametrize(("dtype", "columns"), [(jnp.float32, 8), (jnp.bfloat16, 8), (jnp.bfloat16, 128)])
+def test_value_and_gradients_equal_the_definition(dtype, columns):
+  arguments = example(dtype, columns)
   wide = jax.tree.map(lambda a: a.astype(jnp.float32), arguments)
   dy = jnp.asarray(np.random.default_rng(1).standard_normal(arguments[0].shape), dtype)
 
