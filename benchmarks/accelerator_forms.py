@@ -23,6 +23,9 @@ ATROUS = (
   (64, 2048, 256, 12),
   (64, 2048, 256, 36),
 )
+# Rows, channels, and of the feed-forward hidden channels: SegNeXt-T's and SegNeXt-B's; SegFormer-B0's first.
+MSCA = ((128, 32), (128, 64), (64, 64), (64, 128), (32, 160), (32, 320), (16, 512))
+MIX_FFN = ((128, 32, 128), (128, 32, 256), (128, 64, 512), (64, 128, 1024), (32, 320, 1280), (16, 512, 2048))
 BATCH_NORM = ((128, 256), (64, 128), (32, 2048))
 # Queries, keys, heads, width: SegFormer-B0's first and third stage.
 ATTENTION = ((16384, 256, 1, 32), (1024, 256, 5, 32))
@@ -30,6 +33,8 @@ RESIZE = ((64, 128, 256), (128, 512, 21))
 TINY = {
   "depthwise": ((8, 4, "1x7", 1), (8, 4, "3x3", 2)),
   "atrous": ((8, 4, 4, 2),),
+  "msca": ((16, 4),),
+  "mix_ffn": ((16, 32, 128),),
   "batch_norm": ((8, 4),),
   "attention": ((16, 4, 2, 8),),
   "resize": ((4, 8, 3),),
@@ -37,10 +42,15 @@ TINY = {
 SHAPES = {
   "depthwise": DEPTHWISE,
   "atrous": ATROUS,
+  "msca": MSCA,
+  "mix_ffn": MIX_FFN,
   "batch_norm": BATCH_NORM,
   "attention": ATTENTION,
   "resize": RESIZE,
 }
+
+# A TPU's kernels run on a CPU too, interpreted: slowly, so that they are tested before a TPU is lent.
+_RUN_KERNELS = ("tpu", "cpu")
 
 
 def cases(*, tiny: bool, runs: int) -> list[Case]:
@@ -158,6 +168,47 @@ def _atrous(batch: int, h: int, c: int, k: int, rate: int, *, platform: str):
 
 def _formed(operation, form: str, window, x, kernel):
   return operation(form, x, kernel, window)
+
+
+def _msca(batch: int, h: int, c: int, *, platform: str):
+  import jax.numpy as jnp
+
+  from jaxseg.ops import msca as ops
+  from jaxseg.ops import msca_kernel
+
+  def weights(*size: int):
+    return _normal(*size, 1, c), jnp.zeros(c)
+
+  sizes = msca_kernel.Sizes(5, (7, 11, 21))
+  square, strips = weights(5, 5), [(weights(1, n), weights(n, 1)) for n in sizes.strips]
+  forms = {"convolutions": lambda x: ops.msca_reference(x, square, strips)}
+  if platform in _RUN_KERNELS:
+    packed, interpret = ops.pack(square, strips), platform != "tpu"
+    forms["kernel"] = lambda x: msca_kernel.msca(x, packed, sizes, interpret)
+  x = _normal(batch, h, h, c)
+  return (x,), forms, ops.choose_form(platform, kernel=msca_kernel.fits(x.shape, x.dtype, sizes))
+
+
+def _mix_ffn(batch: int, h: int, c: int, hidden: int, *, platform: str):
+  import functools
+
+  import jax
+  import jax.numpy as jnp
+
+  from jaxseg.ops import mix_ffn as ops
+  from jaxseg.ops import mix_ffn_kernel
+
+  shapes = ((c, hidden), (3, 3, 1, hidden), (hidden, c))
+  weights = [(_normal(*shape) / shape[0], jnp.zeros(shape[-1])) for shape in shapes]
+  forms = {"operations": ops.mix_ffn_reference}
+  if platform in _RUN_KERNELS:
+    forms["kernel"] = functools.partial(mix_ffn_kernel.mix_ffn, interpret=platform != "tpu")
+  x = _normal(batch, h, h, c)
+  kernel = mix_ffn_kernel.fits(x.shape, hidden, x.dtype)
+  arrays = (x, *weights)
+  if platform == "cpu":  # which has no products of 16 bits for every shape
+    arrays = jax.tree.map(lambda y: y.astype(jnp.float32), arrays)
+  return arrays, forms, ops.choose_form(platform, kernel=kernel)
 
 
 def _batch_norm(batch: int, h: int, c: int, *, platform: str):

@@ -1,8 +1,8 @@
 """Parts of the training steps on a TPU that need not be there: bytes, temporaries, estimated cycles.
 
-Values and gradients of the loss, the attention, SegFormer's decoder, a stage of an encoder, an MSCA unit,
-each compiled alone by libtpu for one v5e chip; nothing is run. A part compiles in a minute or a few, where a
-whole step takes many.
+Values and gradients of the loss, the attention, SegFormer's decoder, a stage of an encoder, an MSCA unit, a
+feed-forward, each compiled alone by libtpu for one v5e chip; nothing is run. A part compiles in seconds, where
+a whole step takes minutes.
 
   python benchmarks/tpu_aot_parts.py loss head mit1 msca_64x128 [--top=N] [--dump=FOLDER]
 
@@ -172,6 +172,20 @@ def msca(side, channels):
   return training(Unit(), shaped(BATCH, side, side, channels))
 
 
+def mix_ffn(side, channels, hidden):
+  """A feed-forward."""
+  from jaxseg.layers.mix_ffn import mix_ffn as layer
+
+  def step(x, fc1, dwconv, fc2, cotangent):
+    y, pull = jax.vjp(layer, x, fc1, dwconv, fc2)
+    return y, pull(cotangent)
+
+  x = shaped(BATCH, side, side, channels)
+  kernels = (channels, hidden), (3, 3, 1, hidden), (hidden, channels)
+  weights = [(shaped(*kernel), shaped(kernel[-1], dtype=jnp.float32)) for kernel in kernels]
+  return step, (x, *weights, x)
+
+
 CASES = {
   "loss": loss,
   "attention": attention,
@@ -180,6 +194,10 @@ CASES = {
   **{f"mit{i}": functools.partial(mit, i) for i in range(1, 5)},
   **{f"mit{i}_one_image": functools.partial(mit, i, images=1) for i in range(1, 5)},
   **{f"mscan{i}": functools.partial(mscan, i) for i in range(1, 5)},
+  **{
+    f"mix_ffn_{n}x{c}x{k}": functools.partial(mix_ffn, n, c, k)
+    for n, c, k in ((128, 32, 128), (128, 32, 256), (128, 64, 512), (64, 128, 1024), (16, 512, 2048))
+  },
   **{
     f"msca_{n}x{c}": functools.partial(msca, n, c)
     for n, c in ((128, 32), (128, 64), (64, 64), (64, 128), (32, 160), (32, 320), (16, 512))

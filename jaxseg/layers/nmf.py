@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxseg.errors import UserError
 from jaxseg.layers import spatial
-from jaxseg.ops.definition import repeat
+from jaxseg.ops.definition import defined_by, repeat
 from jaxseg.types import AnyArray
 
 _EPSILON = 1e-6
@@ -28,7 +28,7 @@ _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 Gradient = Literal["full", "one_step"]
 
 
-def nmf(
+def nmf_reference(
   x: Float[AnyArray, "*b n d"],
   bases: Float[AnyArray, "*#b d r"],
   *,
@@ -55,29 +55,114 @@ def nmf(
   Returns:
     float32 coefficients · basesᵀ.
   """
-  x = jnp.asarray(x, jnp.float32)
-  bases = jnp.broadcast_to(jnp.asarray(bases, jnp.float32), (*x.shape[:-2], *bases.shape[-2:]))
+  x, bases = _wide(x, bases)
 
   def total(partial_sum):
     return partial_sum if axis_name is None else lax.psum(partial_sum, axis_name)
 
-  def update_coefficients(coefficients, bases):
-    gram = _matmul(bases.mT, bases)
-    return coefficients * _matmul(x, bases) / (_matmul(coefficients, gram) + _EPSILON)
-
   def step(_, state):
     coefficients, bases = state
-    coefficients = update_coefficients(coefficients, bases)
-    gram = total(_matmul(coefficients.mT, coefficients))
-    bases = bases * total(_matmul(x.mT, coefficients)) / (_matmul(bases, gram) + _EPSILON)
+    coefficients = _next_coefficients(coefficients, bases, _matmul(x, bases))
+    bases = _next_bases(coefficients, bases, total(_matmul(x.mT, coefficients)), total)
     return coefficients, bases
 
-  coefficients = nn.softmax(inv_t * _matmul(x, bases))
-  state = repeat(steps, step, (coefficients, bases))
+  state = repeat(steps, step, (nn.softmax(inv_t * _matmul(x, bases)), bases))
   if gradient == "one_step":
     state = lax.stop_gradient(state)
   coefficients, bases = state
-  return _matmul(update_coefficients(coefficients, bases), bases.mT)
+  return _matmul(_next_coefficients(coefficients, bases, _matmul(x, bases)), bases.mT)
+
+
+@defined_by(nmf_reference)
+def nmf(
+  x: Float[AnyArray, "*b n d"],
+  bases: Float[AnyArray, "*#b d r"],
+  *,
+  steps: int,
+  inv_t: float = 1.0,
+  gradient: Gradient = "full",
+  axis_name: str | None = None,
+) -> Float[Array, "*b n d"]:
+  """Equal to `nmf_reference`, which has the arguments; the full gradient on one device has a form of its own.
+
+  JAX's own adds to the gradient of `x`, in every step backwards, two products as large as `x`. Here the steps
+  keep the products' factors, r numbers a token, and one product of all of them ends it.
+  """
+  if gradient == "full" and axis_name is None:
+    return _nmf(*_wide(x, bases), steps, inv_t)
+  return nmf_reference(x, bases, steps=steps, inv_t=inv_t, gradient=gradient, axis_name=axis_name)
+
+
+def _wide(x, bases):
+  x = jnp.asarray(x, jnp.float32)
+  return x, jnp.broadcast_to(jnp.asarray(bases, jnp.float32), (*x.shape[:-2], *bases.shape[-2:]))
+
+
+def _next_coefficients(coefficients, bases, product):
+  """The updated coefficients, of `product` = x · bases."""
+  gram = _matmul(bases.mT, bases)
+  return coefficients * product / (_matmul(coefficients, gram) + _EPSILON)
+
+
+def _next_bases(coefficients, bases, product, total=lambda partial_sum: partial_sum):
+  """The updated bases, of `product` = xᵀ · coefficients."""
+  gram = total(_matmul(coefficients.mT, coefficients))
+  return bases * product / (_matmul(bases, gram) + _EPSILON)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _nmf(x, bases, steps, inv_t):
+  return nmf_reference(x, bases, steps=steps, inv_t=inv_t)
+
+
+def _nmf_forward(x, bases, steps, inv_t):
+  def update(state):
+    coefficients, bases = state
+    product = _matmul(x, bases)
+    return _next_coefficients(coefficients, bases, product), (coefficients, bases, product)
+
+  def step(state, _):
+    updated, of_coefficients = update(state)
+    product = _matmul(x.mT, updated)
+    bases = _next_bases(updated, state[1], product)
+    return (updated, bases), (of_coefficients, (updated, state[1], product))
+
+  product = _matmul(x, bases)
+  state, steps = lax.scan(step, (nn.softmax(inv_t * product), bases), length=steps)
+  updated, last = update(state)
+  return _matmul(updated, state[1].mT), (x, (bases, product), steps, last, updated)
+
+
+def _nmf_backward(_, inv_t, kept, dy):
+  x, (first, first_product), steps, last, updated = kept
+
+  def before(kept, cotangent):
+    """Of an update of the coefficients: gradients of these, of the bases, and of x · bases."""
+    _, pull = jax.vjp(_next_coefficients, *kept)
+    of_coefficients, of_bases, of_product = pull(cotangent)
+    return of_coefficients, of_bases + _matmul(x.mT, of_product), of_product
+
+  def step(cotangents, kept):
+    (_, bases, _), (updated, _, _) = kept
+    _, pull = jax.vjp(_next_bases, *kept[1])
+    of_updated, of_bases, of_columns = pull(cotangents[1])
+    of_updated = cotangents[0] + of_updated + _matmul(x, of_columns)
+    of_before, more, of_product = before(kept[0], of_updated)
+    return (of_before, of_bases + more), ((of_product, updated), (bases, of_columns))
+
+  of_before, of_bases, of_product = before(last, _matmul(dy, last[1]))
+  cotangents, (left, right) = lax.scan(
+    step, (of_before, of_bases + _matmul(dy.mT, updated)), steps, reverse=True
+  )
+  _, pull = jax.vjp(lambda product: nn.softmax(inv_t * product), first_product)
+  (of_first,) = pull(cotangents[0])
+  # The gradient of x is a sum of products: the factors of all side by side, n × r and d × r.
+  left = jnp.concatenate([of_product, of_first, *(y for ys in left for y in ys)], -1)
+  right = jnp.concatenate([last[1], first, *(y for ys in right for y in ys)], -1)
+  return _matmul(left, right.mT), cotangents[1] + _matmul(x.mT, of_first)
+
+
+_nmf.defvjp(_nmf_forward, _nmf_backward)
 
 
 def draw_bases(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*b d r"]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.layers.nmf import NMF, draw_bases, nmf
+from jaxseg.layers.nmf import NMF, draw_bases, nmf, nmf_reference
 
 
 def _definition(x, bases, steps, inv_t):
@@ -55,6 +55,19 @@ def test_full_gradient_is_that_of_the_definition(case):
   above, below = (_definition(x + step * direction, bases[0], 6, 1.0) for step in (h, -h))
   numeric = np.sum(weight * (above - below)) / (2 * h)
   np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), numeric, rtol=2e-3)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 6])
+def test_its_own_gradients_are_those_of_the_definition(case, steps):
+  x, bases = case
+  weight = np.random.default_rng(3).standard_normal(x.shape)
+
+  def gradients(function):
+    run = lambda x, bases: jnp.sum(weight * function(x, bases, steps=steps, inv_t=2.0))  # noqa: E731
+    return jax.jit(jax.grad(run, (0, 1)))(x, bases)
+
+  for ours, theirs in zip(gradients(nmf), gradients(nmf_reference), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_one_step_gradient_treats_the_iterations_as_constants(case):
