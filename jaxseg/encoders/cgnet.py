@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -27,38 +28,45 @@ _norm = partial(BatchNorm, epsilon=1e-3)
 _conv = partial(Conv, use_bias=False, kernel_init=_kaiming)
 _channelwise = partial(DepthwiseConv, use_bias=False, kernel_init=_kaiming)
 
+# One map, or several that count as one with their channels joined.
+Maps = Float[Array, "b h w c"] | tuple[Float[Array, "b h w _"], ...]
 Activation = Literal["prelu", "relu"]
 Residual = Literal["global", "local", "none"]
 
 
 class NormAct(nn.Module):
-  """BatchNorm, then PReLU (or ReLU)."""
+  """BatchNorm, then PReLU (or ReLU), of one map or of several, whose channels count as joined.
+
+  Attributes:
+    packed: for narrow maps at a high resolution, see `ops.packed_conv`.
+  """
 
   activation: Activation = "prelu"
+  packed: bool = False
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
-    if self.activation == "prelu":
-      slope = PReLUSlope(name="act")(x.shape[-1])
-    else:
-      slope = jnp.zeros(x.shape[-1])
-    return _norm(dtype=self.dtype, name="norm")(x, train=train, slope=slope)
+  def __call__(self, x: Maps, *, train: bool) -> Maps:
+    channels = sum(y.shape[-1] for y in jax.tree.leaves(x))
+    slope = PReLUSlope(name="act")(channels) if self.activation == "prelu" else jnp.zeros(channels)
+    return _norm(packed=self.packed, dtype=self.dtype, name="norm")(x, train=train, slope=slope)
 
 
 class ConvNormAct(nn.Module):
-  """Convolution without bias, BatchNorm, activation."""
+  """Convolution without bias, BatchNorm, activation; `packed` as of `NormAct`."""
 
   features: int
   kernel_size: int = 3
   strides: int = 1
   activation: Activation = "prelu"
+  packed: bool = False
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo k"]:
-    x = _conv(self.features, self.kernel_size, strides=self.strides, dtype=self.dtype, name="conv")(x)
-    return NormAct(self.activation, dtype=self.dtype, name="norm_act")(x, train=train)
+  def __call__(self, x: Maps, *, train: bool) -> Float[Array, "b ho wo k"]:
+    fields = dict(packed=self.packed, dtype=self.dtype)
+    x = _conv(self.features, self.kernel_size, strides=self.strides, **fields, name="conv")(x)
+    return NormAct(self.activation, **fields, name="norm_act")(x, train=train)
 
 
 class GlobalContext(nn.Module):
@@ -95,13 +103,14 @@ class CGBlock(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo k"]:
+  def __call__(self, x: Maps, *, train: bool) -> Float[Array, "b ho wo k"]:
     width = self.features if self.downsample else self.features // 2
     y = ConvNormAct(
       width,
       kernel_size=3 if self.downsample else 1,
       strides=2 if self.downsample else 1,
       activation=self.activation,
+      packed=self.downsample,
       dtype=self.dtype,
       name="reduce_in",
     )(x, train=train)
@@ -131,7 +140,7 @@ class Stage(stage.Stage):
   The fields are those of `layers.stage.Stage`.
   """
 
-  def embed(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b ho wo k"]:
+  def embed(self, x: Maps, *, train: bool) -> Float[Array, "b ho wo k"]:
     """The downsampling block."""
     return self.block(downsample=True, name="block0")(x, train=train)
 
@@ -190,16 +199,17 @@ class CGNet(CheckedModule):
     quarter = _halve(half)
 
     x = image
+    stem = partial(ConvNormAct, self.widths[0], activation=self.activation, packed=True, dtype=self.dtype)
     for i in range(3):
-      stem = ConvNormAct(self.widths[0], 3, 2 if i == 0 else 1, self.activation, self.dtype, name=f"stem{i}")
-      x = stem(x, train=train)
+      x = stem(strides=2 if i == 0 else 1, name=f"stem{i}")(x, train=train)
     # The order of the joined parts differs between the stages, as in the reference.
-    x = stage1 = self._join("join1", [x], half, train)
-    first, last = self._stage(2)(x, train=train)
-    x = stage2 = self._join("join2", [last, first], quarter, train)
-    first, last = self._stage(3)(x, train=train)
+    stage1 = self._join("join1", [x], half, train)
+    first, last = self._stage(2)(stage1, train=train)
+    stage2 = self._join("join2", [last, first], quarter, train)
+    first, last = self._stage(3)(stage2, train=train)
     stage3 = self._join("join3", [first, last], None, train)
-    return {"stage1": stage1, "stage2": stage2, "stage3": stage3}
+    features = {"stage1": stage1, "stage2": stage2, "stage3": stage3}
+    return {name: jnp.concatenate(parts, -1) for name, parts in features.items()}
 
   def _stage(self, number: int) -> Stage:
     i = number - 2
@@ -225,11 +235,11 @@ class CGNet(CheckedModule):
       name=f"stage{number}",
     )
 
-  def _join(self, name: str, parts: list[Array], injected: Array | None, train: bool) -> Array:
+  def _join(self, name: str, parts: list[Array], injected: Array | None, train: bool) -> tuple[Array, ...]:
+    """The parts, normalised as if joined: each goes on as it lies in memory."""
     if injected is not None and self.input_injection:
       parts = [*parts, injected]
-    x = jnp.concatenate(parts, -1)
-    return NormAct(self.activation, dtype=self.dtype, name=name)(x, train=train)
+    return NormAct(self.activation, packed=True, dtype=self.dtype, name=name)(tuple(parts), train=train)
 
 
 def _halve(image: Array) -> Array:

@@ -17,6 +17,7 @@ from jaxseg.layers import spatial
 from jaxseg.ops.bias import add_bias
 from jaxseg.ops.definition import defined_by
 from jaxseg.ops.depthwise import depthwise_conv
+from jaxseg.ops.packed_conv import packed_conv
 from jaxseg.ops.patch_conv import patch_conv
 from jaxseg.ops.stem_conv import MOST_CHANNELS, stem_conv
 from jaxseg.types import AnyArray
@@ -50,7 +51,8 @@ class Conv(nn.Module):
 
   `padding=None` means `(kernel_size - 1) // 2 * dilation` zeros on every side. A
   1×1 convolution at stride 1 runs as a matrix product, which XLA:CPU does in half
-  the time; see `ops.patch_conv` for windows that touch, `ops.stem_conv` for few channels.
+  the time; see `ops.patch_conv` for windows that touch, `ops.stem_conv` for few channels, and
+  `ops.packed_conv` for a row of narrow maps, with `packed`. Several maps are taken as one, their channels joined.
   """
 
   features: int
@@ -62,15 +64,24 @@ class Conv(nn.Module):
   use_bias: bool = True
   kernel_init: Initializer = nn.initializers.lecun_normal()
   bias_init: Initializer = nn.initializers.zeros_init()
+  packed: bool = False
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b ho wo k"]:
+  def __call__(
+    self, x: Float[AnyArray, "b h w c"] | tuple[Float[AnyArray, "b h w _"], ...]
+  ) -> Float[Array, "b ho wo k"]:
     size, strides, dilation = pair(self.kernel_size), pair(self.strides), pair(self.dilation)
     padding = explicit_padding(size, dilation=dilation, padding=self.padding)
-    kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1] // self.groups, self.features))
+    maps = x if isinstance(x, tuple) else (x,)
+    channels = sum(y.shape[-1] for y in maps)
+    kernel = self.param("kernel", self.kernel_init, (*size, channels // self.groups, self.features))
     bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
-    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    *maps, kernel = nn.dtypes.promote_dtype(*maps, kernel, dtype=self.dtype)
+    whole = spatial.axis_size() == 1 and all(isinstance(n, int) for n in maps[0].shape[1:3])
+    if self.packed and whole and dilation == (1, 1) and self.groups == 1:
+      return add_bias(packed_conv(maps, kernel, strides=strides, padding=padding), bias)
+    x = maps[0] if len(maps) == 1 else jnp.concatenate(maps, -1)
     pointwise = size == (1, 1) and padding == ((0, 0), (0, 0)) and self.groups == 1
     # What a stride leaves of an open size has the same form only of convolutions, so that maps can be added.
     known = all(isinstance(n, int) for n in x.shape[1:3])

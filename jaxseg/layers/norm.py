@@ -11,10 +11,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from jaxseg.ops.batch_norm import batch_norm_act
+from jaxseg.ops.batch_norm import batch_norm_act, batch_norm_stored
 from jaxseg.ops.layer_norm import layer_norm
 from jaxseg.types import AnyArray
 
@@ -24,35 +23,54 @@ class BatchNorm(nn.Module):
 
   `params` scale, bias (c,); `batch_stats` mean, var (c,). `momentum` is the weight
   of the *new* statistic, as in PyTorch. Given a `slope`, negative values of the
-  result are multiplied by it (PReLU; zeros are ReLU) in the same pass.
+  result are multiplied by it (PReLU; zeros are ReLU) in the same pass. Of several maps the channels are those
+  of all, in turn, and so are the results. `packed` is for a row of narrow maps, see `ops.packed_conv`.
   """
 
   epsilon: float = 1e-5
   momentum: float = 0.1
+  packed: bool = False
   dtype: Any = None
   scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
 
   @nn.compact
   def __call__(
-    self, x: Float[AnyArray, "*b c"], *, train: bool, slope: Float[AnyArray, " c"] | None = None
-  ) -> Float[Array, "*b c"]:
-    c = x.shape[-1]
+    self,
+    x: Float[AnyArray, "*b c"] | tuple[Float[AnyArray, "*b _"], ...],
+    *,
+    train: bool,
+    slope: Float[AnyArray, " k"] | None = None,
+  ) -> Float[Array, "*b c"] | tuple[Float[Array, "*b _"], ...]:
+    maps = x if isinstance(x, tuple) else (x,)
+    c = sum(y.shape[-1] for y in maps)
     scale = self.param("scale", self.scale_init, (c,))
     bias = self.param("bias", nn.initializers.zeros_init(), (c,))
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
     running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
-    (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
-    if train:
-      shift = jnp.asarray(running_mean.value)  # of an importer's file, it may be NumPy's
-      y, mean, var = batch_norm_act(x, scale, bias, slope, epsilon=self.epsilon, shift=shift)
-      if not self.is_initializing():
-        n = x.size // c
-        running_mean.value += self.momentum * (mean - running_mean.value)
-        running_var.value += self.momentum * (var * (n / max(n - 1, 1)) - running_var.value)
-      return y
-    weight = scale * lax.rsqrt(running_var.value + self.epsilon)
-    y = x * weight + (bias - running_mean.value * weight)
-    return (y if slope is None else jnp.where(y > 0, y, slope * y)).astype(x.dtype)
+    maps = nn.dtypes.promote_dtype(*maps, dtype=self.dtype)
+    # Of an importer's file, they may be NumPy's.
+    mean, var = jnp.asarray(running_mean.value), jnp.asarray(running_var.value)
+    fields = dict(epsilon=self.epsilon, packed=self.packed)
+    found, first = [], 0
+    for y in maps:
+      own = slice(first, first + y.shape[-1])
+      first = own.stop
+      # The whole of a vector without a slice, so that one map is the plain program.
+      of = (lambda v: v) if len(maps) == 1 else (lambda v, own=own: None if v is None else v[own])
+      if train:
+        result = batch_norm_act(y, of(scale), of(bias), of(slope), shift=of(mean), **fields)
+      else:
+        result = (batch_norm_stored(y, of(scale), of(bias), of(slope), of(mean), of(var), **fields),)
+      found.append(result)
+    outs = tuple(result[0] for result in found)
+    if train and not self.is_initializing():
+      n = maps[0].size // maps[0].shape[-1]
+      new_mean, new_var = (
+        found[0][i] if len(maps) == 1 else jnp.concatenate([result[i] for result in found]) for i in (1, 2)
+      )
+      running_mean.value += self.momentum * (new_mean - running_mean.value)
+      running_var.value += self.momentum * (new_var * (n / max(n - 1, 1)) - running_var.value)
+    return outs if isinstance(x, tuple) else outs[0]
 
 
 class LayerNorm(nn.Module):

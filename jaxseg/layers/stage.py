@@ -63,11 +63,17 @@ class Stage(nn.Module, kw_only=True):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], *, train: bool, part: Part = "all") -> Any:
-    """The stage's result; of the part "embed" alone, or of the "rest", which takes what "embed" gives."""
-    height = x.shape[1] if part == "rest" else -(-x.shape[1] // self.strides)
+  def __call__(
+    self, x: Float[Array, "b h w c"] | tuple[Array, ...], *, train: bool, part: Part = "all"
+  ) -> Any:
+    """The stage's result; of the part "embed" alone, or of the "rest", which takes what "embed" gives.
+
+    Whether it takes several maps, as if joined, is the embedding's matter.
+    """
+    rows = jax.tree.leaves(x)[0].shape[1]
+    height = rows if part == "rest" else -(-rows // self.strides)
     with spatial.stage(height, reach=self.reach, multiple=self.multiple):
-      embedded = x if part == "rest" else self.embed(spatial.split(x), train=train)
+      embedded = x if part == "rest" else self.embed(jax.tree.map(spatial.split, x), train=train)
       if part == "embed":
         return embedded
       rates = [dict(drop_path_rate=rate) for rate in self.drop_path_rates] or [{}] * self.num_blocks

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.ops.definition import PLATFORMS, by_platform, defined_by
+from jaxseg.ops.lanes import side_by_side
 
 Pair = tuple[int, int]
 # By the compiler 16 gain fivefold, and 32 nothing.
@@ -58,8 +59,9 @@ def by_rows(
   *,
   strides: Pair,
   padding: tuple[Pair, Pair],
+  columns: int = 1,
 ) -> Float[Array, "b ho wo k"]:
-  """The form for TPUs."""
+  """The form for TPUs; `columns` of the result lie side by side in the lanes (`ops.lanes`)."""
   x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*padding[0], 0), (0, 0, 0), (0, 0, 0)])
   b, h, w, c = x.shape
   rows = kernel.shape[0]
@@ -69,5 +71,6 @@ def by_rows(
   y = stem_conv_reference(
     read.reshape(b * ho, rows, w, c), kernel, strides=(1, strides[1]), padding=((0, 0), padding[1])
   )
+  y = y.reshape(b, ho, *y.shape[2:])
   # What follows wants the channels in the lanes: brought there in x's dtype, not a normalisation's float32.
-  return lax.optimization_barrier(y.reshape(b, ho, *y.shape[2:]))
+  return lax.optimization_barrier(side_by_side(y, columns)).reshape(y.shape)

@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.ops import atrous, batch_norm, depthwise, gelu, layer_norm, msca, patch_conv, stem_conv
+from jaxseg.ops import (
+  atrous,
+  batch_norm,
+  depthwise,
+  gelu,
+  layer_norm,
+  msca,
+  packed_conv,
+  patch_conv,
+  stem_conv,
+)
 from jaxseg.ops.definition import PLATFORMS, plain_definitions
 
 
@@ -95,6 +105,40 @@ def batch_norm_cases():
     yield f"batch_norm {name}, shift {shift}", Case(definition, forms, arrays)
 
 
+def packed_cases():
+  """Narrow maps, of which four or two columns fill the lanes, alone and joined with one that does not fit."""
+  slope = 0.25 + 0.1 * normal(3, 32)
+  fields = dict(epsilon=1e-3, shift=jnp.full(32, 2.5))
+  packed = functools.partial(batch_norm.batch_norm_act_as, "packed")
+  definition, form = (
+    functools.partial(batch_norm_as, function, fields)
+    for function in (batch_norm.batch_norm_act_reference, packed)
+  )
+  arrays = 3 + 2 * normal(0, 2, 5, 8, 32), 1 + 0.3 * normal(1, 32), normal(2, 32), slope
+  yield "batch_norm packed", Case(definition, {"packed": form}, arrays)
+  for name, channels, k, size, strides, padding in [
+    ("3x3", (32,), 32, (3, 3), (1, 1), ((1, 1), (1, 1))),
+    ("5x5 to two columns, halo", (64,), 64, (5, 5), (1, 1), ((0, 0), (2, 2))),
+    ("3x3 stride 2, joined", (32, 3, 64, 20), 64, (3, 3), (2, 2), ((1, 1), (1, 1))),
+    ("2x2, which is not centred", (32,), 8, (2, 2), (1, 1), ((0, 1), (0, 1))),
+    ("3x3 of thin maps to wide ones", (3,), 32, (3, 3), (1, 1), ((1, 1), (1, 1))),
+  ]:
+    fields = dict(strides=strides, padding=padding)
+    definition, form = (
+      functools.partial(joined_conv, functools.partial(function, **fields))
+      for function in (packed_conv.packed_conv_reference, packed_conv.by_columns)
+    )
+    maps = tuple(normal(i, 2, 6, 8, c) for i, c in enumerate(channels))
+    kernel = normal(9, *size, sum(channels), k) / (size[0] * size[1])
+    # Maps that are joined are sums of rounded terms.
+    roundings = 1 + len(channels)
+    yield f"packed_conv {name}", Case(definition, {"columns": form}, (*maps, kernel), roundings=roundings)
+
+
+def joined_conv(function, *arrays):
+  return function(arrays[:-1], arrays[-1])
+
+
 def batch_norm_as(function, fields, x, scale, bias, slope=None):
   # The parameters stay float32, as in the layer.
   scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
@@ -167,6 +211,7 @@ CASES = dict(
     *depthwise_cases(),
     *atrous_cases(),
     *batch_norm_cases(),
+    *packed_cases(),
     *pointwise_cases(),
     *patch_conv_cases(),
     *stem_conv_cases(),
