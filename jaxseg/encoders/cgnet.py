@@ -87,8 +87,8 @@ class GlobalContext(nn.Module):
 class CGBlock(nn.Module):
   """Context-guided block: local and surrounding features, joined, refined by the global one.
 
-  With `downsample` a strided 3×3 comes first and a 1×1 brings the joint feature back to
-  `features`; otherwise a 1×1 halves the channels first and a residual is added.
+  With `downsample` a strided 3×3 comes first (`packed` as of `NormAct`) and a 1×1 brings the joint feature
+  back to `features`; otherwise a 1×1 halves the channels first and a residual is added.
   """
 
   features: int
@@ -100,6 +100,7 @@ class CGBlock(nn.Module):
   pointwise: bool = False
   activation: Activation = "prelu"
   residual: Residual = "global"
+  packed: bool = False
   dtype: Any = None
 
   @nn.compact
@@ -110,7 +111,7 @@ class CGBlock(nn.Module):
       kernel_size=3 if self.downsample else 1,
       strides=2 if self.downsample else 1,
       activation=self.activation,
-      packed=self.downsample,
+      packed=self.packed and self.downsample,
       dtype=self.dtype,
       name="reduce_in",
     )(x, train=train)
@@ -223,6 +224,7 @@ class CGNet(CheckedModule):
       pointwise=self.pointwise,
       activation=self.activation,
       residual=self.residual,
+      packed=number == 2,
       dtype=self.dtype,
     )
     return Stage(
@@ -239,7 +241,8 @@ class CGNet(CheckedModule):
     """The parts, normalised as if joined: each goes on as it lies in memory."""
     if injected is not None and self.input_injection:
       parts = [*parts, injected]
-    return NormAct(self.activation, packed=True, dtype=self.dtype, name=name)(tuple(parts), train=train)
+    packed = name == "join1"
+    return NormAct(self.activation, packed=packed, dtype=self.dtype, name=name)(tuple(parts), train=train)
 
 
 def _halve(image: Array) -> Array:
