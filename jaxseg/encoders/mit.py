@@ -18,7 +18,7 @@ from jaxseg.errors import UserError
 from jaxseg.layers import stage
 from jaxseg.layers.attention import SpatialReductionAttention
 from jaxseg.layers.conv import Conv, ConvWeights, fan_out_normal
-from jaxseg.layers.drop_path import DropPath, Rate, drop_path_rates
+from jaxseg.layers.drop_path import Rate, drop_path_rates, drop_paths
 from jaxseg.layers.mix_ffn import mix_ffn
 from jaxseg.layers.norm import LayerNorm
 from jaxseg.layers.resize import resize
@@ -94,17 +94,17 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
     norm = partial(LayerNorm, self.epsilons.block, dtype=self.dtype)
-    drop_path = DropPath(self.drop_path_rate, deterministic=not train)
+    drop_attention, drop_ffn = drop_paths(self.drop_path_rate, deterministic=not train)
     y = norm(name="norm1")(x)
     y = SpatialReductionAttention(
       self.num_heads, self.reduction, self.epsilons.reduction, dtype=self.dtype, name="attention"
     )(y)
-    x = x + drop_path(nn.Dropout(self.dropout_rate, deterministic=not train)(y))
+    x = x + drop_attention(nn.Dropout(self.dropout_rate, deterministic=not train)(y))
     y = norm(name="norm2")(x)
     y = FeedForward(self.ffn_ratio, self.ffn_conv, self.dropout_rate, dtype=self.dtype, name="ffn")(
       y, train=train
     )
-    return x + drop_path(y)
+    return x + drop_ffn(y)
 
 
 class Stage(stage.Stage, kw_only=True):

@@ -16,7 +16,7 @@ from jaxseg.catalog import CheckedModule
 from jaxseg.errors import UserError
 from jaxseg.layers import stage
 from jaxseg.layers.conv import Conv, ConvWeights, DepthwiseConv, Size, fan_out_normal
-from jaxseg.layers.drop_path import DropPath, Rate, drop_path_rates
+from jaxseg.layers.drop_path import Rate, drop_path_rates, drop_paths
 from jaxseg.layers.mix_ffn import mix_ffn
 from jaxseg.layers.norm import BatchNorm, LayerNorm
 from jaxseg.layers.stage import Scan
@@ -102,7 +102,7 @@ class Block(CheckedModule):
   def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
     c = x.shape[-1]
     conv = partial(_conv, dtype=self.dtype)
-    drop_path = DropPath(self.drop_path_rate, deterministic=not train)
+    drop_attention, drop_ffn = drop_paths(self.drop_path_rate, deterministic=not train)
 
     y = shortcut = BatchNorm(dtype=self.dtype, name="norm1")(x, train=train)
     y = gelu(conv(c, name="proj_in")(y))
@@ -111,11 +111,11 @@ class Block(CheckedModule):
     elif self.attention == "large_kernel":
       y = LargeKernelAttention(dtype=self.dtype, name="attention")(y)
     y = conv(c, name="proj_out")(y) + shortcut
-    x = x + drop_path(self._scaled("layer_scale1", y))
+    x = x + drop_attention(self._scaled("layer_scale1", y))
 
     y = BatchNorm(dtype=self.dtype, name="norm2")(x, train=train)
     y = self._feed_forward(y, train)
-    return x + drop_path(self._scaled("layer_scale2", y))
+    return x + drop_ffn(self._scaled("layer_scale2", y))
 
   def _feed_forward(self, x: Array, train: bool) -> Array:
     c, hidden = x.shape[-1], x.shape[-1] * self.ffn_ratio

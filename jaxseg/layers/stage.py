@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxseg.layers import spatial
+from jaxseg.layers.drop_path import draw_factors
 from jaxseg.layers.upsampled import batch_shards
 from jaxseg.sharding import BATCH_AXES
 
@@ -76,7 +77,10 @@ class Stage(nn.Module, kw_only=True):
       embedded = x if part == "rest" else self.embed(jax.tree.map(spatial.split, x), train=train)
       if part == "embed":
         return embedded
-      rates = [dict(drop_path_rate=rate) for rate in self.drop_path_rates] or [{}] * self.num_blocks
+      rates = self.drop_path_rates
+      if train and any(rates) and self.has_rng("dropout"):
+        rates = draw_factors(self.make_rng("dropout"), rates, embedded.shape[0])
+      rates = [dict(drop_path_rate=rate) for rate in rates] or [{}] * self.num_blocks
       blocks = [self.block(**rate, name=f"block{self.first + i}") for i, rate in enumerate(rates)]
       y = run_blocks(blocks, embedded, train=train, remat=self.remat, scan=self.scan)
       return jax.tree.map(spatial.split, self.finish(embedded, y))
@@ -109,7 +113,7 @@ def run_blocks(
     train: handed on.
     remat: in the backward pass compute a block's intermediates again from its input.
     scan: make a loop of equal blocks: "on" from two, "off" never, "auto" from six if `remat`. In a loop
-      dropout draws other numbers than out of it, with the same probabilities.
+      single elements' dropout draws other numbers than out of it, with the same probabilities.
   """
   for run in _runs(blocks, x, scan, remat):
     if len(run) > 1:
@@ -218,11 +222,14 @@ def _scanned(blocks: Sequence[nn.Module], x: Array, *, train: bool, remat: bool)
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variables)
   keys = [block.make_rng("dropout") for block in blocks] if blocks[0].has_rng("dropout") else None
   rates = [getattr(block, "drop_path_rate", 0.0) for block in blocks]
+  drawn = max(map(jnp.shape, rates), key=len)  # the shape of what the stage drew, () of mere rates
+  drops = drawn or any(rates)
+  rates = jnp.stack([jnp.asarray(r, jnp.float32) if jnp.ndim(r) or not drawn else jnp.ones(drawn) for r in rates])
   mutable = [_STATISTICS] if blocks[0].is_mutable_collection(_STATISTICS) else []
 
   def step(x, slices):
     variables, key, rate = slices
-    block = _template(blocks[0], rate if any(rates) else 0.0)
+    block = _template(blocks[0], rate if drops else 0.0)
     rngs = None if key is None else {"dropout": key}
     y, changed = block.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
     return y.astype(x.dtype), changed
@@ -230,7 +237,7 @@ def _scanned(blocks: Sequence[nn.Module], x: Array, *, train: bool, remat: bool)
   # Common subexpressions are not merged across a scan's steps, which is what `prevent_cse` is for.
   step = jax.checkpoint(step, prevent_cse=False) if remat else step
   keys = None if keys is None else jnp.stack(keys)
-  x, changed = lax.scan(step, x, (stacked, keys, jnp.asarray(rates, jnp.float32)))
+  x, changed = lax.scan(step, x, (stacked, keys, rates))
   for collection, tree in changed.items():
     for i, block in enumerate(blocks):
       for name, value in tree.items():

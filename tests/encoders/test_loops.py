@@ -17,9 +17,9 @@ PARTIAL = functools.partial
 MIT = PARTIAL(mit.Block, 2, 2, 2, mit.EPSILONS["nvlabs"])
 MSCAN = PARTIAL(mscan.Block, 2, branches=(3,))
 BLOCKS = {
-  mscan.MSCAN: PARTIAL(mscan.Stage, dim=4, block=MSCAN, drop_path_rates=(0.0,) * 3),
+  mscan.MSCAN: PARTIAL(mscan.Stage, dim=4, block=MSCAN, drop_path_rates=(0.0, 0.4, 0.5)),
   mit.MiT: PARTIAL(
-    mit.Stage, dim=4, block=MIT, patch_size=3, epsilons=mit.EPSILONS["nvlabs"], drop_path_rates=(0.0,) * 3
+    mit.Stage, dim=4, block=MIT, patch_size=3, epsilons=mit.EPSILONS["nvlabs"], drop_path_rates=(0.0, 0.4, 0.5)
   ),
   cgnet.CGNet: PARTIAL(cgnet.Stage, block=PARTIAL(cgnet.CGBlock, 4, 2, 2), first=1),
 }
@@ -53,7 +53,9 @@ def run(kind, *, remat: bool, scan: str):
   rest = {k: v for k, v in variables.items() if k != "params"}
 
   def total(params, x):
-    y, changed = stage.apply({"params": params, **rest}, x, train=True, mutable=list(rest))
+    # What stochastic depth drops is drawn by the stage, and the same in a loop.
+    rngs = {"dropout": jax.random.key(0)}
+    y, changed = stage.apply({"params": params, **rest}, x, train=True, mutable=list(rest), rngs=rngs)
     return random_sum(y), (y, changed)
 
   function = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True), compiler_options=QUICK)

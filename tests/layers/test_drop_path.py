@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.layers.drop_path import DropPath
+from jaxseg.layers.drop_path import DropPath, draw_factors
 
 
 def run(rate, x, seed=0):
@@ -36,3 +36,11 @@ def test_nothing_but_the_factor_knows_the_rate():
   programs = [str(jax.make_jaxpr(lambda x, rate=rate: run(rate, x))(x)) for rate in (0.1, 0.2)]
   (before, after), (other_before, other_after) = (text.split("optimization_barrier") for text in programs)
   assert before != other_before and after == other_after
+
+
+def test_a_stage_draws_for_all_of_its_blocks():
+  first, *rest = draw_factors(jax.random.key(0), [0.0, 0.2, 1.0], 4000)
+  assert first == 0.0, "a block that drops nothing multiplies by nothing"
+  low, all_gone = np.asarray(rest)
+  assert low.shape == (2, 4000) and set(np.unique(low)) == {0.0, np.float32(1.25)} and not all_gone.any()
+  assert abs(low.mean(1) - 1).max() < 0.03 and np.any(low[0] != low[1]), "each branch has draws of its own"
