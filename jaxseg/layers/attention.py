@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxseg.layers import spatial
-from jaxseg.layers.conv import Conv, fan_out_normal
+from jaxseg.layers.conv import Conv, Dense, fan_out_normal
 from jaxseg.layers.norm import LayerNorm
 from jaxseg.layers.upsampled import batch_shards, for_own_images
 from jaxseg.ops import attention as ops
@@ -52,7 +52,7 @@ class SpatialReductionAttention(nn.Module):
     b, h, w, c = x.shape
 
     def dense(name):
-      return nn.Dense(c, kernel_init=_trunc_normal, dtype=self.dtype, name=name)
+      return Dense(c, kernel_init=_trunc_normal, dtype=self.dtype, name=name)
 
     source = x
     if self.reduction > 1:

@@ -112,6 +112,21 @@ class Conv(nn.Module):
     return add_bias(y, bias)
 
 
+class Dense(nn.Module):
+  """A product; `kernel` (c, features), `bias` (features,), whose gradient is a float32 sum in any dtype."""
+
+  features: int
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[AnyArray, "*b c"]) -> Float[Array, "*b k"]:
+    kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    return add_bias(x @ kernel, bias)
+
+
 def pointwise_conv_reference(
   x: Float[Array, "b h w c"], kernel: Float[Array, "1 1 c k"], strides: tuple[int, int]
 ) -> Float[Array, "b ho wo k"]:

@@ -129,3 +129,12 @@ def test_of_many_scores_queries_are_taken_in_parts(monkeypatch, width):
   # The gradient of the keys' bias is 0, and what is there is rounding of the others' size.
   scale = max(float(np.abs(b).max()) for b in jax.tree.leaves(whole))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6 * scale), parts, whole)
+
+
+def test_its_biases_have_float32_gradients():
+  """In bfloat16 a sum of ones stops at 256; each pixel counts one."""
+  layer = SpatialReductionAttention(1, 4, dtype=jnp.bfloat16)
+  x = jnp.ones((1, 32, 32, 16), jnp.bfloat16)
+  params = jax.jit(layer.init)(jax.random.key(0), x)["params"]
+  total = lambda params: layer.apply({"params": params}, x).astype(jnp.float32).sum()  # noqa: E731
+  np.testing.assert_array_equal(jax.jit(jax.grad(total))(params)["out"]["bias"], 32 * 32)
