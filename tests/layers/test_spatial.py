@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 # exchanges are the same, and compiling is what takes the time.
 _SCRIPT = """
 import collections
+import functools
 import re
 
 import flax.linen as nn
@@ -29,7 +30,9 @@ from jaxseg.layers.attention import SpatialReductionAttention
 from jaxseg.layers.conv import Conv, DepthwiseConv
 from jaxseg.layers.nmf import NMF
 from jaxseg.layers.resize import resize
+from jaxseg.layers.upsampled import for_own_images
 from jaxseg.models import first_whole_stage
+from jaxseg.ops import mix_ffn, mix_ffn_kernel, msca, msca_kernel
 from tests import filled
 
 MESH = sharding.make_mesh(spatial=2)
@@ -180,6 +183,34 @@ with jax.set_mesh(data):
 assert "all-gather" not in counted(run.as_text()), counted(run.as_text())
 for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
   np.testing.assert_allclose(mine, theirs, atol=2e-5 * max(np.abs(theirs).max(), 1))
+
+# A TPU's kernels, interpreted, each device for its images: gradients of weights are sums over both.
+def check_kernel(kernel, definition, x, *weights):
+  def gradients(function, x):
+    total = lambda *arguments: jnp.sin(function(*arguments)).sum()
+    return jax.jit(jax.grad(total, argnums=range(1 + len(weights))))(x, *weights)
+
+  wanted = gradients(definition, x)
+  with jax.set_mesh(data):
+    on_devices = for_own_images(kernel, same=len(weights))
+    found = gradients(on_devices, jax.device_put(x, NamedSharding(data, PartitionSpec("data"))))
+  for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(mine, theirs, atol=2e-5 * max(np.abs(theirs).max(), 1))
+
+
+pairs = [(draw(8, 128) / 3, draw(128)), (draw(3, 3, 1, 128) / 3, draw(128)), (draw(128, 8) / 11, draw(8))]
+run_mix_ffn = functools.partial(mix_ffn_kernel.mix_ffn, interpret=True)
+check_kernel(run_mix_ffn, mix_ffn.mix_ffn_reference, draw(4, 4, 16, 8), *pairs)
+
+square, strips = (draw(3, 3, 1, 4) / 3, draw(4)), [((draw(1, 3, 1, 4), draw(4)), (draw(3, 1, 1, 4), draw(4)))]
+sizes = msca_kernel.Sizes(3, (3,))
+check_kernel(
+  lambda x, square, strips: msca_kernel.msca(x, msca.pack(square, strips), sizes, True),
+  msca.msca_reference,
+  draw(4, 5, 8, 4),
+  square,
+  strips,
+)
 print("all equal")
 """
 
