@@ -50,7 +50,8 @@ def main() -> None:
     lower = our_inference(flags.model, json.loads(flags.encoder), shape, flags.classes, device)
   else:
     lower = our_step(flags.model, json.loads(flags.encoder), shape, flags.classes, device)
-  done = attempt(lambda _: lower(), flags.batch, memory=topology.memory, dump=flags.dump, top=flags.top)
+  chip = dict(memory=topology.memory, vector_memory=topology.vector_memory)
+  done = attempt(lambda _: lower(), flags.batch, **chip, dump=flags.dump, top=flags.top)
   name = f"{flags.peer or 'jaxseg'} {flags.model} {'inference' if flags.infer else 'training step'}"
   print(f"{name}, {flags.size}, batch {flags.batch}, {flags.topology}: compiled in {done.seconds:.0f} s")
   if done.cost is None:

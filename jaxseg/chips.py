@@ -26,6 +26,7 @@ class Chip:
     pod: chips of a whole pod.
     clock: of a TPU's TensorCore, in Hz, which turns its compiler's estimated cycles into seconds; 0 where
       it is not published.
+    vector_memory: of a TPU's core, as JAX's table of chips has it, in bytes; 0 for a GPU.
   """
 
   name: str
@@ -37,14 +38,15 @@ class Chip:
   axes: int = 0
   pod: int = 0
   clock: float | int = 0
+  vector_memory: int = 0
 
 
 TPUS: Mapping[str, Chip] = {
-  "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, cores=2, axes=3, pod=4096, clock=1050e6),
-  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, axes=2, pod=256, clock=1500e6),
-  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, cores=2, axes=3, pod=8960, clock=1750e6),
-  "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1640e9, 448e9, axes=2, pod=256),
-  "tpu7x": Chip("TPU7x", 2307e12, 192 * GIB, 7380e9, 600e9, cores=2, axes=3, pod=9216),
+  "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, cores=2, axes=3, pod=4096, clock=1050e6, vector_memory=16 << 20),
+  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, axes=2, pod=256, clock=1500e6, vector_memory=128 << 20),
+  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, cores=2, axes=3, pod=8960, clock=1750e6, vector_memory=64 << 20),
+  "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1640e9, 448e9, axes=2, pod=256, vector_memory=128 << 20),
+  "tpu7x": Chip("TPU7x", 2307e12, 192 * GIB, 7380e9, 600e9, cores=2, axes=3, pod=9216, vector_memory=64 << 20),
 }
 # What JAX calls their devices.
 _TPU_KINDS = {

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental.pallas import tpu as pltpu
 
 from jaxseg.errors import UserError
 
@@ -26,6 +27,7 @@ _KERNELS = "JAXSEG_TPU_KERNELS"
 
 _plain: contextvars.ContextVar[bool] = contextvars.ContextVar("plain_definitions", default=False)
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+_memory: contextvars.ContextVar[int | None] = contextvars.ContextVar("vector_memory", default=None)
 _replacements: contextvars.ContextVar[Mapping[Callable, Callable]] = contextvars.ContextVar(
   "replacements",
   default={},  # noqa: B039, read only
@@ -77,6 +79,23 @@ def traced_for(
   finally:
     _platform.reset(tokens[0])
     _replacements.reset(tokens[1])
+
+
+@contextlib.contextmanager
+def for_chip(*, vector_memory: int | None) -> Iterator[None]:
+  """Traces kernels for a TPU that is not there, of whose vector memory a core has so many bytes."""
+  token = _memory.set(vector_memory)
+  try:
+    yield
+  finally:
+    _memory.reset(token)
+
+
+def vector_memory() -> int:
+  """Bytes of a TPU core's vector memory: by `for_chip`, else of the TPU at hand, else a v5e's."""
+  if _memory.get() is not None:
+    return _memory.get()
+  return pltpu.get_tpu_info().vmem_capacity_bytes if jax.default_backend() == "tpu" else 128 << 20
 
 
 def takes_kernels(platform: str) -> bool:

@@ -20,14 +20,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from jaxseg.ops.definition import vector_memory
 from jaxseg.ops.lanes import LANES, columns_last, turned
 
 _SUBLANES = 16  # of 16-bit numbers
 _MARGIN = 8  # columns of zeros beside the hidden map: whole sublanes of float32
 _HALO = 2  # rows that a block brings along of each neighbour
 _MOST_PIXELS = 4096  # of a block
-# Of a v5e's vector memory, of which the compiler needs some for itself.
-_VECTOR_MEMORY = 128 << 20
 
 _product = functools.partial(lax.dot_general, preferred_element_type=jnp.float32)
 _PLAIN, _BOTH_LAST = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
@@ -37,21 +36,24 @@ _BIAS, _BIAS1 = len(_PLACES), len(_PLACES) + 1
 
 
 def fits(shape: Sequence[int], hidden: int, dtype: Any) -> bool:
-  """Whether the kernels take a map b h w c: 16 bits, full sublanes and lanes, weights that fit on the chip."""
+  """Whether the kernels take a map b h w c: 16 bits, full sublanes and lanes, a block that fits on the chip."""
   if not all(isinstance(n, int) for n in shape):
     return False  # of a symbolic size nothing can be asked
   _, h, w, c = shape
-  if jnp.dtype(dtype).itemsize != 2 or w % _SUBLANES or hidden % LANES or h < _HALO or not _rows(h, w):
+  if jnp.dtype(dtype).itemsize != 2 or w % _SUBLANES or hidden % LANES or h < _HALO:
     return False
-  memory = pltpu.get_tpu_info().vmem_capacity_bytes if jax.default_backend() == "tpu" else _VECTOR_MEMORY
-  return _bytes(_rows(h, w), w, c, hidden) < 0.6 * memory
+  return _rows(h, w, c, hidden) > 0
 
 
-def _rows(h: int, w: int) -> int:
-  """Rows of a block: an even divisor, so that its neighbours' rows are blocks too; 0 if there is none."""
-  if h * w <= _MOST_PIXELS:
-    return h
-  return max((n for n in range(2, h, 2) if h % n == h % 2 == 0 and n * w <= _MOST_PIXELS), default=0)
+def _rows(h: int, w: int, c: int, hidden: int) -> int:
+  """Rows of a block: all, or an even divisor, so that its neighbours' rows are blocks too; 0 if none fits."""
+  # The compiler needs some memory for itself.
+  room = 0.6 * vector_memory()
+  rows = [h, *(n for n in range(2, h, 2) if h % n == h % 2 == 0)]
+  return max(
+    (n for n in rows if n * w <= _MOST_PIXELS and _bytes(n, w, c, hidden) <= room),
+    default=0,
+  )
 
 
 def _bytes(rows: int, w: int, c: int, hidden: int) -> int:
@@ -79,30 +81,28 @@ def mix_ffn(
   table = slices(jnp.concatenate([row.astype(jnp.float32) for row in rows]))
   table = jnp.pad(table, [(0, 0), (0, _SUBLANES - table.shape[1]), (0, 0)])
   weights = (slices(fc1[0].astype(x.dtype)), slices(fc2[0].T.astype(x.dtype)), table)
-  return _mix_ffn(x, weights, fc2[1].astype(jnp.float32).reshape(1, c), interpret)
+  rows = _rows(*x.shape[1:], n)
+  return _mix_ffn(x, weights, fc2[1].astype(jnp.float32).reshape(1, c), rows, interpret)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _mix_ffn(x, weights, bias2, interpret):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _mix_ffn(x, weights, bias2, rows, interpret):
   """Of slices of 128 hidden channels: the first product s c 128, the second's transpose, the table s 16 128."""
-  return _run_forward(x, weights, bias2, interpret)
+  return _run_forward(x, weights, bias2, rows, interpret)
 
 
-def _backward(interpret, kept, dy):
+def _backward(rows, interpret, kept, dy):
   x, weights = kept
-  dx, *of_weights, of_bias2 = _run_backward(x, weights, dy, interpret)
+  dx, *of_weights, of_bias2 = _run_backward(x, weights, dy, rows, interpret)
   return dx, tuple(d.astype(w.dtype) for d, w in zip(of_weights, weights, strict=True)), of_bias2
 
 
-_mix_ffn.defvjp(
-  lambda x, weights, bias2, interpret: (_mix_ffn(x, weights, bias2, interpret), (x, weights)), _backward
-)
+_mix_ffn.defvjp(lambda x, weights, *rest: (_mix_ffn(x, weights, *rest), (x, weights)), _backward)
 
 
-def _specs(x):
+def _specs(x, rows):
   """The grid, blocks of a map and of the rows above and below it, and of what is the same for all of them."""
   b, h, w, c = x.shape
-  rows = _rows(h, w)
   tall, last = rows // _HALO, -(-h // _HALO) - 1
   row = (c, w) if columns_last(w, c) else (w, c)
   block = pl.BlockSpec((1, rows, *row), lambda image, part: (image, part, 0, 0))
@@ -120,11 +120,11 @@ def _specs(x):
 
 
 # Jitted, so that equal blocks of a network are traced once.
-@functools.partial(jax.jit, static_argnums=3)
-def _run_forward(x, weights, bias2, interpret):
-  grid, around, whole = _specs(x)
-  _, h, w, c = x.shape
-  rows, turn = _rows(h, w), columns_last(w, c)
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _run_forward(x, weights, bias2, rows, interpret):
+  grid, around, whole = _specs(x, rows)
+  w, c = x.shape[2:]
+  turn = columns_last(w, c)
   y = turned(x, turn)
   found = pl.pallas_call(
     functools.partial(_forward_kernel, w),
@@ -138,18 +138,18 @@ def _run_forward(x, weights, bias2, interpret):
       pltpu.VMEM((rows, w, LANES), x.dtype),
       pltpu.VMEM((rows * w, c), jnp.float32),
     ],
-    compiler_params=_parameters(x, weights, "parallel"),
+    compiler_params=_parameters(x, weights, rows, "parallel"),
     cost_estimate=_cost(x, weights, products=2, maps=2),
     interpret=interpret,
   )(*weights, bias2, y, y, y)
   return turned(found, turn)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _run_backward(x, weights, dy, interpret):
-  grid, around, whole = _specs(x)
-  _, h, w, c = x.shape
-  rows, wide, turn = _rows(h, w), w + 2 * _MARGIN, columns_last(w, c)
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _run_backward(x, weights, dy, rows, interpret):
+  grid, around, whole = _specs(x, rows)
+  w, c = x.shape[2:]
+  wide, turn = w + 2 * _MARGIN, columns_last(w, c)
   x_in, dy_in = turned(x, turn), turned(dy, turn)
   sums = [jax.ShapeDtypeStruct(y.shape, jnp.float32) for y in weights]
   sums.append(jax.ShapeDtypeStruct((1, c), jnp.float32))
@@ -173,17 +173,16 @@ def _run_backward(x, weights, dy, interpret):
       pltpu.VMEM((rows * w, c), jnp.float32),
     ],
     # The weights' gradients are added up over all blocks.
-    compiler_params=_parameters(x, weights, "arbitrary"),
+    compiler_params=_parameters(x, weights, rows, "arbitrary"),
     cost_estimate=_cost(x, weights, products=6, maps=3),
     interpret=interpret,
   )(*weights, x_in, x_in, x_in, dy_in, dy_in, dy_in)
   return turned(dx, turn), *of_weights
 
 
-def _parameters(x, weights, blocks):
-  _, h, w, c = x.shape
+def _parameters(x, weights, rows, blocks):
   # What a kernel reserves the compiler cannot use for maps of its neighbours.
-  room = _bytes(_rows(h, w), w, c, len(weights[0]) * LANES) + (8 << 20)
+  room = int(1.3 * _bytes(rows, *x.shape[2:], len(weights[0]) * LANES)) + (2 << 20)
   return pltpu.CompilerParams(dimension_semantics=(blocks, blocks), vmem_limit_bytes=room)
 
 

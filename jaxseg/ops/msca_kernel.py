@@ -19,13 +19,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from jaxseg.ops.definition import vector_memory
 from jaxseg.ops.lanes import LANES, columns_last, turned
 
 _SUBLANES = 8
 # Fewer would leave most of every vector empty.
 _FEWEST_CHANNELS = 32
-# Of a v5e's vector memory, of which the compiler needs some for itself.
-_VECTOR_MEMORY = 128 << 20
 
 
 class Sizes(NamedTuple):
@@ -63,8 +62,8 @@ def fits(shape: Sequence[int], dtype: Any, sizes: Sizes) -> bool:
     return False  # of a symbolic size nothing can be asked
   if c < _FEWEST_CHANNELS:
     return False
-  memory = pltpu.get_tpu_info().vmem_capacity_bytes if jax.default_backend() == "tpu" else _VECTOR_MEMORY
-  return _bytes_of_block(h, w, c, jnp.dtype(dtype).itemsize, sizes) < 0.85 * memory
+  # The compiler needs some for itself.
+  return _bytes_of_block(h, w, c, jnp.dtype(dtype).itemsize, sizes) < 0.85 * vector_memory()
 
 
 def _bytes_of_block(h, w, c, itemsize, sizes, *, backward: bool = True) -> int:

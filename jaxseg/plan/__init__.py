@@ -64,13 +64,14 @@ def plan_step(
     dump: file for the text of the first optimised program; "" writes none.
     top: how many of the instructions that move most to list.
   """
-  first = attempt(lower, batch_size, memory=topology.memory, dump=dump, top=top)
+  chip = dict(memory=topology.memory, vector_memory=topology.vector_memory)
+  first = attempt(lower, batch_size, **chip, dump=dump, top=top)
   unit = unit or mesh.shape["data"] * mesh.shape["fsdp"]
   largest = None
   if topology.memory:
     largest = largest_batch(
       first,
-      lambda size: attempt(lower, size, memory=topology.memory),
+      lambda size: attempt(lower, size, **chip),
       unit=unit,
       memory=topology.memory,
       compiles=compiles,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from jaxseg.ops.definition import for_chip
 from jaxseg.plan import cost as cost_lib
 from jaxseg.plan.cost import Cost, count
 from jaxseg.plan.hlo import parse
@@ -92,6 +93,7 @@ def attempt(
   batch_size: int,
   *,
   memory: float | int | None,
+  vector_memory: int | None = None,
   dump: str = "",
   top: int = 0,
 ) -> Attempt:
@@ -101,11 +103,13 @@ def attempt(
     lower: batch size → the lowered step.
     batch_size: images, over all devices.
     memory: bytes of one device; None allows anything that compiles.
+    vector_memory: bytes of a TPU core's, by which kernels and their blocks are chosen; None takes a v5e's.
     dump: file for the text of the optimised program; "" writes none.
     top: how many of the largest instructions to list.
   """
   began = time.perf_counter()
-  lowered = lower(batch_size)
+  with for_chip(vector_memory=vector_memory):
+    lowered = lower(batch_size)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:

@@ -49,6 +49,11 @@ class Topology:
     """Devices that the compiler shows for one chip."""
     return max(len(self.devices) // self.chips, 1)
 
+  @property
+  def vector_memory(self) -> int | None:
+    """Bytes of a TPU core's vector memory; None of other devices."""
+    return (self.chip.vector_memory or None) if self.chip else None
+
 
 def open_topology(name: str) -> Topology:
   """The devices of `v5e:16x16`, of an accelerator's name (`v5litepod-256`), `cpu`, `cpu:8` or `gpu`.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxseg.ops import mix_ffn, mix_ffn_kernel
+from jaxseg.ops.definition import for_chip
 
 
 def example(h=6, w=16, c=5, n=256, k=None):
@@ -37,7 +38,6 @@ def run(function, arguments, dy):
 @pytest.mark.parametrize(("h", "w", "most_pixels"), [(5, 16, 4096), (8, 16, 64), (6, 16, 32), (6, 128, 256)])
 def test_value_and_gradients_equal_the_definition(h, w, most_pixels, monkeypatch):
   monkeypatch.setattr(mix_ffn_kernel, "_MOST_PIXELS", most_pixels)
-  jax.clear_caches()  # blocks are no argument of what is jitted
   arguments = example(h, w)
   assert mix_ffn_kernel.fits(arguments[0].shape, 256, jnp.bfloat16)
   dy = jnp.asarray(np.random.default_rng(1).standard_normal(arguments[0].shape), jnp.bfloat16)
@@ -62,6 +62,9 @@ def test_which_maps_it_takes():
   assert not takes((1, 64, 8192, 64), 256), "a row that is longer than a block"
   assert not takes((1, 16, 16, 4096), 16384), "weights that are larger than the vector memory"
   assert not mix_ffn_kernel.fits((16, 128, 128, 32), 128, jnp.float32)
+  with for_chip(vector_memory=16 << 20):  # a v4's
+    assert takes((16, 128, 128, 64), 512), "smaller blocks"
+    assert not takes((16, 32, 32, 320), 1280), "weights and their gradients that fill it"
 
 
 def test_the_form_is_chosen_by_platform_and_shape():
