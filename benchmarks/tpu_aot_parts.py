@@ -1,8 +1,8 @@
 """Parts of the training steps on a TPU that need not be there: bytes, temporaries, estimated cycles.
 
 Values and gradients of the loss, the attention, SegFormer's decoder, a stage of an encoder, an MSCA unit, a
-feed-forward, each compiled alone by libtpu for one v5e chip; nothing is run. A part compiles in seconds, where
-a whole step takes minutes.
+feed-forward, each compiled alone by libtpu for one v5e chip; nothing is run. A part compiles in seconds, a
+whole step in minutes.
 
   python benchmarks/tpu_aot_parts.py loss head mit1 msca_64x128 [--top=N] [--dump=FOLDER]
 

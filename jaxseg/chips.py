@@ -42,11 +42,28 @@ class Chip:
 
 
 TPUS: Mapping[str, Chip] = {
-  "v4": Chip("TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, cores=2, axes=3, pod=4096, clock=1050e6, vector_memory=16 << 20),
-  "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, axes=2, pod=256, clock=1500e6, vector_memory=128 << 20),
-  "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, cores=2, axes=3, pod=8960, clock=1750e6, vector_memory=64 << 20),
+  "v4": Chip(
+    "TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, cores=2, axes=3, pod=4096, clock=1050e6, vector_memory=16 << 20
+  ),
+  "v5e": Chip(
+    "TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, axes=2, pod=256, clock=1500e6, vector_memory=128 << 20
+  ),
+  "v5p": Chip(
+    "TPU v5p",
+    459e12,
+    95 * GIB,
+    2765e9,
+    600e9,
+    cores=2,
+    axes=3,
+    pod=8960,
+    clock=1750e6,
+    vector_memory=64 << 20,
+  ),
   "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1640e9, 448e9, axes=2, pod=256, vector_memory=128 << 20),
-  "tpu7x": Chip("TPU7x", 2307e12, 192 * GIB, 7380e9, 600e9, cores=2, axes=3, pod=9216, vector_memory=64 << 20),
+  "tpu7x": Chip(
+    "TPU7x", 2307e12, 192 * GIB, 7380e9, 600e9, cores=2, axes=3, pod=9216, vector_memory=64 << 20
+  ),
 }
 # What JAX calls their devices.
 _TPU_KINDS = {

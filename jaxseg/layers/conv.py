@@ -52,7 +52,7 @@ class Conv(nn.Module):
   `padding=None` means `(kernel_size - 1) // 2 * dilation` zeros on every side. A
   1×1 convolution at stride 1 runs as a matrix product, which XLA:CPU does in half
   the time; see `ops.patch_conv` for windows that touch, `ops.stem_conv` for few channels, and
-  `ops.packed_conv` for a row of narrow maps, with `packed`. Several maps are taken as one, their channels joined.
+  `ops.packed_conv` for a row of narrow maps, with `packed`. Several maps count as one, their channels joined.
   """
 
   features: int

@@ -224,7 +224,9 @@ def _scanned(blocks: Sequence[nn.Module], x: Array, *, train: bool, remat: bool)
   rates = [getattr(block, "drop_path_rate", 0.0) for block in blocks]
   drawn = max(map(jnp.shape, rates), key=len)  # the shape of what the stage drew, () of mere rates
   drops = drawn or any(rates)
-  rates = jnp.stack([jnp.asarray(r, jnp.float32) if jnp.ndim(r) or not drawn else jnp.ones(drawn) for r in rates])
+  rates = jnp.stack(
+    [jnp.asarray(r, jnp.float32) if jnp.ndim(r) or not drawn else jnp.ones(drawn) for r in rates]
+  )
   mutable = [_STATISTICS] if blocks[0].is_mutable_collection(_STATISTICS) else []
 
   def step(x, slices):

@@ -9,8 +9,8 @@ The mean and the variance are two passes on a CPU. On accelerators, where readin
 cost, both come from one pass over the input minus the running mean: near the batch's mean, so that the
 square of what is left loses nothing that float32 has.
 
-Of a narrow map a TPU can take neighbouring columns side by side in the lanes (`ops.packed_conv`): the sums are
-then of every such column's channels, and folded.
+Of a narrow map a TPU can take neighbouring columns side by side in the lanes (`ops.packed_conv`): the sums
+are then of every such column's channels, and folded.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.ops.definition import PLATFORMS, by_platform, defined_by
 from jaxseg.ops.lanes import columns_side_by_side, side_by_side
+from jaxseg.types import AnyArray
 
 Form = Literal["two_pass", "one_pass", "packed"]
 Result = tuple[Float[Array, "*b c"], Float[Array, " c"], Float[Array, " c"]]
@@ -82,11 +83,11 @@ def batch_norm_act(
 
 def batch_norm_stored(
   x: Float[Array, "*b c"],
-  scale: Float[Array, " c"],
-  bias: Float[Array, " c"],
-  slope: Float[Array, " c"] | None,
-  mean: Float[Array, " c"],
-  var: Float[Array, " c"],
+  scale: Float[AnyArray, " c"],
+  bias: Float[AnyArray, " c"],
+  slope: Float[AnyArray, " c"] | None,
+  mean: Float[AnyArray, " c"],
+  var: Float[AnyArray, " c"],
   *,
   epsilon: float,
   packed: bool = False,

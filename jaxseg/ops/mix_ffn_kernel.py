@@ -36,7 +36,7 @@ _BIAS, _BIAS1 = len(_PLACES), len(_PLACES) + 1
 
 
 def fits(shape: Sequence[int], hidden: int, dtype: Any) -> bool:
-  """Whether the kernels take a map b h w c: 16 bits, full sublanes and lanes, a block that fits on the chip."""
+  """Whether the kernels take a map b h w c: 16 bits, full sublanes and lanes, a block that fits."""
   if not all(isinstance(n, int) for n in shape):
     return False  # of a symbolic size nothing can be asked
   _, h, w, c = shape
@@ -49,11 +49,8 @@ def _rows(h: int, w: int, c: int, hidden: int) -> int:
   """Rows of a block: all, or an even divisor, so that its neighbours' rows are blocks too; 0 if none fits."""
   # The compiler needs some memory for itself.
   room = 0.6 * vector_memory()
-  rows = [h, *(n for n in range(2, h, 2) if h % n == h % 2 == 0)]
-  return max(
-    (n for n in rows if n * w <= _MOST_PIXELS and _bytes(n, w, c, hidden) <= room),
-    default=0,
-  )
+  rows = [h, *(n for n in range(2, h, 2) if h % n == 0)]
+  return max((n for n in rows if n * w <= _MOST_PIXELS and _bytes(n, w, c, hidden) <= room), default=0)
 
 
 def _bytes(rows: int, w: int, c: int, hidden: int) -> int:
@@ -77,8 +74,8 @@ def mix_ffn(
     """(n / 128, rows, 128) of what has the hidden channels last."""
     return y.reshape(-1, n // LANES, LANES).transpose(1, 0, 2)
 
-  rows = [dwconv[0].reshape(-1, n), dwconv[1][None], fc1[1][None]]
-  table = slices(jnp.concatenate([row.astype(jnp.float32) for row in rows]))
+  vectors = [dwconv[0].reshape(-1, n), dwconv[1][None], fc1[1][None]]
+  table = slices(jnp.concatenate([y.astype(jnp.float32) for y in vectors]))
   table = jnp.pad(table, [(0, 0), (0, _SUBLANES - table.shape[1]), (0, 0)])
   weights = (slices(fc1[0].astype(x.dtype)), slices(fc2[0].T.astype(x.dtype)), table)
   rows = _rows(*x.shape[1:], n)
@@ -87,7 +84,7 @@ def mix_ffn(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _mix_ffn(x, weights, bias2, rows, interpret):
-  """Of slices of 128 hidden channels: the first product s c 128, the second's transpose, the table s 16 128."""
+  """Weights are slices of 128 hidden channels: fc1 s c 128, fc2's transpose s c 128, the table s 16 128."""
   return _run_forward(x, weights, bias2, rows, interpret)
 
 
@@ -106,9 +103,7 @@ def _specs(x, rows):
   tall, last = rows // _HALO, -(-h // _HALO) - 1
   row = (c, w) if columns_last(w, c) else (w, c)
   block = pl.BlockSpec((1, rows, *row), lambda image, part: (image, part, 0, 0))
-  above = pl.BlockSpec(
-    (1, _HALO, *row), lambda image, part: (image, jnp.maximum(part * tall - 1, 0), 0, 0)
-  )
+  above = pl.BlockSpec((1, _HALO, *row), lambda image, part: (image, jnp.maximum(part * tall - 1, 0), 0, 0))
   below = pl.BlockSpec(
     (1, _HALO, *row), lambda image, part: (image, jnp.minimum((part + 1) * tall, last), 0, 0)
   )
@@ -312,7 +307,7 @@ def _in_image():
 
 
 def _read(block, halo: int, in_image, flat) -> None:
-  """`flat` (pixels, c) becomes `halo` rows above the block, its own and those below; zeros beyond the image."""
+  """`flat` (pixels, c) becomes `halo` rows above the block, its own and those below, zeros beyond all."""
   above, x, below = block
   c, rows = flat.shape[1], x.shape[1]
   w = flat.shape[0] // (rows + 2 * halo)

@@ -3,8 +3,8 @@
 A block is one image of some channels, which lie in the lanes, the columns in the sublanes. The map stays in
 vector memory with zeros around it while the square and every strip pass over it, in float32, rounded once at
 the end: main memory sees `x` and the result, or `x`, the gradient and the input's gradient. The derivative
-makes the square's and the rows' results again. In main memory a narrow map has its columns in the lanes, and is
-turned row by row.
+makes the square's and the rows' results again. In main memory a narrow map has its columns in the lanes, and
+is turned row by row.
 """
 
 import functools

@@ -14,7 +14,6 @@ from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.ops.definition import PLATFORMS, by_platform, defined_by

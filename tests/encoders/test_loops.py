@@ -19,7 +19,12 @@ MSCAN = PARTIAL(mscan.Block, 2, branches=(3,))
 BLOCKS = {
   mscan.MSCAN: PARTIAL(mscan.Stage, dim=4, block=MSCAN, drop_path_rates=(0.0, 0.4, 0.5)),
   mit.MiT: PARTIAL(
-    mit.Stage, dim=4, block=MIT, patch_size=3, epsilons=mit.EPSILONS["nvlabs"], drop_path_rates=(0.0, 0.4, 0.5)
+    mit.Stage,
+    dim=4,
+    block=MIT,
+    patch_size=3,
+    epsilons=mit.EPSILONS["nvlabs"],
+    drop_path_rates=(0.0, 0.4, 0.5),
   ),
   cgnet.CGNet: PARTIAL(cgnet.Stage, block=PARTIAL(cgnet.CGBlock, 4, 2, 2), first=1),
 }
