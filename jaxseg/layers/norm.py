@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxseg.ops.batch_norm import batch_norm_act, batch_norm_stored
@@ -51,25 +52,22 @@ class BatchNorm(nn.Module):
     # Of an importer's file, they may be NumPy's.
     mean, var = jnp.asarray(running_mean.value), jnp.asarray(running_var.value)
     fields = dict(epsilon=self.epsilon, packed=self.packed)
-    found, first = [], 0
-    for y in maps:
-      own = slice(first, first + y.shape[-1])
-      first = own.stop
-      # The whole of a vector without a slice, so that one map is the plain program.
-      of = (lambda v: v) if len(maps) == 1 else (lambda v, own=own: None if v is None else v[own])
-      if train:
-        result = batch_norm_act(y, of(scale), of(bias), of(slope), shift=of(mean), **fields)
-      else:
-        result = (batch_norm_stored(y, of(scale), of(bias), of(slope), of(mean), of(var), **fields),)
-      found.append(result)
-    outs = tuple(result[0] for result in found)
-    if train and not self.is_initializing():
-      n = maps[0].size // maps[0].shape[-1]
-      new_mean, new_var = (
-        found[0][i] if len(maps) == 1 else jnp.concatenate([result[i] for result in found]) for i in (1, 2)
-      )
-      running_mean.value += self.momentum * (new_mean - running_mean.value)
-      running_var.value += self.momentum * (new_var * (n / max(n - 1, 1)) - running_var.value)
+    ends = np.cumsum([y.shape[-1] for y in maps])[:-1]
+
+    def of_each(vector):
+      return [vector] * len(maps) if vector is None or len(maps) == 1 else jnp.split(vector, ends)
+
+    each = list(zip(maps, *map(of_each, (scale, bias, slope, mean, var)), strict=True))
+    if not train:
+      outs = tuple(batch_norm_stored(*arrays, **fields) for arrays in each)
+    else:
+      results = [batch_norm_act(*arrays[:4], shift=arrays[4], **fields) for arrays in each]
+      outs, *statistics = zip(*results, strict=True)
+      mean, var = (one[0] if len(one) == 1 else jnp.concatenate(one) for one in statistics)
+      if not self.is_initializing():
+        n = maps[0].size // maps[0].shape[-1]
+        running_mean.value += self.momentum * (mean - running_mean.value)
+        running_var.value += self.momentum * (var * (n / max(n - 1, 1)) - running_var.value)
     return outs if isinstance(x, tuple) else outs[0]
 
 

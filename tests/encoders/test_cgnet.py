@@ -9,6 +9,9 @@ import pytest
 
 import jaxseg
 from jaxseg.encoders.cgnet import CGNet
+from jaxseg.ops.definition import traced_for
+from tests import filled
+from tests.encoders.checks import random_sum
 
 
 def count(**encoder) -> int:
@@ -71,3 +74,28 @@ def test_injection_averages_with_the_padding_counted():
 
   halved = _halve(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
   np.testing.assert_allclose(halved, [[4 / 9, 6 / 9], [6 / 9, 1.0]], rtol=1e-6)
+
+
+def test_the_forms_of_a_tpu_give_the_same():
+  """Columns side by side in the stem, the first join and the convolution behind it: maps and gradients."""
+  image = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+  encoder = CGNet(num_blocks=(2, 2))
+  variables = filled.variables(encoder, np.asarray(image))
+  rest = {"batch_stats": variables["batch_stats"]}
+
+  def run(params, image):
+    def total(params):
+      found, _ = encoder.apply({"params": params, **rest}, image, train=True, mutable=["batch_stats"])
+      return random_sum(found), found
+
+    return jax.grad(total, has_aux=True)(params)
+
+  quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+  wanted = jax.jit(run, compiler_options=quick)(variables["params"], image)
+  with traced_for(platform="tpu"):
+    ours = jax.jit(lambda *arguments: run(*arguments), compiler_options=quick)(variables["params"], image)
+  for (path, mine), theirs in zip(
+    jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(wanted), strict=True
+  ):
+    limit = 2e-5 * max(np.abs(theirs).max(), 1.0)
+    np.testing.assert_allclose(mine, theirs, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))

@@ -1,12 +1,17 @@
 """BatchNorm, LayerNorm, GroupNorm and PReLU against PyTorch, running statistics included."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
 from jaxseg.layers.activation import PReLUSlope
 from jaxseg.layers.norm import BatchNorm, GroupNorm, LayerNorm
+from jaxseg.ops.definition import traced_for
+from tests import filled
 
 
 def image(seed: int = 0, c: int = 64) -> np.ndarray:
@@ -70,3 +75,22 @@ def test_prelu_has_a_slope_for_each_channel():
   ours = norm.apply(norm.init(jax.random.key(0), x, train=False), x, train=False, slope=slope)
   theirs = torch.nn.functional.prelu(nchw(x / np.float32(1.001**0.5)), torch.from_numpy(np.array(slope)))
   np.testing.assert_allclose(ours, nhwc(theirs), atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("train", [True, False])
+def test_several_maps_count_as_joined(train, platform):
+  """Also with a TPU's forms, where columns of the first lie side by side."""
+  maps = tuple(image(i, c)[:, :, :4] for i, c in enumerate((32, 3)))
+  slope = 0.25 + 0.1 * jnp.arange(35.0)
+  norm = BatchNorm(packed=True)
+  variables = filled.variables(norm, np.concatenate(maps, -1))
+
+  def run(x):
+    return norm.apply(variables, x, train=train, slope=slope, mutable=["batch_stats"])
+
+  wanted, statistics = run(np.concatenate(maps, -1))
+  with traced_for(platform=platform):
+    ours, changed = run(maps)
+  np.testing.assert_allclose(np.concatenate(ours, -1), wanted, atol=1e-5)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), changed, statistics)
