@@ -84,7 +84,7 @@ def test_several_maps_count_as_joined(train, platform):
   maps = tuple(image(i, c)[:, :, :4] for i, c in enumerate((32, 3)))
   slope = 0.25 + 0.1 * jnp.arange(35.0)
   norm = BatchNorm(packed=True)
-  variables = filled.variables(norm, np.concatenate(maps, -1))
+  variables = jax.tree.map(jnp.asarray, filled.variables(norm, np.concatenate(maps, -1)))
 
   def run(x):
     return norm.apply(variables, x, train=train, slope=slope, mutable=["batch_stats"])
