@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxseg.layers.nmf import NMF, draw_bases, nmf, nmf_reference
+from jaxseg.layers.nmf import NMF, draw_bases, nmf, nmf_reference, times_in_parts
+from jaxseg.ops.definition import traced_for
 
 
 def _definition(x, bases, steps, inv_t):
@@ -68,6 +69,33 @@ def test_its_own_gradients_are_those_of_the_definition(case, steps):
 
   for ours, theirs in zip(gradients(nmf), gradients(nmf_reference), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_a_product_in_parts_has_float32s_precision():
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.standard_normal((2, 40, 30)), jnp.bfloat16)
+  y = jnp.asarray(rng.standard_normal((2, 30, 5)) * 10.0 ** rng.integers(-3, 4, (2, 30, 5)), jnp.float32)
+  wanted = np.float64(x) @ np.float64(y)
+  found = jax.jit(times_in_parts)(x, y)
+  bound = np.abs(np.float64(x)) @ np.abs(np.float64(y))  # of what float32 can lose
+  assert found.dtype == jnp.float32 and np.max(np.abs(found - wanted) / bound) < 2**-22
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_of_bfloat16_it_is_that_of_the_same_numbers_in_float32(case, platform):
+  x, bases = jnp.asarray(case[0], jnp.bfloat16), case[1]
+  weight = np.random.default_rng(3).standard_normal(x.shape)
+
+  def run(x):
+    total = lambda x: jnp.sum(weight * nmf(x, bases, steps=6))  # noqa: E731
+    return nmf(x, bases, steps=6), jax.grad(total)(x)
+
+  with traced_for(platform=platform):
+    y, dx = jax.jit(lambda x: run(x))(x)
+  wanted, of_x = jax.jit(run)(x.astype(jnp.float32))
+  assert y.dtype == jnp.float32 and dx.dtype == jnp.bfloat16
+  np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(np.float32(dx), of_x, rtol=2**-7, atol=1e-4 * np.abs(of_x).max())
 
 
 def test_one_step_gradient_treats_the_iterations_as_constants(case):
