@@ -121,8 +121,7 @@ class Block(CheckedModule):
     c, hidden = x.shape[-1], x.shape[-1] * self.ffn_ratio
 
     def weights(name: str, *shape: int, groups: int = 1):
-      kernel, bias = ConvWeights(shape, fan_out_normal(groups=groups), x.dtype, name=name)()
-      return kernel, bias
+      return ConvWeights(shape, fan_out_normal(groups=groups), x.dtype, name=name)()
 
     (fc1, bias1), (fc2, bias2) = weights("fc1", 1, 1, c, hidden), weights("fc2", 1, 1, hidden, c)
     dwconv = weights("dwconv", 3, 3, 1, hidden, groups=hidden)

@@ -78,15 +78,14 @@ class Conv(nn.Module):
     kernel = self.param("kernel", self.kernel_init, (*size, channels // self.groups, self.features))
     bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
     *maps, kernel = nn.dtypes.promote_dtype(*maps, kernel, dtype=self.dtype)
-    whole = spatial.axis_size() == 1 and all(isinstance(n, int) for n in maps[0].shape[1:3])
-    if self.packed and whole and dilation == (1, 1) and self.groups == 1:
+    known = all(isinstance(n, int) for n in maps[0].shape[1:3])
+    plain = known and dilation == (1, 1) and self.groups == 1
+    if self.packed and plain and spatial.axis_size() == 1:
       return add_bias(packed_conv(maps, kernel, strides=strides, padding=padding), bias)
     x = maps[0] if len(maps) == 1 else jnp.concatenate(maps, -1)
     pointwise = size == (1, 1) and padding == ((0, 0), (0, 0)) and self.groups == 1
     # What a stride leaves of an open size has the same form only of convolutions, so that maps can be added.
-    known = all(isinstance(n, int) for n in x.shape[1:3])
     pointwise &= strides == (1, 1) or known
-    plain = known and dilation == (1, 1) and self.groups == 1
     patches = plain and size == strides and padding == ((0, 0), (0, 0))
     thin = plain and not pointwise and x.shape[-1] <= MOST_CHANNELS
 

@@ -101,7 +101,7 @@ def _for_each(x, bases):
   return jnp.broadcast_to(jnp.asarray(bases, jnp.float32), (*x.shape[:-2], *bases.shape[-2:]))
 
 
-def times(x: Float[Array, "*b n d"], y: Float[Array, "*b d r"]) -> Float[Array, "*b n r"]:
+def _times(x: Float[Array, "*b n d"], y: Float[Array, "*b d r"]) -> Float[Array, "*b n r"]:
   """The product x · y with float32's precision, y in float32; of an x in bfloat16 `times_in_parts` on TPU."""
   plain = lambda x, y: _matmul(x.astype(jnp.float32), y)  # noqa: E731
   if x.dtype != jnp.bfloat16:
@@ -113,8 +113,8 @@ def times(x: Float[Array, "*b n d"], y: Float[Array, "*b d r"]) -> Float[Array, 
 def times_in_parts(x: Float[Array, "*b n d"], y: Float[Array, "*b d r"]) -> Float[Array, "*b n r"]:
   """The product x · y, x in bfloat16: y is three numbers of eight bits, side by side in one pass.
 
-  It has no derivative, and needs none. A float32 product in XLA's highest precision would split x too, into
-  one part that is all of it and two that are zero, and take six passes.
+  For use inside of a derivative of our own. A float32 product in XLA's highest precision would split x too,
+  into one part that is all of it and two that are zero, and take six passes.
   """
   parts = []
   for _ in range(3):
@@ -145,16 +145,16 @@ def _nmf(x, bases, steps, inv_t):
 def _nmf_forward(x, bases, steps, inv_t):
   def update(state):
     coefficients, bases = state
-    product = times(x, bases)
+    product = _times(x, bases)
     return _next_coefficients(coefficients, bases, product), (coefficients, bases, product)
 
   def step(state, _):
     updated, of_coefficients = update(state)
-    product = times(x.mT, updated)
+    product = _times(x.mT, updated)
     bases = _next_bases(updated, state[1], product)
     return (updated, bases), (of_coefficients, (updated, state[1], product))
 
-  product = times(x, bases)
+  product = _times(x, bases)
   state, steps = lax.scan(step, (nn.softmax(inv_t * product), bases), length=steps)
   updated, last = update(state)
   return _matmul(updated, state[1].mT), (x, (bases, product), steps, last, updated)
@@ -167,13 +167,13 @@ def _nmf_backward(_, inv_t, kept, dy):
     """Of an update of the coefficients: gradients of these, of the bases, and of x · bases."""
     _, pull = jax.vjp(_next_coefficients, *kept)
     of_coefficients, of_bases, of_product = pull(cotangent)
-    return of_coefficients, of_bases + times(x.mT, of_product), of_product
+    return of_coefficients, of_bases + _times(x.mT, of_product), of_product
 
   def step(cotangents, kept):
     (_, bases, _), (updated, _, _) = kept
     _, pull = jax.vjp(_next_bases, *kept[1])
     of_updated, of_bases, of_columns = pull(cotangents[1])
-    of_updated = cotangents[0] + of_updated + times(x, of_columns)
+    of_updated = cotangents[0] + of_updated + _times(x, of_columns)
     of_before, more, of_product = before(kept[0], of_updated)
     return (of_before, of_bases + more), ((of_product, updated), (bases, of_columns))
 
@@ -186,7 +186,7 @@ def _nmf_backward(_, inv_t, kept, dy):
   # The gradient of x is a sum of products: the factors of all side by side, n × r and d × r.
   left = jnp.concatenate([of_product, of_first, *(y for ys in left for y in ys)], -1)
   right = jnp.concatenate([last[1], first, *(y for ys in right for y in ys)], -1)
-  return _matmul(left, right.mT).astype(x.dtype), cotangents[1] + times(x.mT, of_first)
+  return _matmul(left, right.mT).astype(x.dtype), cotangents[1] + _times(x.mT, of_first)
 
 
 _nmf.defvjp(_nmf_forward, _nmf_backward)

@@ -94,17 +94,12 @@ def batch_norm_stored(
 ) -> Float[Array, "*b c"]:
   """By stored statistics, as in evaluation; the arguments are those of `batch_norm_act`."""
 
-  def run(_, epsilon, x, scale, bias, slope, mean, var):
+  def run(x, scale, bias, slope, mean, var):
     weight = scale * lax.rsqrt(var + epsilon)
     y = x * _spread(weight, x) + _spread(bias - mean * weight, x)
     return ((y if slope is None else jnp.where(y > 0, y, _spread(slope, x) * y)).astype(x.dtype),)
 
-  arguments = (None, epsilon, x, scale, bias, slope, mean, var)
-  if not packed:
-    return run(*arguments)[0]
-  choice = {platform: "packed" if platform == "tpu" else "plain" for platform in PLATFORMS}
-  forms = {name: partial(f, None, epsilon) for name, f in (("plain", run), ("packed", _packed(run)))}
-  return by_platform(choice, forms)(*arguments[2:])[0]
+  return (_packed_on_tpu(run, run) if packed else run)(x, scale, bias, slope, mean, var)[0]
 
 
 def batch_norm_act_as(form: Form, x, scale, bias, slope, *, epsilon: float, shift=None) -> Result:
@@ -146,13 +141,19 @@ def _one_pass(x, shift):
 def _packed(function):
   """`function` of maps whose columns lie side by side where they fill the lanes; the others as they are."""
 
-  def run(statistics, epsilon, x, *rest):
+  def run(x, *rest):
     n = columns_side_by_side(*x.shape[2:]) if x.ndim == 4 else 1
     pack = lambda y: side_by_side(y, n) if y is not None and y.shape == x.shape else y  # noqa: E731
-    first, *others = function(statistics, epsilon, pack(x), *map(pack, rest))
+    first, *others = function(pack(x), *map(pack, rest))
     return first.reshape(x.shape), *others
 
   return run
+
+
+def _packed_on_tpu(plain, function):
+  """`function` so on TPU, `plain` elsewhere."""
+  choice = {platform: "packed" if platform == "tpu" else "plain" for platform in PLATFORMS}
+  return by_platform(choice, {"packed": _packed(function), "plain": plain})
 
 
 def _forward(statistics, epsilon, x, scale, bias, slope, shift):
@@ -179,12 +180,8 @@ def _backward(statistics, epsilon, x, dy, mean, var, scale, bias, slope):
   return (_spread(scale * rstd, x) * rest).astype(x.dtype), dscale, dbias, dslope
 
 
-# Value and gradients of each form.
-FORMS: dict[Form, tuple[Callable, Callable]] = {
-  "two_pass": (partial(_forward, _two_pass), partial(_backward, _two_pass)),
-  "one_pass": (partial(_forward, _one_pass), partial(_backward, _one_pass)),
-  "packed": (partial(_packed(_forward), _one_pass), partial(_packed(_backward), _one_pass)),
-}
+# The statistics of each form.
+FORMS: dict[Form, Callable] = {"two_pass": _two_pass, "one_pass": _one_pass, "packed": _one_pass}
 # The table: platform → form, whatever the shape; a TPU takes "packed" where it is asked for. The v5e
 # compiler's cycles for three in a row at 64²×128: 1.76 M in two passes, 1.40 M in one.
 CHOICE: dict[str, Form] = {"cpu": "two_pass", "tpu": "one_pass", "cuda": "one_pass", "rocm": "one_pass"}
@@ -192,15 +189,13 @@ CHOICE: dict[str, Form] = {"cpu": "two_pass", "tpu": "one_pass", "cuda": "one_pa
 
 def _run(which: int, epsilon, form: Form | None, packed: bool) -> Callable:
   """The value of one form, 0, or its gradients, 1; of the platform's if `form` is None."""
+  function = (_forward, _backward)[which]
   if form is not None:
-    return partial(FORMS[form][which], epsilon)
-  # Forms differ in the statistics alone, so that the rest is traced once.
-  statistics = by_platform(CHOICE, {"two_pass": _two_pass, "one_pass": _one_pass})
-  plain = partial((_forward, _backward)[which], statistics, epsilon)
-  if not packed:
-    return plain
-  choice = {platform: "packed" if platform == "tpu" else "plain" for platform in PLATFORMS}
-  return by_platform(choice, {"packed": partial(FORMS["packed"][which], epsilon), "plain": plain})
+    found = partial(function, FORMS[form], epsilon)
+    return _packed(found) if form == "packed" else found
+  # By platform the statistics alone differ, so that the rest is traced once.
+  plain = partial(function, by_platform(CHOICE, FORMS), epsilon)
+  return _packed_on_tpu(plain, partial(function, _one_pass, epsilon)) if packed else plain
 
 
 def _fwd(x, scale, bias, slope, shift, epsilon, form, packed):

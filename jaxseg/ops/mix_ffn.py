@@ -60,7 +60,6 @@ def mix_ffn(
   dwconv: Weights,
   fc2: Weights,
   *,
-  conv: Callable[[Array, Array], Array] = _three_by_three,
   drop: Callable[[Array], Array] | None = None,
   on_devices: Callable[[Callable], Callable | None] | None = None,
 ) -> Float[Array, "b h w k"]:
@@ -69,7 +68,7 @@ def mix_ffn(
   `on_devices` makes of the kernel, (x, *weights) → y, one that runs on each device of a mesh for its images,
   or None where there must be none; without it the kernel runs as it is.
   """
-  plain = partial(mix_ffn_reference, conv=conv, drop=drop)
+  plain = partial(mix_ffn_reference, drop=drop)
   kernel = None
   square = fc1[0].shape == fc2[0].shape[::-1]
   if square and drop is None and mix_ffn_kernel.fits(x.shape, fc1[0].shape[-1], x.dtype):
