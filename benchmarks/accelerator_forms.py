@@ -4,7 +4,9 @@
 forward with all gradients; a form that the device refuses is a line with its reason.
 """
 
+import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 Case = dict[str, Any]
@@ -31,7 +33,7 @@ BATCH_NORM = ((128, 256), (64, 128), (32, 2048))
 ATTENTION = ((16384, 256, 1, 32), (1024, 256, 5, 32))
 RESIZE = ((64, 128, 256), (128, 512, 21))
 TINY = {
-  "depthwise": ((8, 4, "1x7", 1), (8, 4, "3x3", 2)),
+  "depthwise": ((8, 16, "1x7", 1), (8, 16, "3x3", 2)),
   "atrous": ((8, 4, 4, 2),),
   "msca": ((16, 4),),
   "mix_ffn": ((16, 32, 128),),
@@ -49,6 +51,8 @@ SHAPES = {
   "resize": RESIZE,
 }
 
+_ROUND = 0.1  # seconds, of which there are three
+
 # A TPU's kernels run on a CPU too, interpreted: slowly, so that they are tested before a TPU is lent.
 _RUN_KERNELS = ("tpu", "cpu")
 
@@ -63,27 +67,73 @@ def cases(*, tiny: bool, runs: int) -> list[Case]:
   ]
 
 
-def measure(case: Case) -> Case:
-  """{"forms": {name: {"forward": ms, "both": ms} or {"failed": reason}}, "chosen": today's form}."""
+def prepare(case: Case) -> Callable[[], Case]:
+  """Compiles every form; what is returned times them.
+
+  It gives {"forms": {name: {"forward": ms, "both": ms, "difference": d} or {"failed": reason}},
+  "chosen": today's form}. d is ‖form − first‖ / ‖first‖ of the value or the gradient where that is largest;
+  the first form is the definition.
+  """
   import jax
 
   operation = globals()[f"_{case['operation']}"]
   arrays, forms, chosen = operation(case["batch"], *case["shape"], platform=_platform())
-  found = {}
+  compiled: dict[str, Any] = {}
+  differences: dict[str, float] = {}
+  first = None
   for name, function in forms.items():
     try:
-      found[name] = {
-        "forward": _milliseconds(jax.jit(function), arrays, case["runs"]),
-        "both": _milliseconds(jax.jit(_with_gradients(function)), arrays, case["runs"]),
+      compiled[name] = {
+        kind: jax.jit(f).lower(*arrays).compile()
+        for kind, f in (("forward", function), ("both", _with_gradients(function)))
       }
+      result = compiled[name]["both"](*arrays)
+      first = result if first is None else first
+      differences[name] = float(_difference(result, first))
     except Exception as error:  # what a device refuses is a result, whatever it raises
-      found[name] = {"failed": (str(error).strip().splitlines() or [type(error).__name__])[0][:200]}
-  return {"forms": found, "chosen": chosen}
+      compiled[name] = _reason(error)
+
+  def time_them() -> Case:
+    found = {}
+    for name, programs in compiled.items():
+      try:
+        found[name] = (
+          programs
+          if "failed" in programs
+          else {kind: _milliseconds(program, arrays, case["runs"]) for kind, program in programs.items()}
+          | {"difference": differences[name]}
+        )
+      except Exception as error:
+        found[name] = _reason(error)
+    return {"forms": found, "chosen": chosen}
+
+  return time_them
+
+
+def _difference(tree, other):
+  import jax
+  import jax.numpy as jnp
+
+  @jax.jit
+  def run(tree, other):
+    pairs = list(zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True))
+    wide = [(x.astype(jnp.float32), y.astype(jnp.float32)) for x, y in pairs]
+    # The largest of the arrays': a kernel's gradient is much larger than the map's.
+    return jnp.stack([jnp.linalg.norm(x - y) / (jnp.linalg.norm(y) + 1e-30) for x, y in wide]).max()
+
+  return run(tree, other)
+
+
+def _reason(error: Exception) -> dict[str, str]:
+  return {"failed": (str(error).strip().splitlines() or [type(error).__name__])[0][:200]}
 
 
 def table(results: list[Case]) -> list[str]:
-  """Lines of a Markdown table: ms forward / with gradients, the best of each in bold."""
-  lines = ["| operation | shape | forms: ms forward / with gradients | chosen |", "|---|---|---|---|"]
+  """Lines of a Markdown table: ms forward / with gradients, the best of each in bold (difference)."""
+  lines = [
+    "| operation | shape | forms: ms forward / with gradients (difference from the first) | chosen |",
+    "|---|---|---|---|",
+  ]
   for r in results:
     shape = f"{r['batch']} x {' '.join(map(str, r['shape']))}"
     if "failed" in r:
@@ -97,7 +147,7 @@ def table(results: list[Case]) -> list[str]:
         cells.append(f"{name} failed: {t['failed']}")
       else:
         words = [f"**{t[k]:.3f}**" if t[k] == best[k] else f"{t[k]:.3f}" for k in ("forward", "both")]
-        cells.append(f"{name} {' / '.join(words)}")
+        cells.append(f"{name} {' / '.join(words)} ({t['difference']:.0e})")
     lines.append(f"| {r['operation']} | {shape} | {'; '.join(cells)} | {r['chosen']} |")
   return lines
 
@@ -124,14 +174,17 @@ def _milliseconds(run, arrays, runs: int) -> float:
   import jax
 
   jax.block_until_ready(run(*arrays))
+  began = time.perf_counter()
+  jax.block_until_ready(run(*arrays))
+  count = max(min(runs, math.ceil(_ROUND / (time.perf_counter() - began))), 2)
   rounds = []
   for _ in range(3):
     began = time.perf_counter()
     out = None
-    for _ in range(runs):
+    for _ in range(count):
       out = run(*arrays)
     jax.block_until_ready(out)
-    rounds.append(1e3 * (time.perf_counter() - began) / runs)
+    rounds.append(1e3 * (time.perf_counter() - began) / count)
   return sorted(rounds)[1]
 
 
@@ -152,6 +205,8 @@ def _depthwise(batch: int, h: int, c: int, kernel: str, rate: int, *, platform: 
   window = ops.Window((1, 1), padding, (rate, rate))
   arrays = _normal(batch, h, h, c), _normal(*size, 1, c)
   names = [name for name in ops.FORMS if name != "banded" or 1 in size]
+  if platform == "tpu":
+    names.remove("kernel")  # for GPUs
   forms = {name: partial(_formed, ops.depthwise_conv_as, name, window) for name in names}
   return arrays, forms, ops.choose_form(platform, arrays[0].dtype, arrays[0].shape, size, window)
 
@@ -225,8 +280,6 @@ def _batch_norm(batch: int, h: int, c: int, *, platform: str):
 
 
 def _attention(batch: int, n: int, m: int, heads: int, d: int, *, platform: str):
-  import math
-
   import jax
 
   from jaxseg.ops import attention as ops

@@ -4,7 +4,8 @@ XLA:CPU runs `lax.conv_general_dilated` with one channel a group tens of times s
 the same sum written tap by tap, and the automatic derivative of that sum is a pad and an add over the whole
 image for each tap. On TPU the taps keep the vector unit busy 5 to 15 times as long as XLA's own
 convolution; a strip can also be a product with a banded matrix, on the matrix unit.
-So there are three forms, each of the value and of both gradients, and a table of choices at the end.
+On GPUs a kernel of our own (`ops.depthwise_kernel`) keeps the taps' sum in registers.
+So there are four forms, each of the value and of both gradients, and a table of choices at the end.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +18,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxseg.ops import depthwise_kernel
 from jaxseg.ops.definition import defined_by, formed
 from jaxseg.types import Dim
 
 Pair = tuple[int, int]
-Form = Literal["lax", "taps", "banded"]
+Form = Literal["lax", "taps", "banded", "kernel"]
 
 
 class Window(NamedTuple):
@@ -235,12 +237,32 @@ def _places(size: int, kernel, window: Window) -> np.ndarray:
   return read[None] == np.arange(size)[:, None, None]
 
 
+# --- kernel: for GPUs; interpreted where there is none ---
+
+
+def _kernel(x, kernel, window: Window):
+  run = partial(depthwise_kernel.value, padding=window.padding, dilation=window.dilation)
+  return _interpreted_on_cpu(run, x, kernel)
+
+
+def _kernel_gradients(x, kernel, dy, window: Window):
+  run = partial(depthwise_kernel.gradients, padding=window.padding, dilation=window.dilation)
+  return _interpreted_on_cpu(run, x, kernel, dy)
+
+
+def _interpreted_on_cpu(run: Callable, *arrays):
+  if jax.default_backend() == "cpu":
+    return run(*arrays, interpret=True)
+  return lax.platform_dependent(*arrays, cpu=partial(run, interpret=True), default=run)
+
+
 # --- the derivative, and the choice ---
 
 FORMS: dict[Form, tuple[Callable, Callable]] = {
   "lax": (_lax, _lax_gradients),
   "taps": (_taps, _taps_gradients),
   "banded": (_banded, _banded_gradients),
+  "kernel": (_kernel, _kernel_gradients),
 }
 
 
@@ -251,10 +273,14 @@ def choose_form(
 
   TPU: XLA's own, by the v5e compiler (benchmarks/results/tpu_v5e_aot.md). One long strip alone has fewer
   cycles as a product with a band matrix, but not the strips of an MSCA unit, each of which wants the map
-  in another layout. GPU: not measured.
+  in another layout.
   """
-  del dtype, shape, kernel_size, window
-  return "taps" if platform == "cpu" else "lax"
+  del kernel_size
+  if platform == "cpu":
+    return "taps"
+  # Triton is there where a GPU is, and the partitioner cannot divide a kernel among several.
+  kernel = platform == "cuda" and jax.default_backend() == "gpu" and not _is_sharded()
+  return "kernel" if kernel and depthwise_kernel.fits(shape, dtype, window.strides) else "lax"
 
 
 _run = formed(

@@ -14,9 +14,10 @@ CASES = forms.cases(tiny=True, runs=1)
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['operation']} {case['shape']}")
 def test_every_form_is_timed(case):
-  result = forms.measure(case)
+  result = forms.prepare(case)()
   assert result["chosen"] in result["forms"] and len(result["forms"]) > 1
-  assert all(set(timed) == {"forward", "both"} for timed in result["forms"].values()), result
+  assert all(set(timed) == {"forward", "both", "difference"} for timed in result["forms"].values()), result
+  assert all(timed["difference"] < 0.02 for timed in result["forms"].values()), result
   (line,) = forms.table([case | result])[2:]
   assert line.count("**") >= 4 and line.endswith(f"| {result['chosen']} |")
 
@@ -34,4 +35,4 @@ def test_what_a_device_refuses_is_a_line(monkeypatch):
     forms, "_resize", lambda *shape, platform: ((forms._normal(1, 2, 2, 1),), {"a": refuse}, "a")
   )
   case = dict(operation="resize", shape=[1, 2, 3], batch=1, runs=1)
-  assert "a failed: no such kernel |" in forms.table([case | forms.measure(case)])[-1]
+  assert "a failed: no such kernel |" in forms.table([case | forms.prepare(case)()])[-1]

@@ -68,9 +68,15 @@ def depthwise_cases():
     given = dict(strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1)) | fields
     window = depthwise.Window(given["strides"], given["padding"], given["dilation"])
     names = [form for form in depthwise.FORMS if form != "banded" or 1 in size]
+    channels = 48 if window.strides == (1, 1) else 3  # a block and a half of the kernel, or what it refuses
+    if channels == 3:
+      names.remove("kernel")
     forms = {form: functools.partial(depthwise_as, form, window) for form in names}
     definition = functools.partial(depthwise.depthwise_conv_reference, **fields)
-    yield f"depthwise {name}", Case(definition, forms, (normal(0, 2, 23, 14, 3), normal(1, *size, 1, 3)))
+    yield (
+      f"depthwise {name}",
+      Case(definition, forms, (normal(0, 2, 23, 14, channels), normal(1, *size, 1, channels))),
+    )
 
 
 def depthwise_as(form, window, x, kernel):
