@@ -19,12 +19,14 @@ autocast to bfloat16 and channels_last, eager and compiled.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import itertools
 import json
 import math
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -160,7 +162,9 @@ def run_wave(commands: Sequence[list[str]], deadline: float) -> list[list[Case]]
   """What each command measured, `failed` with the reason as its last where it did not go to its end.
 
   All compile at once. Each says READY then, and waits for its input's end: so they have the device in turn.
+  One that takes more than three quarters of the time that is left is ended, so that the others are measured.
   """
+  left = max(deadline - time.monotonic(), 1.0)
   with contextlib.ExitStack() as stack:
     errors = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
@@ -168,28 +172,36 @@ def run_wave(commands: Sequence[list[str]], deadline: float) -> list[list[Case]]
       stack.enter_context(subprocess.Popen(command, stderr=error, **pipes))
       for command, error in zip(commands, errors, strict=True)
     ]
-    watch = threading.Timer(max(deadline - time.monotonic(), 1.0), lambda: [p.kill() for p in processes])
-    watch.start()
-    try:
-      for process in processes:
-        next((line for line in process.stdout if line == "READY\n"), None)
-      return [finish(p, error, deadline) for p, error in zip(processes, errors, strict=True)]
-    finally:
-      watch.cancel()
-      for process in processes:
-        process.kill()
+    compiling = set(processes)
+
+    def wait(process: subprocess.Popen) -> None:
+      next((line for line in process.stdout if line == "READY\n"), None)
+      compiling.discard(process)
+
+    timers = [
+      threading.Timer(0.75 * left, lambda: [p.kill() for p in tuple(compiling)]),
+      threading.Timer(left, lambda: [p.kill() for p in processes]),
+    ]
+    for timer in timers:
+      stack.callback(timer.cancel)
+      timer.start()
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as threads:
+      list(threads.map(wait, processes))
+    return [finish(p, error) for p, error in zip(processes, errors, strict=True)]
 
 
-def finish(process: subprocess.Popen, errors, deadline: float) -> list[Case]:
+def finish(process: subprocess.Popen, errors) -> list[Case]:
   """Lets the process measure, and takes its results."""
   process.stdin.close()
   lines = list(process.stdout)
   found = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
   if process.wait() == 0 and found:
     return found
+  if process.returncode == -signal.SIGKILL:
+    return [*found, {"failed": "time"}]
   errors.seek(0)
   reason = (errors.read().strip().splitlines() or [f"exit code {process.returncode}"])[-1][:300]
-  return [*found, {"failed": "time" if time.monotonic() > deadline - 1 else reason}]
+  return [*found, {"failed": reason}]
 
 
 def read(record: pathlib.Path) -> dict[str, Case]:
@@ -312,7 +324,10 @@ def drawn(path, leaf, rng):
     return np.ones(leaf.shape, leaf.dtype)
   if len(leaf.shape) < 2:
     return np.zeros(leaf.shape, leaf.dtype)
-  return (rng.standard_normal(leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5).astype(leaf.dtype)
+  values = rng.standard_normal(leaf.shape)
+  if name == "bases":  # of a factorisation without negative values
+    return (np.abs(values) / np.linalg.norm(values, axis=-2, keepdims=True)).astype(leaf.dtype)
+  return (values / np.prod(leaf.shape[:-1]) ** 0.5).astype(leaf.dtype)
 
 
 def timed(compile_) -> tuple[Any, float]:

@@ -32,6 +32,8 @@ BATCH_NORM = ((128, 256), (64, 128), (32, 2048))
 # Queries, keys, heads, width: SegFormer-B0's first and third stage.
 ATTENTION = ((16384, 256, 1, 32), (1024, 256, 5, 32))
 RESIZE = ((64, 128, 256), (128, 512, 21))
+# Rows, factor, classes: of SegFormer-B0, SegNeXt-T, DeepLabV3+ and CGNet.
+CROSS_ENTROPY = ((128, 4, 150), (64, 8, 150), (128, 4, 21), (85, 8, 19))
 TINY = {
   "depthwise": ((8, 16, "1x7", 1), (8, 16, "3x3", 2)),
   "atrous": ((8, 4, 4, 2),),
@@ -40,6 +42,7 @@ TINY = {
   "batch_norm": ((8, 4),),
   "attention": ((16, 4, 2, 8),),
   "resize": ((4, 8, 3),),
+  "cross_entropy": ((64, 2, 3),),
 }
 SHAPES = {
   "depthwise": DEPTHWISE,
@@ -49,6 +52,7 @@ SHAPES = {
   "batch_norm": BATCH_NORM,
   "attention": ATTENTION,
   "resize": RESIZE,
+  "cross_entropy": CROSS_ENTROPY,
 }
 
 _ROUND = 0.1  # seconds, of which there are three
@@ -311,5 +315,34 @@ def _resize(batch: int, before: int, after: int, c: int, *, platform: str):
     "reference": lambda x: ops.resize_reference(x, size),
     "matrices": lambda x: ops.resize_by_matrices(x, size),
     "phases": lambda x: ops.resize_by_phases(x, size),
+    "broadcast": lambda x: ops.resize_by_broadcast(x, size),
   }
-  return (_normal(batch, before, before, c),), forms, "phases" if platform == "cpu" else "matrices"
+  return (_normal(batch, before, before, c),), forms, ops.CHOICE[platform]
+
+
+def _cross_entropy(batch: int, h: int, factor: int, classes: int, *, platform: str):
+  import functools
+
+  import jax.numpy as jnp
+  import numpy as np
+
+  from jaxseg.ops import softmax_kernel, softmax_kernel_gpu, upsampled
+  from jaxseg.ops import upsampled_cross_entropy as ops
+
+  x = _normal(batch, h, h, classes).astype(jnp.float32)
+  labels = jnp.asarray(
+    np.random.default_rng(1).integers(0, classes, (batch, h * factor, h * factor)), jnp.int32
+  )
+  function, derivative = ops.softmax_terms()
+
+  def strips(x):
+    return upsampled.map_rows(function, x, (labels,), derivative=derivative)[0][0]
+
+  forms = {"strips": strips}
+  modules = {"tpu": softmax_kernel, "cuda": softmax_kernel_gpu}
+  for name in [platform] if platform in modules else modules:
+    if modules[name].fits(x.shape, labels.shape[1:], align_corners=False):
+      kernel = functools.partial(modules[name].terms, interpret=platform == "cpu")
+      forms[f"{name} kernel"] = lambda x, kernel=kernel: kernel(x, labels)[0]
+  chosen = upsampled.choose_form(platform, kernel=f"{platform} kernel" in forms)
+  return (x,), forms, chosen

@@ -46,7 +46,7 @@ def main() -> None:
     return sum(w * F.cross_entropy(F.interpolate(m.float(), **resize), label) for m, w in maps)
 
   def label_map(image):
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
       logits = network(image)
       return F.interpolate(logits.float(), shape[1:], mode="bilinear").argmax(1).to(torch.uint8)
 

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.layers import spatial
+from jaxseg.layers.upsampled import for_own_images
 from jaxseg.ops.bias import add_bias
 from jaxseg.ops.definition import defined_by
 from jaxseg.ops.depthwise import depthwise_conv
@@ -183,7 +184,8 @@ class DepthwiseConv(nn.Module):
     strides, padding = pair(self.strides), explicit_padding(size, dilation=dilation, padding=self.padding)
 
     def apply(x, kernel, rows):
-      return depthwise_conv(x, kernel, strides=strides, padding=(rows, padding[1]), dilation=dilation)
+      window = dict(strides=strides, padding=(rows, padding[1]), dilation=dilation)
+      return depthwise_conv(x, kernel, **window, on_devices=for_own_images)
 
     window = dict(size=size[0], stride=strides[0], dilation=dilation[0], padding=padding[0])
     y = spatial.windowed(apply, x, (kernel,), **window)

@@ -1,7 +1,7 @@
 """`ops.upsampled` under a mesh: each device makes strips of its own rows, or runs a kernel for its images."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ def map_upsampled(
   align_corners: bool = False,
   fills: Sequence[Any] | None = None,
   derivative: Callable[..., Any] | None = None,
-  kernel: Callable[..., Any] | None = None,
+  kernels: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Any:
   """`ops.upsampled.map_rows`, which has the arguments.
 
@@ -44,7 +44,7 @@ def map_upsampled(
       align_corners=align_corners,
       fills=fills,
       derivative=derivative,
-      kernel=for_own_images(kernel),
+      kernels={p: on_each for p, k in (kernels or {}).items() if (on_each := for_own_images(k)) is not None},
       images=images,
     )
   own = height // parts
@@ -82,7 +82,7 @@ def for_own_images(kernel: Callable[..., Any] | None, *, same: int = 0) -> Calla
     same: how many of its arguments, the last ones, are the same for all images.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if kernel is None or (mesh.empty and jax.default_backend() == "tpu" and jax.device_count() > 1):
+  if kernel is None or (mesh.empty and jax.default_backend() != "cpu" and jax.device_count() > 1):
     return None
   free = {a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
   if math.prod(mesh.shape[axis] for axis in free) == 1:

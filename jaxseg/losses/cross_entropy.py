@@ -19,7 +19,7 @@ from jaxseg.losses.pixels import Pixels, count, divide, known, map_pixels, prepa
 from jaxseg.ops.upsampled_cross_entropy import (
   Terms,
   make_softmax_terms,
-  softmax_kernel_for,
+  softmax_kernels_for,
   softmax_terms,
 )
 from jaxseg.types import IGNORE_LABEL, AnyArray
@@ -79,10 +79,10 @@ def pixel_cross_entropy(
   """
   if not 0.0 <= label_smoothing < 1.0:
     raise UserError(f"label_smoothing is {label_smoothing}, expected a share in [0, 1)")
-  num_classes, weights, kernel = pixels.logits.shape[-1], pixels.weights, None
+  num_classes, weights, kernels = pixels.logits.shape[-1], pixels.weights, {}
   if not label_smoothing:
     function, derivative = softmax_terms()
-    kernel = softmax_kernel_for(pixels.logits.shape, pixels.labels.shape, align_corners=align_corners)
+    kernels = softmax_kernels_for(pixels.logits.shape, pixels.labels.shape, align_corners=align_corners)
   elif isinstance(weights, jax.core.Tracer):
     function, derivative = make_softmax_terms(weights / num_classes)
   else:
@@ -95,7 +95,7 @@ def pixel_cross_entropy(
     ignore_label=ignore_label,
     align_corners=align_corners,
     derivative=derivative,
-    kernel=kernel,
+    kernels=kernels,
   )
   weight = weight_of_label(pixels)
   loss = terms.log_normaliser - terms.true_logit

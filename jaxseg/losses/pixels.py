@@ -1,6 +1,6 @@
 """What every loss does first: which pixels are labelled, and logits at the labels' resolution."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,7 +76,7 @@ def map_pixels(
   ignore_label: int,
   align_corners: bool,
   derivative: Callable[..., Any] | None = None,
-  kernel: Callable[..., Any] | None = None,
+  kernels: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Any:
   """`function` of (float32 logits at the labels' resolution, labels), which never is held at once.
 
@@ -87,7 +87,7 @@ def map_pixels(
     ignore_label: beyond the last row of a strip.
     align_corners: corner rule of the resize.
     derivative: as `ops.upsampled.map_strips` takes it.
-    kernel: as `ops.upsampled.map_rows` takes it.
+    kernels: as `ops.upsampled.map_rows` takes it.
   """
   if pixels.logits.shape[:-1] == pixels.labels.shape:
     return function(pixels.logits.astype(jnp.float32), pixels.labels)
@@ -98,7 +98,7 @@ def map_pixels(
     align_corners=align_corners,
     fills=(ignore_label,),
     derivative=derivative,
-    kernel=kernel,
+    kernels=kernels,
   )
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxseg.ops.definition import defined_by, formed
 
-Form = Literal["lax", "taps"]
+Form = Literal["lax", "taps", "lax_products"]
 
 
 class Window(NamedTuple):
@@ -82,19 +82,31 @@ def _taps(x, kernel, window: Window):
 
 
 def _taps_gradients(x, kernel, dy, window: Window):
-  sums = dict(preferred_element_type=jnp.float32)
   dx = jnp.zeros(x.shape, jnp.float32)
-  dkernel = {}
   for i, j, source, target, _ in _windows(x.shape, window):
-    part = jnp.einsum("bhwk,ck->bhwc", dy[target], kernel[i, j], **sums)
+    part = jnp.einsum("bhwk,ck->bhwc", dy[target], kernel[i, j], preferred_element_type=jnp.float32)
     rows, columns = source[1:]
     pad_rows = (rows.start, x.shape[1] - rows.stop, 0)
     pad_columns = (columns.start, x.shape[2] - columns.stop, 0)
     dx = dx + _padded(part, (pad_rows, pad_columns))
-    dkernel[i, j] = jnp.einsum("bhwc,bhwk->ck", x[source], dy[target], **sums)
+  return dx.astype(x.dtype), _kernel_gradient(x, kernel, dy, window)
+
+
+def _kernel_gradient(x, kernel, dy, window: Window):
+  """A product for each tap."""
+  found = {}
+  for i, j, source, target, _ in _windows(x.shape, window):
+    product = jnp.einsum("bhwc,bhwk->ck", x[source], dy[target], preferred_element_type=jnp.float32)
+    found[i, j] = product
   zero = jnp.zeros(kernel.shape[2:], jnp.float32)
-  stacked = jnp.stack([dkernel.get((i, j), zero) for i in range(3) for j in range(3)])
-  return dx.astype(x.dtype), stacked.reshape(kernel.shape).astype(kernel.dtype)
+  stacked = jnp.stack([found.get((i, j), zero) for i in range(3) for j in range(3)])
+  return stacked.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _lax_products_gradients(x, kernel, dy, window: Window):
+  """The input's by XLA's convolution; the kernel's not, which on GPUs has a window as large as the map."""
+  (dx,) = jax.vjp(lambda x: _lax(x, kernel, window), x)[1](dy)
+  return dx, _kernel_gradient(x, kernel, dy, window)
 
 
 def _padded(part, pads):
@@ -139,6 +151,7 @@ def _axis(n: int, rate: int) -> Iterator[tuple[int, slice, slice]]:
 FORMS: dict[Form, tuple[Callable, Callable]] = {
   "lax": (_lax, _lax_gradients),
   "taps": (_taps, _taps_gradients),
+  "lax_products": (_lax, _lax_products_gradients),
 }
 
 
@@ -154,12 +167,16 @@ def choose_form(
   """The table: which form for a platform, a dtype, a map of `size` (a device's own rows), kernel and rate.
 
   The share of taps that read the map decides; measured on a CPU (2048→512 at 64², rate 36: 0.37 s against
-  1.54 s). Not measured yet on a GPU.
+  1.54 s) and on a GPU (benchmarks/results/NVIDIA_H100_80GB_HBM3.md).
   """
   del dtype
+  if rate == 1:
+    return "lax"
   share = _share(size[0], rate) * _share(size[1], rate)
   large = platform == "cpu" and kernel_shape[2] * kernel_shape[3] * 9 >= _LARGE_KERNEL
-  return "taps" if rate > 1 and (share < _USEFUL_SHARE or (large and share < 0.9)) else "lax"
+  if share < _USEFUL_SHARE or (large and share < 0.9):
+    return "taps"
+  return "lax_products" if platform == "cuda" else "lax"
 
 
 def _share(n: int, rate: int) -> float:

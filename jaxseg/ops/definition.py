@@ -23,7 +23,7 @@ from jaxseg.errors import UserError
 
 # What a table of forms has an entry for.
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
-_KERNELS = "JAXSEG_TPU_KERNELS"
+_KERNELS = {"tpu": "JAXSEG_TPU_KERNELS", "cuda": "JAXSEG_GPU_KERNELS"}
 
 _plain: contextvars.ContextVar[bool] = contextvars.ContextVar("plain_definitions", default=False)
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
@@ -99,17 +99,34 @@ def vector_memory() -> int:
 
 
 def takes_kernels(platform: str) -> bool:
-  """Whether a program of `platform` may hold Pallas kernels: a TPU's, unless JAXSEG_TPU_KERNELS is "off".
+  """Whether a program of `platform` may hold TPUs' kernels: a TPU's, unless JAXSEG_TPU_KERNELS is "off".
 
   Read while a model is traced: set it before the program starts.
 
   Raises:
     UserError: it is neither "on" nor "off".
   """
-  value = os.environ.get(_KERNELS, "on")
+  return _are_on("tpu") and platform == "tpu"
+
+
+def takes_gpu_kernels(platform: str) -> bool:
+  """The same of GPUs' kernels and JAXSEG_GPU_KERNELS: CUDA, where a GPU is at hand, as Triton asks for."""
+  return _are_on("cuda") and platform == "cuda" and jax.default_backend() == "gpu"
+
+
+def _are_on(platform: str) -> bool:
+  value = os.environ.get(_KERNELS[platform], "on")
   if value not in ("on", "off"):
-    raise UserError(f"the environment's {_KERNELS} is {value!r}; expected 'on' or 'off'")
-  return platform == "tpu" and value == "on"
+    raise UserError(f"the environment's {_KERNELS[platform]} is {value!r}; expected 'on' or 'off'")
+  return value == "on"
+
+
+def interpreted_on_cpu(kernel: Callable) -> Callable:
+  """A kernel (*arrays, interpret=False) that is interpreted where its program runs on a CPU, slowly."""
+  interpreted = functools.partial(kernel, interpret=True)
+  if jax.default_backend() == "cpu":
+    return interpreted
+  return lambda *arrays: lax.platform_dependent(*arrays, cpu=interpreted, default=kernel)
 
 
 def repeat(count: int, step: Callable[[Any, Any], Any], state: Any) -> Any:

@@ -19,7 +19,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.ops import depthwise_kernel
-from jaxseg.ops.definition import defined_by, formed
+from jaxseg.ops.definition import (
+  PLATFORMS,
+  by_platform,
+  defined_by,
+  formed,
+  interpreted_on_cpu,
+  takes_gpu_kernels,
+)
 from jaxseg.types import Dim
 
 Pair = tuple[int, int]
@@ -47,8 +54,10 @@ def depthwise_conv_reference(
   strides: Pair = (1, 1),
   padding: tuple[Pair, Pair] = ((0, 0), (0, 0)),
   dilation: Pair = (1, 1),
+  on_devices: Callable[..., Callable | None] | None = None,
 ) -> Float[Array, "b ho wo c"]:
   """The definition: a grouped convolution with one channel a group."""
+  del on_devices
   return _lax(x, kernel, Window(strides, padding, dilation))
 
 
@@ -60,6 +69,7 @@ def depthwise_conv(
   strides: Pair = (1, 1),
   padding: tuple[Pair, Pair] = ((0, 0), (0, 0)),
   dilation: Pair = (1, 1),
+  on_devices: Callable[..., Callable | None] | None = None,
 ) -> Float[Array, "b ho wo c"]:
   """Equal to `depthwise_conv_reference`, in the form that `choose_form` gives for the platform.
 
@@ -71,9 +81,17 @@ def depthwise_conv(
     strides: rows, columns.
     padding: zeros added (before, after) the rows and the columns; negative crops.
     dilation: distance of the taps.
+    on_devices: makes of GPUs' kernel, (x, kernel) → y, one that runs on each device of a mesh for its images,
+      or None where there must be none; of its arguments the last one, `same=1`, is the same for all.
   """
   window = Window(tuple(strides), tuple(map(tuple, padding)), tuple(dilation))
-  return _run(x, kernel, window)
+  plain = partial(_run, window=window)
+  kernels = on_devices is not None and _is_sharded() and takes_gpu_kernels("cuda")
+  if not kernels or not depthwise_kernel.fits(x.shape, x.dtype, window.strides):
+    return plain(x, kernel)
+  on_each = on_devices(partial(_run, window=window, form="kernel"), same=1)
+  choice = dict.fromkeys(PLATFORMS, "plain") | ({} if on_each is None else {"cuda": "kernel"})
+  return by_platform(choice, {"plain": plain, "kernel": on_each})(x, kernel)
 
 
 def depthwise_conv_as(
@@ -242,18 +260,12 @@ def _places(size: int, kernel, window: Window) -> np.ndarray:
 
 def _kernel(x, kernel, window: Window):
   run = partial(depthwise_kernel.value, padding=window.padding, dilation=window.dilation)
-  return _interpreted_on_cpu(run, x, kernel)
+  return interpreted_on_cpu(run)(x, kernel)
 
 
 def _kernel_gradients(x, kernel, dy, window: Window):
   run = partial(depthwise_kernel.gradients, padding=window.padding, dilation=window.dilation)
-  return _interpreted_on_cpu(run, x, kernel, dy)
-
-
-def _interpreted_on_cpu(run: Callable, *arrays):
-  if jax.default_backend() == "cpu":
-    return run(*arrays, interpret=True)
-  return lax.platform_dependent(*arrays, cpu=partial(run, interpret=True), default=run)
+  return interpreted_on_cpu(run)(x, kernel, dy)
 
 
 # --- the derivative, and the choice ---
@@ -278,9 +290,9 @@ def choose_form(
   del kernel_size
   if platform == "cpu":
     return "taps"
-  # Triton is there where a GPU is, and the partitioner cannot divide a kernel among several.
-  kernel = platform == "cuda" and jax.default_backend() == "gpu" and not _is_sharded()
-  return "kernel" if kernel and depthwise_kernel.fits(shape, dtype, window.strides) else "lax"
+  kernel = takes_gpu_kernels(platform) and depthwise_kernel.fits(shape, dtype, window.strides)
+  # The compiler cannot divide a kernel among several devices: `depthwise_conv` does.
+  return "kernel" if kernel and not _is_sharded() else "lax"
 
 
 _run = formed(

@@ -31,7 +31,7 @@ def mix_ffn_reference(
   dwconv: Weights,
   fc2: Weights,
   *,
-  conv: Callable[[Array, Array], Array] = _three_by_three,
+  conv: Callable[[Array, Array], Array] | None = None,
   drop: Callable[[Array], Array] | None = None,
   on_devices: Callable[[Callable], Callable | None] | None = None,
 ) -> Float[Array, "b h w k"]:
@@ -42,11 +42,11 @@ def mix_ffn_reference(
     fc1: kernel (c, n) and bias.
     dwconv: kernel (3, 3, 1, n) and bias.
     fc2: kernel (n, k) and bias.
-    conv: (map, kernel) → the depthwise convolution of it.
+    conv: (map, kernel) → the depthwise convolution of it; None is that of the whole map.
     drop: dropout, after the activation and at the end.
-    on_devices: has no effect here.
+    on_devices: for the convolution, as `depthwise_conv` takes it.
   """
-  del on_devices
+  conv = conv or partial(_three_by_three, on_devices=on_devices)
   drop = drop or (lambda y: y)
   y = add_bias(x @ fc1[0], fc1[1])
   y = drop(gelu(add_bias(conv(y, dwconv[0]), dwconv[1])))
@@ -68,7 +68,7 @@ def mix_ffn(
   `on_devices` makes of the kernel, (x, *weights) → y, one that runs on each device of a mesh for its images,
   or None where there must be none; without it the kernel runs as it is.
   """
-  plain = partial(mix_ffn_reference, drop=drop)
+  plain = partial(mix_ffn_reference, drop=drop, on_devices=on_devices)
   kernel = None
   square = fc1[0].shape == fc2[0].shape[::-1]
   if square and drop is None and mix_ffn_kernel.fits(x.shape, fc1[0].shape[-1], x.dtype):

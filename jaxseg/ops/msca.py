@@ -39,16 +39,15 @@ def msca_reference(
     strips: pairs of weights, (1×n, n×1), n odd.
     inside: for the rows of `x` without (k − 1) / 2 on each side, whether they lie in the image: beyond it
       are zeros for the strips, not what the square makes of zeros. None: `x` is the whole map.
-    on_devices: has no effect here.
+    on_devices: for the convolutions, as `depthwise_conv` takes it.
   """
-  del on_devices
   halo = max((_half(column) for _, column in strips), default=0) if inside is not None else 0
 
   def conv(x, weights):
     kernel, bias = weights
     rows, columns = ((k - 1) // 2 for k in kernel.shape[:2])
     rows = 0 if inside is not None else rows
-    y = depthwise_conv(x, kernel, padding=((rows, rows), (columns, columns)))
+    y = depthwise_conv(x, kernel, padding=((rows, rows), (columns, columns)), on_devices=on_devices)
     return add_bias(y, bias)
 
   def keep(y, around: int):
@@ -83,7 +82,7 @@ def msca(
   """
   if inside is not None:
     return msca_reference(x, square, strips, inside=inside)
-  forms = {"convolutions": msca_reference}
+  forms = {"convolutions": partial(msca_reference, on_devices=on_devices)}
   sizes = msca_kernel.Sizes(square[0].shape[0], tuple(row[0].shape[1] for row, _ in strips))
   kernel = None
   if msca_kernel.fits(x.shape, x.dtype, sizes):

@@ -6,13 +6,13 @@ that returns, and in the derivative makes the strip again instead of keeping it.
 (`jax.jvp`): where one strip holds the map there is no strip, and JAX's own derivatives.
 
 - Definition: `map_rows_reference`, which holds the map.
-- Accelerators: rows by a weighted sum of the few that a strip reads, columns by a matrix product.
-- CPU: columns by the phases of `ops.resize`, where the factor is whole.
-- A function may have a kernel for TPUs of its own (`ops.softmax_kernel`).
+- Rows by a weighted sum of the few that a strip reads; columns on TPU by a matrix product, elsewhere in the
+  form of `ops.resize`.
+- A function may have kernels of its own for TPUs (`ops.softmax_kernel`) and GPUs (`ops.softmax_kernel_gpu`).
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxseg.ops import resize as resize_ops
-from jaxseg.ops.definition import PLATFORMS, by_platform, takes_kernels
+from jaxseg.ops.definition import PLATFORMS, by_platform, takes_gpu_kernels, takes_kernels
 from jaxseg.types import AnyArray
 
 # Values of full-size logits that one device makes at once: 40 MB, which a TPU's vector memory holds.
@@ -101,7 +101,7 @@ def map_rows(
   align_corners: bool = False,
   fills: Sequence[Any] | None = None,
   derivative: Callable[..., Array] | None = None,
-  kernel: Callable[..., Any] | None = None,
+  kernels: Mapping[str, Callable[..., Any]] | None = None,
   rows: int | None = None,
   images: int | None = None,
 ) -> Any:
@@ -114,7 +114,7 @@ def map_rows(
     align_corners: corner rule of the resize.
     fills: see `map_strips`.
     derivative: see `map_strips`.
-    kernel: (logits, *pixels) → what `function` gives, of its own, for TPUs instead of strips.
+    kernels: platform → (logits, *pixels) → what `function` gives, of its own, instead of strips.
     rows: of a strip; None chooses.
     images: that one device holds; None is all of them.
   """
@@ -129,14 +129,16 @@ def map_rows(
     settings = dict(align_corners=align_corners, fills=fills, derivative=derivative)
     return map_strips(function, logits, pixels, strips, width, **settings)
 
-  forms = {"strips": by_strips} | ({"kernel": kernel} if kernel is not None else {})
-  choice = {platform: choose_form(platform, kernel=kernel is not None) for platform in PLATFORMS}
+  kernels = kernels or {}
+  choice = {platform: choose_form(platform, kernel=platform in kernels) for platform in PLATFORMS}
+  forms = {"strips": by_strips} | {f"{platform} kernel": kernel for platform, kernel in kernels.items()}
   return by_platform(choice, forms)(jnp.asarray(logits), *map(jnp.asarray, pixels))
 
 
 def choose_form(platform: str, *, kernel: bool) -> str:
-  """The table: "kernel" or "strips" for a platform, where the function has a kernel or not."""
-  return "kernel" if kernel and takes_kernels(platform) else "strips"
+  """The table: the platform's kernel or "strips", where the function has such a kernel or not."""
+  takes = takes_kernels(platform) or takes_gpu_kernels(platform)
+  return f"{platform} kernel" if kernel and takes else "strips"
 
 
 def map_strips(
@@ -279,7 +281,6 @@ def _enlarge(x, weights, width: int, align_corners: bool):
   # network in bfloat16 gives. A GPU's three passes would be TF32, with 10.
   return lax.platform_dependent(
     x,
-    cpu=lambda x: resize_ops.resize_axis(x, 2, width, align_corners=align_corners),
     tpu=lambda x: resize_ops.apply_matrix(matrix, x, 2, precision=lax.Precision.HIGH),
-    default=lambda x: resize_ops.apply_matrix(matrix, x, 2),
+    default=lambda x: resize_ops.resize_axis(x, 2, width, align_corners=align_corners),
   )

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
 from jaxseg.ops import resize as resize_ops
-from jaxseg.ops import softmax_kernel, upsampled
+from jaxseg.ops import softmax_kernel, softmax_kernel_gpu, upsampled
 from jaxseg.types import AnyArray
 
 
@@ -65,7 +65,7 @@ def upsampled_cross_entropy(
     (jnp.asarray(labels).astype(jnp.int32),),
     align_corners=align_corners,
     derivative=derivative,
-    kernel=softmax_kernel_for(jnp.shape(logits), jnp.shape(labels), align_corners=align_corners),
+    kernels=softmax_kernels_for(jnp.shape(logits), jnp.shape(labels), align_corners=align_corners),
     rows=rows,
   )
   return log_normaliser - true_logit
@@ -100,20 +100,27 @@ def softmax_terms(share: tuple[float, ...] | None = None) -> tuple[Callable, Cal
   return make_softmax_terms(None if share is None else np.asarray(share, np.float32))
 
 
-def softmax_kernel_for(
+def softmax_kernels_for(
   logits_shape: Sequence[int], labels_shape: Sequence[int], *, align_corners: bool
-) -> Callable | None:
-  """`softmax_terms()` of whole arrays by `ops.softmax_kernel`; None where it does not take the shapes."""
-  if len(labels_shape) != 3 or not softmax_kernel.fits(
-    logits_shape, labels_shape[1:], align_corners=align_corners
-  ):
-    return None
-  return _softmax_kernel
+) -> dict[str, Callable]:
+  """`softmax_terms()` of whole arrays as a kernel: platform → kernel, of those that take the shapes."""
+  if len(labels_shape) != 3:
+    return {}
+  modules = {"tpu": softmax_kernel, "cuda": softmax_kernel_gpu}
+  shapes = (logits_shape, labels_shape[1:])
+  return {p: _KERNELS[p] for p, m in modules.items() if m.fits(*shapes, align_corners=align_corners)}
 
 
-def _softmax_kernel(logits, labels):
-  log_normaliser, true_logit = softmax_kernel.terms(logits, labels)
+def _terms_by(kernel: Callable, logits, labels):
+  log_normaliser, true_logit = kernel(logits, labels)
   return Terms(log_normaliser, true_logit, jnp.zeros_like(true_logit)), ()
+
+
+# The same objects every time, so that what is compiled of them is found again.
+_KERNELS = {
+  "tpu": functools.partial(_terms_by, softmax_kernel.terms),
+  "cuda": functools.partial(_terms_by, softmax_kernel_gpu.terms),
+}
 
 
 def make_softmax_terms(share: Float[AnyArray, "k"] | None) -> tuple[Callable, Callable]:

@@ -11,7 +11,8 @@ SIZES = [((5, 7), (20, 28)), ((9, 3), (4, 5)), ((1, 6), (3, 6))]
 FORMS = {"chosen": ops.resize, "matrices": ops.resize_by_matrices}
 CASES = [(form, *sizes, corners) for form in FORMS for sizes in SIZES for corners in (False, True)]
 # Only whole factors of the plain corner rule have phases.
-CASES += [("phases", *SIZES[0], False), ("phases", *SIZES[2], False)]
+WHOLE = {"phases": ops.resize_by_phases, "broadcast": ops.resize_by_broadcast}
+CASES += [(form, *sizes, False) for form in WHOLE for sizes in (SIZES[0], SIZES[2])]
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
 
 
@@ -26,8 +27,8 @@ def test_form_equals_the_definition(form, before, after, align_corners, dtype):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.standard_normal((2, *before, 3)), dtype)
   weights = jnp.asarray(rng.standard_normal((2, *after, 3)), dtype)
-  if form == "phases":
-    function = lambda x: ops.resize_by_phases(x, after)  # noqa: E731
+  if form in WHOLE:
+    function = lambda x: WHOLE[form](x, after)  # noqa: E731
   else:
     function = lambda x: FORMS[form](x, after, align_corners=align_corners)  # noqa: E731
   exact = lambda x: ops.resize_reference(x, after, align_corners=align_corners)  # noqa: E731
@@ -47,7 +48,7 @@ def test_bfloat16_gradients_accumulate_in_float32():
 
 def test_forward_mode_works():
   x = jnp.arange(12.0).reshape(1, 3, 4, 1)
-  for function in (*FORMS.values(), lambda x, size: ops.resize_by_phases(x, size)):
+  for function in (*FORMS.values(), *WHOLE.values()):
     _, tangent = jax.jvp(lambda x, f=function: f(x, (6, 8)), (x,), (x,))
     np.testing.assert_allclose(tangent, ops.resize_reference(x, (6, 8)), atol=1e-5)
 

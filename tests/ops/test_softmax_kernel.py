@@ -7,7 +7,7 @@ import pytest
 
 from jaxseg.ops import softmax_kernel
 from jaxseg.ops.upsampled import choose_form
-from jaxseg.ops.upsampled_cross_entropy import softmax_kernel_for, upsampled_cross_entropy_reference
+from jaxseg.ops.upsampled_cross_entropy import softmax_kernels_for, upsampled_cross_entropy_reference
 
 
 def example(dtype, factors, classes=11, rows=4, columns=128):
@@ -54,7 +54,7 @@ def test_terms_equal_the_definition(dtype, factors, columns, monkeypatch):
 
 def test_which_shapes_it_takes():
   def takes(logits, size, **settings):
-    return softmax_kernel_for(logits, (2, *size), align_corners=False, **settings) is not None
+    return "tpu" in softmax_kernels_for(logits, (2, *size), align_corners=False, **settings)
 
   assert takes((2, 128, 128, 150), (512, 512)) and takes((2, 64, 256, 19), (256, 1024))
   assert takes((2, 120, 120, 150), (480, 480)) and takes((2, 64, 64, 150), (512, 512))
@@ -63,6 +63,6 @@ def test_which_shapes_it_takes():
   assert not takes((2, 128, 128, 150), (513, 512)), "no whole factor"
   assert not takes((2, 64, 128, 150), (1024, 2048)), "too many phases to unroll"
   assert not takes((2, 64, 128, 150), (64 * 3, 128 * 3)), "sublanes that are not filled"
-  assert softmax_kernel_for((2, 128, 128, 150), (2, 512, 512), align_corners=True) is None
-  assert choose_form("tpu", kernel=True) == "kernel"
+  assert softmax_kernels_for((2, 128, 128, 150), (2, 512, 512), align_corners=True) == {}
+  assert choose_form("tpu", kernel=True) == "tpu kernel"
   assert {choose_form(p, kernel=k) for p, k in (("cpu", True), ("cuda", True), ("tpu", False))} == {"strips"}
