@@ -68,6 +68,7 @@ def main() -> None:
   parser.add_argument(
     "--jobs", type=int, default=1, help="processes that compile at once, default %(default)s"
   )
+  parser.add_argument("--forms", default=",".join(accelerator_forms.SHAPES), help="default: %(default)s")
   parser.add_argument("--trace", type=pathlib.Path, help="folder for profiles of our models")
   parser.add_argument("--tiny", action="store_true", help="small shapes and two runs, to try the script")
   parser.add_argument("--retry", action="store_true", help="measure again what failed")
@@ -124,7 +125,8 @@ def cases(flags: argparse.Namespace) -> list[Case]:
         if flags.trace:
           found[-len(who)]["trace"] = str(flags.trace)
   if "forms" in flags.what.split(","):
-    found += [dict(case, who="jaxseg") for case in accelerator_forms.cases(tiny=flags.tiny, runs=runs)]
+    every = accelerator_forms.cases(tiny=flags.tiny, runs=runs)
+    found += [dict(case, who="jaxseg") for case in every if case["operation"] in flags.forms.split(",")]
   if "numbers" in flags.what.split(","):
     size = 64 if flags.tiny else 128
     shape = dict(rows=size, columns=size, batch=2)
