@@ -68,6 +68,12 @@ def main() -> None:
   parser.add_argument(
     "--jobs", type=int, default=1, help="processes that compile at once, default %(default)s"
   )
+  parser.add_argument(
+    "--who", default="jaxseg,torch,torch.compile", help="of the models, default %(default)s"
+  )
+  parser.add_argument(
+    "--references", type=pathlib.Path, help="folder that keeps a CPU's results for `numbers`"
+  )
   parser.add_argument("--forms", default=",".join(accelerator_forms.SHAPES), help="default: %(default)s")
   parser.add_argument("--trace", type=pathlib.Path, help="folder for profiles of our models")
   parser.add_argument("--tiny", action="store_true", help="small shapes and two runs, to try the script")
@@ -113,7 +119,7 @@ def main() -> None:
 def cases(flags: argparse.Namespace) -> list[Case]:
   """All measurements, the most wanted first."""
   found: list[Case] = []
-  who = ["jaxseg"] + (["torch", "torch.compile"] if flags.peers else [])
+  who = [name for name in flags.who.split(",") if name == "jaxseg" or flags.peers]
   runs = 2 if flags.tiny else 20
   if "models" in flags.what.split(","):
     for mode in flags.modes.split(","):
@@ -122,7 +128,7 @@ def cases(flags: argparse.Namespace) -> list[Case]:
         shape = dict(rows=rows, columns=columns, batch=1 if mode == "infer1" else batch, runs=runs)
         case = dict(kind="model", model=name, mode=mode.removesuffix("1"), **shape)
         found += [dict(case, who=peer) for peer in who]
-        if flags.trace:
+        if flags.trace and who[0] == "jaxseg":
           found[-len(who)]["trace"] = str(flags.trace)
   if "forms" in flags.what.split(","):
     every = accelerator_forms.cases(tiny=flags.tiny, runs=runs)
@@ -130,6 +136,8 @@ def cases(flags: argparse.Namespace) -> list[Case]:
   if "numbers" in flags.what.split(","):
     size = 64 if flags.tiny else 128
     shape = dict(rows=size, columns=size, batch=2)
+    if flags.references:
+      shape["references"] = str(flags.references)
     found += [dict(kind="numbers", model=n, who="jaxseg", **shape) for n in flags.models.split(",")]
   if "crf" in flags.what.split(","):
     rows, columns = (24, 32) if flags.tiny else (375, 500)
@@ -318,14 +326,14 @@ def keep_program(case: Case, compiled) -> None:
 
 
 def drawn(path, leaf, rng):
-  """Some weights of a model: kernels as large as their inputs ask for, scales and variances 1, biases 0."""
+  """Some weights of a model: kernels as large as their inputs ask for, norms that do nothing."""
   import numpy as np
 
   name = path[-1].key
   if name in ("scale", "var"):
     return np.ones(leaf.shape, leaf.dtype)
-  if len(leaf.shape) < 2:
-    return np.zeros(leaf.shape, leaf.dtype)
+  if len(leaf.shape) < 2:  # others than biases and means are slopes, and scales of a branch
+    return np.full(leaf.shape, 0.0 if name in ("bias", "mean") else 0.1, leaf.dtype)
   values = rng.standard_normal(leaf.shape)
   if name == "bases":  # of a factorisation without negative values
     return (np.abs(values) / np.linalg.norm(values, axis=-2, keepdims=True)).astype(leaf.dtype)

@@ -315,7 +315,7 @@ def _resize(batch: int, before: int, after: int, c: int, *, platform: str):
     "reference": lambda x: ops.resize_reference(x, size),
     "matrices": lambda x: ops.resize_by_matrices(x, size),
     "phases": lambda x: ops.resize_by_phases(x, size),
-    "broadcast": lambda x: ops.resize_by_broadcast(x, size),
+    "gathers": lambda x: ops.resize_by_gathers(x, size),
   }
   return (_normal(batch, before, before, c),), forms, ops.CHOICE[platform]
 

@@ -5,8 +5,8 @@
 - Definition: `resize_reference`, the weighted pair of neighbours.
 - TPU: `resize_by_matrices`, a matrix product for the rows and one for the columns. Interleaving the
   phases of an enlargement, as the CPU does, moves every element between the lanes and sublanes of a TPU.
-- GPU: `resize_by_broadcast` of a whole factor, all phases at once by weights along an axis of their own,
-  which XLA puts into one kernel with what reads the result; products otherwise.
+- GPU: `resize_by_gathers` of a whole factor, the definition, which XLA puts into one kernel with what reads
+  the result, with the derivative of the phases; products otherwise.
 - CPU: `resize_by_phases`, one weighted pair for each phase of a whole factor, several times faster than a
   product with a matrix that is almost all zeros.
 
@@ -18,6 +18,7 @@ import functools
 import operator
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -27,7 +28,7 @@ from jaxseg.ops.definition import by_platform
 from jaxseg.types import AnyArray, Dim
 
 # Of an enlargement by a whole factor; GPU: benchmarks/results/NVIDIA_H100_80GB_HBM3.md.
-CHOICE = {"cpu": "phases", "tpu": "matrices", "cuda": "broadcast", "rocm": "matrices"}
+CHOICE = {"cpu": "phases", "tpu": "matrices", "cuda": "gathers", "rocm": "matrices"}
 
 
 def resize_reference(
@@ -140,7 +141,7 @@ def resize_axis(
   forms = {
     "matrices": by_matrix,
     "phases": lambda x: enlarge_axis(x, axis, factor),
-    "broadcast": lambda x: spread_axis(x, axis, factor),
+    "gathers": lambda x: gather_axis(x, axis, factor),
   }
   return by_platform(CHOICE, forms)(x)
 
@@ -153,10 +154,10 @@ def resize_by_matrices(x, size: tuple[Dim, Dim], *, align_corners: bool = False)
   return x
 
 
-def resize_by_broadcast(x, size: tuple[int, int]):
+def resize_by_gathers(x, size: tuple[int, int]):
   """The form for GPUs, of a size that is a whole multiple of `x`'s and without `align_corners`."""
   for axis in resize_order(x.shape[-3:-1], size):
-    x = spread_axis(x, axis % x.ndim, size[axis + 3] // x.shape[axis])
+    x = gather_axis(x, axis % x.ndim, size[axis + 3] // x.shape[axis])
   return x
 
 
@@ -224,18 +225,20 @@ def enlarge_axis(x: Float[Array, "*b"], axis: int, factor: int) -> Float[Array, 
   return enlarge_padded(jnp.concatenate([first, x, last], axis), axis, factor)
 
 
-def spread_axis(x: Float[Array, "*b"], axis: int, factor: int) -> Float[Array, "*_"]:
-  """Equal to `enlarge_axis`; float32 inside, rounded once."""
-  first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, -1, None, axis=axis)
-  padded = jnp.concatenate([first, x, last], axis).astype(jnp.float32)
-  offset = (np.arange(factor, dtype=np.float32) + 0.5) / factor - 0.5
-  weights = np.maximum(-offset, 0), 1 - np.abs(offset), np.maximum(offset, 0)
-  n, shape = x.shape[axis], [factor] + [1] * (x.ndim - axis - 1)
-  y = sum(
-    jnp.expand_dims(lax.slice_in_dim(padded, i, i + n, axis=axis), axis + 1) * weight.reshape(shape)
-    for i, weight in enumerate(weights)
-  )
-  return y.reshape(*x.shape[:axis], n * factor, *x.shape[axis + 1 :]).astype(x.dtype)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def gather_axis(x: Float[Array, "*b"], axis: int, factor: int) -> Float[Array, "*_"]:
+  """Equal to `enlarge_axis`; float32 inside, rounded once. Its derivative is that of `enlarge_axis`."""
+  low, high, weight = neighbours(x.shape[axis] * factor, x.shape[axis])
+  weight = np.float32(weight).reshape(-1, *[1] * (x.ndim - axis - 1))
+  before, after = (jnp.take(x, i, axis, mode="clip").astype(jnp.float32) for i in (low, high))
+  return (before * (1 - weight) + after * weight).astype(x.dtype)
+
+
+@gather_axis.defjvp
+def _gather_axis_jvp(axis, factor, primals, tangents):
+  # The transpose of a gather is a scatter, which takes a GPU ten times as long.
+  tangent = enlarge_axis(tangents[0].astype(jnp.float32), axis, factor)
+  return gather_axis(primals[0], axis, factor), tangent.astype(tangents[0].dtype)
 
 
 def enlarge_padded(padded: Float[Array, "*b"], axis: int, factor: int) -> Float[Array, "*_"]:

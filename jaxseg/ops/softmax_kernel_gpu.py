@@ -3,8 +3,8 @@
 The upsampled logits live in registers only. Four neighbours of the small map enclose `factor`² pixels, whose
 logits are weighted sums of theirs. Forward, a program has a row of such squares and goes over the classes
 twice, for the largest and for the sum. Backward, a program has some pixels of the small map and some classes:
-it makes the pixels around them again, so that each gradient is summed in one place and in the same order
-every time.
+it makes all pixels around them again, so that each gradient is summed in one place and in the same order
+every time. Neighbouring programs make those between them twice, which is why one has a few rows.
 """
 
 import functools
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 _CLASSES = 64  # that a program has at a time, at most
 _VALUES = 1024  # classes × columns of a program: 8 in each of its 128 threads
+_ROWS = 4  # of the small map that a program has, backward
 _MOST_CLASSES = 512
 _NOTHING = -1e30  # the logit of the classes that a block is filled up with
 # Exponentials are of base 2, one instruction instead of ten.
@@ -106,50 +107,59 @@ def _backward(interpret, kept, cotangents):
   rows, columns = height // h, width // w
   block, beside = _block(k), _columns(k, w)
 
+  blocks = pl.cdiv(h, _ROWS)
+
   def body(x_ref, labels_ref, normaliser_ref, of_normaliser_ref, of_true_ref, dx_ref):
-    image, i = pl.program_id(0) // h, pl.program_id(0) % h
+    image, first = pl.program_id(0) // blocks, pl.program_id(0) % blocks * _ROWS
     j = pl.program_id(1) * beside + jnp.arange(beside)[:, None]
     lanes = pl.program_id(2) * block + jnp.arange(block)[None]
     shape = (beside, block)
     neighbours = [jnp.clip(j + n, 0, w - 1) for n in (-1, 0, 1)]
-    total = jnp.zeros(shape, jnp.float32)
-    for below in (False, True):  # the squares above and below of the row
-      other = jnp.minimum(i + 1, h - 1) if below else jnp.maximum(i - 1, 0)
-      alone = (i == (h - 1 if below else 0)).astype(jnp.float32)
-      own = [_LOG2_E * _read(x_ref, image, i, c, lanes, shape) for c in neighbours]
-      others = [_LOG2_E * _read(x_ref, image, other, c, lanes, shape) for c in neighbours]
+    alone = [(j == edge).astype(jnp.float32) for edge in (0, w - 1)]  # beyond it a pixel stands for both
+    zeros = jnp.zeros(shape, jnp.float32)
 
-      def row(p, total, below=below, alone=alone, own=own, others=others):
-        share = (p + 0.5) / rows
-        pixel_row = i * rows + (rows // 2 if below else -(rows // 2)) + p
-        weight = 1 - share if below else share  # of the row itself; beyond the edge it stands for both
-        left, here, right = (x * weight + y * (1 - weight) for x, y in zip(own, others, strict=True))
-        weight += alone * (1 - weight)
+    def squares(n, above_so_far):
+      """Those between rows i − 1 and i: row i − 1 is done, row i has its first half."""
+      i = first + n
+      rows_around = jnp.maximum(i - 1, 0), jnp.minimum(i, h - 1)
+      above, below = (
+        [_LOG2_E * _read(x_ref, image, row, c, lanes, shape) for c in neighbours] for row in rows_around
+      )
+      at_top, at_bottom = (i == 0).astype(jnp.float32), (i >= h).astype(jnp.float32)
+
+      def row(p, sums):
+        share, pixel_row = (p + 0.5) / rows, i * rows - rows // 2 + p
+        left, here, right = (x + (y - x) * share for x, y in zip(above, below, strict=True))
+        total = zeros
         for q in range(2 * columns):
-          after, share = q >= columns, _share(q % columns, columns)
-          y = here + (right - here) * share if after else left + (here - left) * share
+          after, of_right = q >= columns, _share(q % columns, columns)
+          y = here + (right - here) * of_right if after else left + (here - left) * of_right
+          own = 1 - of_right if after else of_right
+          own += alone[after] * (1 - own)
           pixel_column = j * columns - columns // 2 + q
           inside = (pixel_row >= 0) & (pixel_row < height) & (pixel_column >= 0) & (pixel_column < width)
-          own_share = 1 - share if after else share
-          own_share += (j == (w - 1 if after else 0)).astype(jnp.float32) * (1 - own_share)
-          own_share *= weight
           pixel = _index(j.shape, image, pixel_row, pixel_column)
           # Of a pixel that is not there the exponential is 0, whatever the logits are.
           normaliser = plgpu.load(normaliser_ref.at[pixel], mask=inside, other=-_NOTHING)
           of_normaliser = plgpu.load(of_normaliser_ref.at[pixel], mask=inside, other=0.0)
           of_true = plgpu.load(of_true_ref.at[pixel], mask=inside, other=0.0)
           label = plgpu.load(labels_ref.at[pixel], mask=inside, other=-1)
-          total += jnp.exp2(y - _LOG2_E * normaliser) * (of_normaliser * own_share)
-          total += jnp.where(label == lanes, of_true * own_share, 0.0)
-        return total
+          total += jnp.exp2(y - _LOG2_E * normaliser) * (of_normaliser * own)
+          total += jnp.where(label == lanes, of_true * own, 0.0)
+        of_above = (1 - share) + at_bottom * share
+        of_below = share + at_top * (1 - share)
+        return sums[0] + total * of_above, sums[1] + total * of_below
 
-      total = lax.fori_loop(0, rows, row, total)
-    at = dx_ref.at[_index(shape, image, i, j, lanes)]
-    plgpu.store(at, total.astype(dx_ref.dtype), mask=(j < w) & (lanes < k))
+      done, begun = lax.fori_loop(0, rows, row, (above_so_far, zeros))
+      at = dx_ref.at[_index(shape, image, i - 1, j, lanes)]
+      plgpu.store(at, done.astype(dx_ref.dtype), mask=(n > 0) & (i <= h) & (j < w) & (lanes < k))
+      return begun
+
+    lax.fori_loop(0, _ROWS + 1, squares, zeros)
 
   dx = pl.pallas_call(
     body,
-    grid=(b * h, pl.cdiv(w, beside), _filled(k) // block),
+    grid=(b * blocks, pl.cdiv(w, beside), _filled(k) // block),
     out_shape=jax.ShapeDtypeStruct(logits.shape, logits.dtype),
     compiler_params=plgpu.CompilerParams(num_warps=4),
     interpret=interpret,

@@ -11,7 +11,7 @@ SIZES = [((5, 7), (20, 28)), ((9, 3), (4, 5)), ((1, 6), (3, 6))]
 FORMS = {"chosen": ops.resize, "matrices": ops.resize_by_matrices}
 CASES = [(form, *sizes, corners) for form in FORMS for sizes in SIZES for corners in (False, True)]
 # Only whole factors of the plain corner rule have phases.
-WHOLE = {"phases": ops.resize_by_phases, "broadcast": ops.resize_by_broadcast}
+WHOLE = {"phases": ops.resize_by_phases, "gathers": ops.resize_by_gathers}
 CASES += [(form, *sizes, False) for form in WHOLE for sizes in (SIZES[0], SIZES[2])]
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
 
