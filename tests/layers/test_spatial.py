@@ -13,6 +13,7 @@ _SCRIPT = """
 import collections
 import functools
 import re
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -32,7 +33,7 @@ from jaxseg.layers.nmf import NMF
 from jaxseg.layers.resize import resize
 from jaxseg.layers.upsampled import for_own_images
 from jaxseg.models import first_whole_stage
-from jaxseg.ops import mix_ffn, mix_ffn_kernel, msca, msca_kernel
+from jaxseg.ops import definition, mix_ffn, mix_ffn_kernel, msca, msca_kernel, softmax_kernel_gpu
 from tests import filled
 
 MESH = sharding.make_mesh(spatial=2)
@@ -211,6 +212,39 @@ check_kernel(
   square,
   strips,
 )
+
+# GPUs' kernels: that of the loss, and that of a convolution, which finds its devices by itself.
+labels = jnp.asarray(np.random.default_rng(1).integers(0, 3, (4, 8, 8)), jnp.int32)
+
+def loss(x, labels):
+  log_normaliser, true_logit = softmax_kernel_gpu.terms(x, labels, interpret=True)
+  return jnp.sin(log_normaliser - true_logit)
+
+def gradients(function, x, *more):
+  return jax.jit(jax.grad(lambda x, *more: function(x, *more).sum()))(x, *more)
+
+logits, images = draw(4, 4, 4, 3), NamedSharding(data, PartitionSpec("data"))
+wanted = gradients(loss, logits, labels)
+with jax.set_mesh(data):
+  found = gradients(for_own_images(loss), *jax.device_put((logits, labels), images))
+np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+layer, x = DepthwiseConv(kernel_size=(3, 1)), draw(4, 5, 8, 16)
+params = jax.jit(layer.init)(jax.random.key(0), x)
+total = lambda params, x: jnp.sin(layer.apply(params, x)).sum()
+wanted = jax.jit(jax.grad(total, argnums=(0, 1)))(params, x)
+with (
+  jax.set_mesh(data),
+  definition.traced_for(platform="cuda"),
+  mock.patch.object(jax, "default_backend", lambda: "gpu"),
+):
+  run = jax.jit(jax.grad(total, argnums=(0, 1)))
+  arguments = params, jax.device_put(x, images)
+  program = str(run.trace(*arguments).jaxpr)
+  assert "shard_map" in program and "pallas_call" in program, program
+  found = run(*arguments)
+for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+  np.testing.assert_allclose(mine, theirs, atol=2e-5 * max(np.abs(theirs).max(), 1))
 print("all equal")
 """
 
