@@ -44,7 +44,7 @@ def report(device: str, results: Sequence[Case], output: pathlib.Path, command: 
 
 
 def picture(device: str, results: Sequence[Case], path: pathlib.Path) -> None:
-  """Bars of images/s by model and mode, a colour for each of who was measured."""
+  """Bars of images/s by model, a panel for each mode and a colour for each of who was measured."""
   if not results:
     return
   import matplotlib
@@ -52,19 +52,28 @@ def picture(device: str, results: Sequence[Case], path: pathlib.Path) -> None:
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
 
-  groups = list(dict.fromkeys(f"{r['model']}\n{r['mode']} {r['batch']}" for r in results))
+  panels: dict[str, list[Case]] = {}
+  for r in results:
+    mode = "infer, batch 1" if r["mode"] == "infer" and r["batch"] == 1 else r["mode"]
+    panels.setdefault(mode, []).append(r)
   who = list(dict.fromkeys(r["who"] for r in results))
-  figure, axes = plt.subplots(figsize=(max(6, 1.1 * len(groups)), 4.5), layout="constrained")
-  for i, name in enumerate(who):
-    rates_ = {
-      f"{r['model']}\n{r['mode']} {r['batch']}": r["images_per_second"] for r in results if r["who"] == name
-    }
-    at = [g + (i - (len(who) - 1) / 2) * 0.8 / len(who) for g in range(len(groups))]
-    axes.bar(at, [rates_.get(g, 0) for g in groups], 0.8 / len(who), label=name)
-  axes.set_yscale("log")
-  axes.set_xticks(range(len(groups)), groups, rotation=45, ha="right", fontsize=7)
-  axes.set_ylabel("images/s")
-  axes.set_title(device)
-  axes.legend()
+  widest = max(len({r["model"] for r in rows}) for rows in panels.values())
+  size = (max(6.0, 2.2 * widest), 3.2 * len(panels))
+  figure, grid = plt.subplots(len(panels), 1, figsize=size, squeeze=False, layout="constrained")
+  for axes, (mode, rows) in zip(grid[:, 0], panels.items(), strict=True):
+    batches = {r["model"]: f"{r['model']}\n{r['rows']}x{r['columns']}, batch {r['batch']}" for r in rows}
+    for i, name in enumerate(who):
+      rates = {r["model"]: r["images_per_second"] for r in rows if r["who"] == name}
+      if not rates:
+        continue
+      at = [
+        g + (i - (len(who) - 1) / 2) * 0.8 / len(who) for g, model in enumerate(batches) if model in rates
+      ]
+      bars = axes.bar(at, [rates[m] for m in batches if m in rates], 0.8 / len(who), label=name)
+      axes.bar_label(bars, fmt="%.0f", fontsize=7)
+    axes.set_xticks(range(len(batches)), list(batches.values()), fontsize=7)
+    axes.set_ylabel("images/s")
+    axes.set_title(f"{device}, {mode}", fontsize=9)
+    axes.legend(fontsize=7)
   figure.savefig(path, dpi=150)
   plt.close(figure)

@@ -167,7 +167,7 @@ def choose_form(
   """The table: which form for a platform, a dtype, a map of `size` (a device's own rows), kernel and rate.
 
   The share of taps that read the map decides; measured on a CPU (2048→512 at 64², rate 36: 0.37 s against
-  1.54 s) and on a GPU (benchmarks/results/NVIDIA_H100_80GB_HBM3.md).
+  1.54 s) and on a GPU (benchmarks/results/h100.md).
   """
   del dtype
   if rate == 1:

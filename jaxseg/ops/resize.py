@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 from jaxseg.ops.definition import by_platform
 from jaxseg.types import AnyArray, Dim
 
-# Of an enlargement by a whole factor; GPU: benchmarks/results/NVIDIA_H100_80GB_HBM3.md.
+# Of an enlargement by a whole factor; GPU: benchmarks/results/h100.md.
 CHOICE = {"cpu": "phases", "tpu": "matrices", "cuda": "gathers", "rocm": "matrices"}
 
 
