@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxseg.errors import UserError
-from jaxseg.ops import definition, depthwise, softmax_kernel_gpu
+from jaxseg.ops import definition, depthwise, depthwise_kernel, softmax_kernel_gpu
 from jaxseg.ops.resize import resize_reference
 from jaxseg.ops.upsampled import choose_form
 from jaxseg.ops.upsampled_cross_entropy import softmax_kernels_for
@@ -58,6 +58,31 @@ def test_logits_that_differ_by_more_than_an_exponential_holds():
   gradient = jax.grad(lambda x: softmax_kernel_gpu.terms(x, labels, interpret=True)[0].sum())(logits)
   wanted = jax.grad(lambda x: definition_terms(x, labels)[0].sum())(logits)
   np.testing.assert_allclose(gradient, wanted, atol=1e-5)
+
+
+def test_kernels_are_lowered_for_cuda():
+  """What Triton's dialect has no operation for fails here, as on a GPU; interpreted it would run."""
+
+  def total(x, kernel, logits, labels):
+    padding = ((1, 1), (1, 1))
+    y = depthwise_kernel.value(x, kernel, padding, (1, 1))
+    dx, dkernel = depthwise_kernel.gradients(x, kernel, y, padding, (1, 1))
+    return dx, dkernel, jax.grad(lambda z: sum(map(jnp.sum, softmax_kernel_gpu.terms(z, labels))))(logits)
+
+  arrays = (
+    jnp.ones((2, 8, 8, 48), jnp.bfloat16),
+    jnp.ones((3, 3, 1, 48), jnp.bfloat16),
+    jnp.ones((2, 4, 4, 70)),
+    jnp.ones((2, 16, 16), jnp.int32),
+  )
+  try:
+    program = jax.jit(total).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+  except RuntimeError as error:
+    if "No supported GPU devices" in str(error):
+      pytest.skip("this version of JAX lowers kernels only where a GPU is")
+    raise
+  names = "depthwise", "depthwise_kernel_gradient", "upsampled_softmax", "upsampled_softmax_gradient"
+  assert program.count("xla.gpu.triton") == 5 and all(f'name = "{name}"' in program for name in names)
 
 
 def test_which_shapes_it_takes():
