@@ -106,7 +106,6 @@ def _backward(interpret, kept, cotangents):
   (b, h, w, k), (_, height, width) = logits.shape, labels.shape
   rows, columns = height // h, width // w
   block, beside = _block(k), _columns(k, w)
-
   blocks = pl.cdiv(h, _ROWS)
 
   def body(x_ref, labels_ref, normaliser_ref, of_normaliser_ref, of_true_ref, dx_ref):
