@@ -53,7 +53,7 @@ def _forward(logits, labels, interpret):
   block, beside = _block(k), _columns(k, w + 1)
   filled = _fill(logits)
 
-  def body(x_ref, labels_ref, normaliser_ref, true_ref):
+  def body(x_ref, logits_ref, labels_ref, normaliser_ref, true_ref):
     image, i = pl.program_id(0) // (h + 1), pl.program_id(0) % (h + 1)
     j = pl.program_id(1) * beside + jnp.arange(beside)[:, None]
     above, below = jnp.maximum(i - 1, 0), jnp.minimum(i, h - 1)
@@ -79,8 +79,13 @@ def _forward(logits, labels, interpret):
         pixel = _index(j.shape, image, pixel_row, pixel_column)
         label = plgpu.load(labels_ref.at[pixel], mask=inside, other=-1)
         known = inside & (label >= 0) & (label < k)
-        sides = [_between(x_ref, image, above, below, c, label, share, known) for c in (left, right)]
-        true = sides[0] + (sides[1] - sides[0]) * _share(q, columns)
+        # Not by their differences: that of two −∞ is none.
+        top, bottom = (
+          [_read(logits_ref, image, row, c, label, j.shape, known) for c in (left, right)]
+          for row in (above, below)
+        )
+        sides = [x * (1 - share) + y * share for x, y in zip(top, bottom, strict=True)]
+        true = sides[0] * (1 - _share(q, columns)) + sides[1] * _share(q, columns)
         normaliser = jnp.log(total.sum(1, keepdims=True)) + m / _LOG2_E
         plgpu.store(normaliser_ref.at[pixel], normaliser, mask=inside)
         plgpu.store(true_ref.at[pixel], jnp.where(known, true, 0.0), mask=inside)
@@ -96,7 +101,7 @@ def _forward(logits, labels, interpret):
     compiler_params=plgpu.CompilerParams(num_warps=4),
     interpret=interpret,
     name="upsampled_softmax",
-  )(filled, labels)
+  )(filled, logits, labels)
   return tuple(found), (logits, labels, found[0])
 
 
@@ -180,10 +185,10 @@ def _filled(k: int) -> int:
 
 
 def _fill(logits):
-  """Logits of whole blocks of classes: reads of 16 bytes, and no mask."""
+  """Logits of whole blocks of classes, for reads of 16 bytes without a mask, and finite instead of −∞."""
   more = _filled(logits.shape[-1]) - logits.shape[-1]
   nothing = max(_NOTHING, float(jnp.finfo(logits.dtype).min) / 4)
-  return jnp.pad(logits, [(0, 0)] * 3 + [(0, more)], constant_values=nothing)
+  return jnp.pad(jnp.maximum(logits, nothing), [(0, 0)] * 3 + [(0, more)], constant_values=nothing)
 
 
 def _columns(k: int, w: int) -> int:
@@ -200,10 +205,10 @@ def _each(function):
   return lambda xs, ys: [function(x, y) for x, y in zip(xs, ys, strict=True)]
 
 
-def _between(ref, image, above, below, column, lanes, share, mask=None):
+def _between(ref, image, above, below, column, lanes, share):
   """Of two rows, the logits between them, float32."""
   shape = jnp.broadcast_shapes(column.shape, lanes.shape)
-  top, bottom = (_read(ref, image, row, column, lanes, shape, mask) for row in (above, below))
+  top, bottom = (_read(ref, image, row, column, lanes, shape) for row in (above, below))
   return top + (bottom - top) * share
 
 

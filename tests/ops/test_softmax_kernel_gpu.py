@@ -60,6 +60,24 @@ def test_logits_that_differ_by_more_than_an_exponential_holds():
   np.testing.assert_allclose(gradient, wanted, atol=1e-5)
 
 
+def test_a_class_that_is_masked_by_minus_infinity():
+  logits = jnp.asarray(np.random.default_rng(0).standard_normal((1, 4, 5, 3)), jnp.float32)
+  masked = logits.at[..., 1].set(-jnp.inf)
+  labels = jnp.zeros((1, 8, 20), jnp.int32)
+
+  def terms(x):
+    return softmax_kernel_gpu.terms(x, labels, interpret=True)
+
+  (found, true_logit), pull = jax.vjp(terms, masked)
+  wanted, pull_wanted = jax.vjp(lambda x: definition_terms(x, labels), logits[..., ::2])
+  np.testing.assert_allclose(found, wanted[0], atol=1e-6)
+  np.testing.assert_allclose(true_logit, wanted[1], atol=1e-6)
+  ones = (jnp.ones(labels.shape), jnp.ones(labels.shape))
+  (gradient,), (wanted_gradient,) = pull(ones), pull_wanted(ones)
+  np.testing.assert_allclose(gradient[..., ::2], wanted_gradient, atol=1e-5)
+  assert not gradient[..., 1].any()
+
+
 def test_kernels_are_lowered_for_cuda():
   """What Triton's dialect has no operation for fails here, as on a GPU; interpreted it would run."""
 
