@@ -40,8 +40,8 @@ def test_of_a_wave_each_has_the_device_in_turn_and_the_slow_and_the_broken_have_
     script(*measures({"ms": 4.0}), "sys.exit('lost')"),
   ]
   began = time.monotonic()
-  slow, broken, late, two, half = accelerator.run_wave(commands, began + 8)
-  assert time.monotonic() - began < 8
+  slow, broken, late, two, half = accelerator.run_wave(commands, began + 16)
+  assert time.monotonic() - began < 16
   assert broken == [{"failed": "ValueError: no such device"}] and late == [{"failed": "time"}]
   assert [r["ms"] for r in (*slow, *two)] == [1.0, 2.0, 3.0]
   assert half[0]["ms"] == 4.0 and half[1] == {"failed": "lost"}

@@ -75,14 +75,16 @@ def map_upsampled(
 def for_own_images(kernel: Callable[..., Any] | None, *, same: int = 0) -> Callable[..., Any] | None:
   """A Pallas kernel on each device for its images, which the compiler cannot spread by itself.
 
-  None where it must not be called: without a mesh, nobody knows how arrays lie on several devices.
+  None where it must not be called: without a mesh, nobody knows how arrays lie on several devices, and inside
+  of a `shard_map` JAX asks of what a kernel gives how it differs by device.
 
   Args:
     kernel: of arrays of a batch; where the images do not divide evenly, every device takes all.
     same: how many of its arguments, the last ones, are the same for all images.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if kernel is None or (mesh.empty and jax.default_backend() != "cpu" and jax.device_count() > 1):
+  unknown = mesh.empty and jax.default_backend() != "cpu" and jax.device_count() > 1
+  if kernel is None or unknown or AxisType.Manual in mesh.axis_types:
     return None
   free = {a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
   if math.prod(mesh.shape[axis] for axis in free) == 1:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
 from jaxseg.ops import depthwise_kernel
@@ -295,8 +296,10 @@ def choose_form(
   if platform == "cpu":
     return "taps"
   kernel = takes_gpu_kernels(platform) and depthwise_kernel.fits(shape, dtype, window.strides)
-  # The compiler cannot divide a kernel among several devices: `depthwise_conv` does.
-  return "kernel" if kernel and not _is_sharded() else "lax"
+  # The compiler cannot divide a kernel among several devices: `depthwise_conv` does, but not inside of a
+  # `shard_map`, which asks of what a kernel gives how it differs by device.
+  alone = not _is_sharded() and AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types
+  return "kernel" if kernel and alone else "lax"
 
 
 _run = formed(

@@ -229,22 +229,27 @@ with jax.set_mesh(data):
   found = gradients(for_own_images(loss), *jax.device_put((logits, labels), images))
 np.testing.assert_allclose(found, wanted, atol=1e-6)
 
-layer, x = DepthwiseConv(kernel_size=(3, 1)), draw(4, 5, 8, 16)
+layer, x = DepthwiseConv(kernel_size=(3, 1)), draw(4, 6, 8, 16)
 params = jax.jit(layer.init)(jax.random.key(0), x)
 total = lambda params, x: jnp.sin(layer.apply(params, x)).sum()
 wanted = jax.jit(jax.grad(total, argnums=(0, 1)))(params, x)
-with (
-  jax.set_mesh(data),
-  definition.traced_for(platform="cuda"),
-  mock.patch.object(jax, "default_backend", lambda: "gpu"),
-):
-  run = jax.jit(jax.grad(total, argnums=(0, 1)))
-  arguments = params, jax.device_put(x, images)
-  program = str(run.trace(*arguments).jaxpr)
-  assert "shard_map" in program and "pallas_call" in program, program
-  found = run(*arguments)
-for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-  np.testing.assert_allclose(mine, theirs, atol=2e-5 * max(np.abs(theirs).max(), 1))
+by_images = lambda params, x: jax.shard_map(
+  layer.apply, in_specs=(PartitionSpec(), PartitionSpec("data")), out_specs=PartitionSpec("data")
+)(params, x)
+of_others = lambda params, x: jnp.sin(by_images(params, x)).sum()
+# A convolution on each device's rows, and one in somebody's own shard_map, have no kernel: JAX refuses it.
+for mesh, function, kernel in ((data, total, True), (MESH, total, False), (data, of_others, False)):
+  with (
+    jax.set_mesh(mesh),
+    definition.traced_for(platform="cuda"),
+    mock.patch.object(jax, "default_backend", lambda: "gpu"),
+  ):
+    run = jax.jit(jax.grad(function, argnums=(0, 1)))
+    program = str(run.trace(params, x).jaxpr)
+    assert "shard_map" in program and ("pallas_call" in program) == kernel, program
+    found = run(params, x)
+  for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(mine, theirs, atol=2e-5 * max(np.abs(theirs).max(), 1))
 print("all equal")
 """
 
